@@ -1,0 +1,118 @@
+"""Servers in processes of their own, each on a port of loopback that was free."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.entrants import KB
+from benchmarks.kit import KIT
+from benchmarks.rivals import RIVALS
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+GRANIAN: Final = "granian"
+SYNC: Final = "gunicorn sync"
+GTHREAD: Final = "gunicorn gthread, 4 threads"
+SIZE_BYTES: Final = 2 * KB
+
+_ROW: Final = "BENCHMARKS_ROW"
+_APP: Final = "benchmarks.children:app"
+_GUNICORN: Final = ["gunicorn", "--limit-request-line", "8190", "--log-level", "warning"]
+_COMMANDS: Final = {
+    SYNC: [*_GUNICORN, "--worker-class", "sync"],
+    GTHREAD: [*_GUNICORN, "--worker-class", "gthread", "--threads", "4"],
+    GRANIAN: ["granian", "--interface", "wsgi", "--no-log"],
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server's port and its process, whose children answer."""
+
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Seconds of CPU that it and its children used so far."""
+        pids = [self.pid]
+        for pid in pids:  # grows while it is walked
+            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return sum(map(_cpu_s, pids))
+
+
+def _cpu_s(pid: int) -> float:
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def app() -> "WSGIApplication":
+    """What a server child serves: the row that its environment names."""
+    return (RIVALS | KIT)[os.environ[_ROW]](SIZE_BYTES).app
+
+
+@contextmanager
+def serving(
+    server: str, row: str, *, workers: int = 1, cores: set[int] | None = None
+) -> Iterator[Served]:
+    """A row behind a server, on these cores only where they are given. Yields where it is."""
+    with socket.socket() as held:
+        # granian takes a port, not a socket; held like this nobody else gets it meanwhile.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        command = [sys.executable, "-m", *_COMMANDS[server], "--workers", str(workers)]
+        if server == GRANIAN:
+            command += ["--factory", "--port", str(port), _APP]
+        else:
+            held.listen(1024)
+            command += ["--bind", f"fd://{held.fileno()}", f"{_APP}()"]
+        with pinned(cores):
+            child = subprocess.Popen(
+                command,
+                cwd=Path(__file__).parent.parent,
+                env=os.environ | {_ROW: row},
+                pass_fds=[held.fileno()],
+            )
+        try:
+            _wait_for(child, port)
+            yield Served(port, child.pid)
+        finally:
+            child.terminate()
+            child.wait(timeout=30)
+
+
+def _wait_for(child: "subprocess.Popen[bytes]", port: int) -> None:
+    ends_at = time.monotonic() + 30
+    while True:
+        with suppress(OSError, HTTPException):
+            connection = HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/")
+            connection.getresponse()
+            connection.close()
+            return
+        if child.poll() is not None or time.monotonic() > ends_at:
+            raise RuntimeError(f"the server did not start: {child.args!r}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def pinned(cores: set[int] | None) -> Iterator[None]:
+    """Children started here run on these cores only, where the system can do that."""
+    if cores is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

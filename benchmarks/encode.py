@@ -1,0 +1,28 @@
+"""What a handler returned becomes bytes: the kit's way, with orjson, beside the json module."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+
+from benchmarks.entrants import KB, data
+from benchmarks.report import Table
+from benchmarks.timing import cost_of, interleaved
+from prefetch_kit.endpoint.payload import encode
+
+_JSON = "json.dumps, compact UTF-8"
+
+
+def run(*, rounds: int, seconds: float = 0.2) -> Iterator[Table]:
+    for size in (2 * KB, 32 * KB, 200 * KB):
+        answer = data(size)
+        calls = {
+            _JSON: partial(_compact, answer),
+            "kit encode, orjson": partial(encode, answer, schema=None, max_bytes=256 * KB),
+        }
+        measures = {name: cost_of(call, seconds=seconds) for name, call in calls.items()}
+        samples = interleaved(measures, rounds=rounds)
+        yield Table(f"encode, {size // KB} KB", samples, baseline=_JSON)
+
+
+def _compact(answer: object) -> bytes:
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()

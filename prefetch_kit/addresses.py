@@ -1,0 +1,124 @@
+"""Rules for addresses that both wings of the house obey."""
+
+import ipaddress
+import re
+from urllib.parse import SplitResult, urlsplit
+
+# The last label is never a number, in any of its spellings: that would be an address.
+_DOMAIN_NAME = re.compile(
+    r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?:[a-z]{2,63}|xn--[a-z0-9-]{1,59})"
+)
+
+# What WeChat calls its confirm files. No directory, no hidden file, nothing that is a page.
+CONFIRM_FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.txt\Z")
+CONFIRM_FILE_CONTENT = re.compile(r"[\t\n\r -~]{1,4096}\Z")
+
+_PRINTABLE = re.compile(r"[!-~]*")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or literal address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# What is given out to the internet, https://www.iana.org/assignments/ipv6-address-space/.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Python's own tables know of these no sooner than in its later versions.
+_EXAMPLES = ipaddress.IPv6Network("3fff::/20")
+_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP = (0x5EFE, 0x0200_5EFE)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that everybody on the internet reaches alike.
+
+    An address that only wraps another one is judged by that.
+    """
+    found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+    if isinstance(found, ipaddress.IPv6Address):
+        wrapped = _wrapped(found)
+        if wrapped is None:
+            return found in _UNICAST and found.is_global and found not in _EXAMPLES
+        found = wrapped
+    return found.is_global and not found.is_multicast and not any(found in n for n in _SPECIAL)
+
+
+def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that a packet to this one ends at."""
+    last = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    if address in _NAT64 or int(address) >> 32 & 0xFFFF_FFFF in _ISATAP:
+        return last
+    if address.teredo is not None:
+        return address.teredo[1]
+    return address.ipv4_mapped or address.sixtofour
+
+
+def platform_url_problem(url: str) -> str | None:
+    """Why secrets may not be sent to this base URL; None if they may.
+
+    https, or http where it cannot leave this machine. The URL is not repeated: it may hold a
+    password.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        parts.port  # noqa: B018 (raises for a port that is none)
+    except ValueError:
+        return "is not a URL"
+    if not _PRINTABLE.fullmatch(url) or not host:
+        return "is not a URL"
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        return "holds a user name, a query or a fragment"
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)):
+        return None
+    return "must begin with https:// (http:// only for a loopback host)"
+
+
+def public_url_problem(url: str) -> tuple[str, str] | None:
+    """Why WeChat cannot pull this URL, and the remedy; None if it can.
+
+    The host must be fit for a business domain (业务域名): https on the default port, a name
+    and not an address (/miniprogram/dev/framework/ability/pre-fetch.html and
+    the setwebviewdomain page). A query string is refused because WeChat
+    appends a second one.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "it is not a URL", "Write it as https://shop.example/path"
+    if not _PRINTABLE.fullmatch(url) or "\\" in url:
+        return (
+            "it holds spaces, backslashes or characters outside printable ASCII",
+            "Percent-encode the path, and write the host in its xn-- form",
+        )
+    if parts.scheme != "https":
+        return "it does not begin with https://", "WeChat pulls over HTTPS only"
+    if parts.username is not None or parts.password is not None:
+        return "it holds a user name or password", "Take out everything before the @"
+    if port is not None or (parts.netloc.endswith(":")):
+        return "it names a port", "Serve it on the default port 443 and leave the port out"
+    if "?" in url or "#" in url:
+        return "it holds a query string or fragment", "End the URL with its path"
+    return _host_problem(parts)
+
+
+def _host_problem(parts: SplitResult) -> tuple[str, str] | None:
+    host = parts.hostname or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return "its host is an IP address", "Use a domain name"
+    if host == "localhost" or host.endswith(".localhost"):
+        return "its host is this machine", "Use the public domain name"
+    if not _DOMAIN_NAME.fullmatch(host):
+        return "its host is not a domain name", "Use the public domain name"
+    return None

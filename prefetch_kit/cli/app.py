@@ -1,0 +1,217 @@
+"""The developer's app as the commands see it: its routes, its settings, a way to WeChat."""
+
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from shlex import quote as quote_word
+from typing import Final
+from urllib.parse import quote
+
+import click
+from flask import Flask
+from flask.cli import NoAppException, ScriptInfo
+from werkzeug.routing import BuildError
+
+from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.desk import AppState, bind_urls, issue_token, state_of
+from prefetch_kit.endpoint.pages import Route
+from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
+from prefetch_kit.registrar.apply import Registrar
+from prefetch_kit.registrar.plan import Change, Target
+from prefetch_kit.registrar.saved import read_plans
+from prefetch_kit.weixin.settings import SettingsApi
+from prefetch_kit.weixin.sources import TokenSources
+from prefetch_kit.weixin.stores import place_of
+from prefetch_kit.weixin.transport import Transport
+
+# Where no line of the developer's own is: the standard library, this package, and all installed.
+_FOREIGN: Final = (Path(os.__file__).parent, Path(__file__).parents[1])
+_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+
+
+class AppAtHand:
+    """One app, one mini program, and which of its blueprints is meant.
+
+    `appid` and `endpoint` are what the options say; None where the answer must be unique.
+    Raises `ConfigError` and `Ambiguous`.
+    """
+
+    def __init__(self, app: Flask, *, appid: str | None, endpoint: str | None) -> None:
+        self.app = app
+        self._state: AppState = state_of(app)
+        self._wanted_appid = appid
+        self._wanted_endpoint = endpoint
+
+    @property
+    def config(self) -> Config:
+        return self._state.config
+
+    @cached_property
+    def appid(self) -> str:
+        known = self.config.appids
+        if self._wanted_appid is not None:
+            with self._app_code():
+                admitted = self.config.admits(self._wanted_appid)
+            if not admitted:
+                raise ConfigError(
+                    "PREFETCH_APPIDS", f"lacks {self._wanted_appid}", remedy="Add it there"
+                )
+            return self._wanted_appid
+        if len(known) == 1:
+            return known[0]
+        raise Ambiguous(
+            "mini programs", known or ["any that PREFETCH_APPIDS lets in"], flag="--appid"
+        )
+
+    @cached_property
+    def routes(self) -> list[Route]:
+        """The two routes of the blueprint that is meant."""
+        names = list(dict.fromkeys(route.blueprint for route in self._state.routes))
+        wanted = self._wanted_endpoint
+        if wanted is None and len(names) > 1:
+            raise Ambiguous("endpoints", names, flag="--endpoint")
+        if wanted is not None and wanted not in names:
+            raise ConfigError(
+                "--endpoint", f"names {wanted!r}", remedy=f"Registered are {', '.join(names)}"
+            )
+        return [r for r in self._state.routes if wanted is None or r.blueprint == wanted]
+
+    def url(self, route: Route) -> str:
+        """The public URL of a route: the app's own rule on `PREFETCH_BASE_URL`."""
+        if self.config.base_url is None:
+            raise ConfigError(
+                "PREFETCH_BASE_URL",
+                "is missing",
+                remedy="Set it to the app's public https origin, such as https://shop.example",
+            )
+        adapter = bind_urls(self.app.url_map, self.config.base_url)
+        values: dict[str, object] = {}
+        if self.app.url_map.is_endpoint_expecting(route.endpoint, "appid"):
+            values["appid"] = self.appid
+        with self._app_code(), suppress(BuildError):
+            self.app.inject_url_defaults(route.endpoint, values)
+            return adapter.build(route.endpoint, values, force_external=True)
+        raise ConfigError(
+            route.endpoint,
+            "has a variable in its URL besides <appid>, so its public URL is not known",
+            remedy="Give it a default with app.url_defaults, or register the blueprint without it",
+        )
+
+    def targets(self) -> list[Target]:
+        """Where WeChat should pull from."""
+        return [
+            Target(route.kind, self.url(route), served=len(route.pages) > 0)
+            for route in self.routes
+        ]
+
+    def page(self, route: Route) -> str | None:
+        """A page whose handler asks for no user, best for a pull without one."""
+        handlers = sorted(route.pages, key=lambda handler: handler.login_required)
+        return next((handler.page for handler in handlers if handler.page), None)
+
+    def issue_token(self, user_id: str) -> str:
+        appid = self.appid
+        with self._app_code():
+            return issue_token(self.app, user_id, appid=appid)
+
+    @contextmanager
+    def _app_code(self) -> Iterator[None]:
+        """Where functions of the app run: in its context, and what they raise is one sentence."""
+        try:
+            with self.app.app_context():
+                yield
+        except PrefetchKitError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (an app can raise anything)
+            broken = error
+        else:
+            return
+        raise click.ClickException(f"The app failed: {_summary(broken)}.")
+
+    @cached_property
+    def transport(self) -> Transport:
+        return Transport(base_url=self.config.api_base_url, ca_file=self.config.ca_file)
+
+    @property
+    def place(self) -> str:
+        """The WeChat that is talked to. What was done to one says nothing about another."""
+        return place_of(self.config)
+
+    def saved_changes(self, path: Path) -> tuple[Change, ...]:
+        """The changes of a saved plan for this mini program. Raises `PlanUnusable`."""
+        plans = dict(read_plans(path, place=self.place))
+        if strangers := sorted(plans.keys() - {self.appid}):
+            raise PlanUnusable(str(path), f"it is for {strangers[0]}, and this is {self.appid}")
+        return plans.get(self.appid, ())
+
+    def registrar(self) -> Registrar:
+        state_dir = self.config.state_dir / self.place / quote(self.appid, safe="")
+        tokens = TokenSources(self.config, self.transport).of(self.appid)
+        settings = SettingsApi(self.transport, tokens, sleep=_wait)
+        return Registrar(self.appid, settings=settings, state_dir=state_dir)
+
+
+def _wait(seconds: float) -> None:
+    """Sleep, and tell the person at the terminal."""
+    if seconds > 0:
+        click.echo(f"WeChat asks to wait: {ceil(seconds)} s …", err=True)
+        time.sleep(seconds)
+
+
+class AppMissing(click.ClickException):
+    """There is no app where one was looked for."""
+
+
+def load_app(info: ScriptInfo) -> Flask:
+    """The app that `--app` names.
+
+    Raises `AppMissing`, and a `ClickException` in place of whatever the app raises.
+    """
+    try:
+        return info.load_app()
+    except PrefetchKitError:
+        raise
+    except NoAppException as error:
+        broken = _import_failure(error)
+        if broken is None:
+            raise AppMissing(error.message) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (an app can raise anything)
+        broken = error
+    app = f"--app {quote_word(info.app_import_path)} " if info.app_import_path else ""
+    raise click.ClickException(
+        f"The app could not be loaded: {_summary(broken)}. "
+        f"Run `flask {app}routes` to see the whole traceback."
+    )
+
+
+def _summary(error: BaseException) -> str:
+    """The error's class and the innermost line of the developer's that it came through.
+
+    The message stays out: it may quote a setting of the app.
+    """
+    places = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "<", error.lineno or 0))
+    filename, line = ([place for place in places if _is_own(place[0])] or places)[-1]
+    return f"{type(error).__name__} at {filename}:{line}"
+
+
+def _is_own(filename: str) -> bool:
+    path = Path(filename)
+    if filename.startswith("<") or any(path.is_relative_to(place) for place in _FOREIGN):
+        return False
+    return _INSTALLED.isdisjoint(path.parts)
+
+
+def _import_failure(error: NoAppException) -> BaseException | None:
+    """The ImportError inside the app, whose whole traceback Flask quotes in its own message."""
+    below = error.__context__
+    inside = isinstance(below, ImportError) and below.__traceback__ and below.__traceback__.tb_next
+    return below if inside else None

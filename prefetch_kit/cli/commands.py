@@ -1,0 +1,373 @@
+"""The commands themselves: each a few lines over an object that does the work."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+from flask.cli import ScriptInfo
+
+from prefetch_kit.cli.app import AppAtHand, load_app
+from prefetch_kit.cli.fleet import fleet, run_fleet
+from prefetch_kit.cli.fleet_output import Printer
+from prefetch_kit.cli.output import (
+    Row,
+    print_json,
+    print_plan,
+    print_plan_json,
+    print_probe,
+    print_routes,
+    print_settings,
+    probe_record,
+    route_record,
+    settings_record,
+)
+from prefetch_kit.cli.preflight import add_domain, check_domain
+from prefetch_kit.cli.pull import Credentials, pull_once
+from prefetch_kit.cli.sandbox import seed
+from prefetch_kit.endpoint.desk import kitchen_of, state_of
+from prefetch_kit.errors import PrefetchKitError, ProbeFailed
+from prefetch_kit.registrar.fleet import Fleet
+from prefetch_kit.registrar.imported import project_of, write_project
+from prefetch_kit.registrar.plan import Guard, Plan
+from prefetch_kit.registrar.probe import Probed, probe
+from prefetch_kit.registrar.saved import check_directory, write_plans
+from prefetch_kit.sandbox import Sandbox
+
+_Command = Callable[..., Any]
+
+
+class Border(click.Group):
+    """The one place where the kit's errors become a sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PrefetchKitError as error:
+            sentence = str(error)
+        raise click.ClickException(sentence)
+
+
+@click.group("prefetch", cls=Border)
+def commands() -> None:
+    """Serve WeChat's data pre-fetch (数据预拉取) and register it."""
+
+
+commands.add_command(fleet)
+
+
+def with_app(function: _Command) -> _Command:
+    """Give a command `--appid` and `--endpoint`, and the app they mean."""
+
+    @click.option("--appid", metavar="APPID", help="Which mini program, where there are several.")
+    @click.option("--endpoint", metavar="NAME", help="Which blueprint, where there are several.")
+    @click.pass_context
+    @wraps(function)
+    def command(
+        ctx: click.Context, /, *args: Any, appid: str | None, endpoint: str | None, **kwargs: Any
+    ) -> None:
+        app = load_app(ctx.ensure_object(ScriptInfo))
+        function(AppAtHand(app, appid=appid, endpoint=endpoint), *args, **kwargs)
+
+    return command
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def _check_url(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    try:
+        urlsplit(value or "")
+    except ValueError:
+        raise click.BadParameter("it is not a URL.") from None
+    return value
+
+
+_url = click.argument("url", required=False, callback=_check_url)
+
+
+@commands.command()
+@with_app
+@as_json_option
+def show(at_hand: AppAtHand, *, as_json: bool) -> None:
+    """Show what WeChat has configured now."""
+    settings = at_hand.registrar().current()
+    if as_json:
+        print_json({"appid": at_hand.appid, **settings_record(settings)})
+    else:
+        print_settings(at_hand.appid, settings)
+
+
+@commands.command()
+@with_app
+@as_json_option
+@click.option("--detailed-exitcode", is_flag=True, help="0: nothing to do, 3: changes.")
+@click.option("--out", type=_FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+def plan(at_hand: AppAtHand, *, as_json: bool, detailed_exitcode: bool, out: Path | None) -> None:
+    """Show what apply would change. Changes nothing."""
+    if out is not None:
+        check_directory(out)
+    found = at_hand.registrar().plan(at_hand.targets())
+    if out is not None:
+        write_plans(out, [(found.appid, found.changes)], place=at_hand.place)
+    if as_json:
+        print_plan_json(found, applied=False)
+    else:
+        print_plan(found)
+    if detailed_exitcode and found.changes:
+        sys.exit(3)
+
+
+@commands.command()
+@with_app
+@click.argument("saved", metavar="[FILE]", type=_FILE, required=False)
+@yes_option
+@as_json_option
+@click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
+@click.option("--allow-takeover", is_flag=True, help="Let a source that is not ours be replaced.")
+@click.option("--skip-probe", is_flag=True, help="Do not pull our own URL first.")
+@click.option("--skip-preflight", is_flag=True, help="Do not look at the business domains first.")
+@click.option("--ensure-domain", is_flag=True, help="Add our host to the business domains first.")
+@click.option("--directly", is_flag=True, help="… not through the platform; counts once released.")
+def apply(
+    at_hand: AppAtHand,
+    saved: Path | None,
+    *,
+    yes: bool,
+    as_json: bool,
+    allow_disable: bool,
+    allow_takeover: bool,
+    skip_probe: bool,
+    skip_preflight: bool,
+    ensure_domain: bool,
+    directly: bool,
+) -> None:
+    """Point WeChat at this app, or carry out a saved plan, and read back that it is so."""
+    if directly and not ensure_domain:
+        raise click.UsageError("--directly says how to --ensure-domain; add that too.")
+    allowed: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
+
+    def approve(found: Plan) -> None:
+        if not skip_probe:
+            _probe_changed(at_hand, found)
+        if not (ensure_domain or skip_preflight):
+            check_domain(at_hand)
+        _ask(found, yes=yes)
+        if ensure_domain:
+            add_domain(at_hand, directly=directly, checks_file=not skip_probe)
+
+    allow = frozenset(guard for guard, given in allowed.items() if given)
+    registrar = at_hand.registrar()
+    if saved is None:
+        done = registrar.apply(at_hand.targets(), allow=allow, approve=approve)
+    else:
+        changes = at_hand.saved_changes(saved)
+        done = registrar.apply_saved(changes, allow=allow, approve=approve)
+    _print_done(done, as_json=as_json)
+
+
+@commands.command()
+@with_app
+@yes_option
+@as_json_option
+@click.option("--allow-takeover", is_flag=True, help="Let what somebody else set be replaced.")
+@click.option("--to", type=int, metavar="RUN", help="Undo this run and all after it.")
+def rollback(
+    at_hand: AppAtHand, *, yes: bool, as_json: bool, allow_takeover: bool, to: int | None
+) -> None:
+    """Restore what stood at WeChat before the last apply, or before an earlier run."""
+    allow: frozenset[Guard] = frozenset({"takeover"} if allow_takeover else ())
+    done = at_hand.registrar().rollback(
+        to=to, allow=allow, approve=lambda found: _ask(found, yes=yes)
+    )
+    _print_done(done, as_json=as_json)
+
+
+@commands.command("import")
+@with_app
+@as_json_option
+@click.option("--authorized", is_flag=True, help="All merchants of the third-party platform.")
+@click.option("--out", type=_FILE, default="prefetch.toml", show_default=True)
+def import_command(at_hand: AppAtHand, *, as_json: bool, authorized: bool, out: Path) -> None:
+    """Write prefetch.toml from what WeChat has now, for the fleet commands."""
+    project, printer = project_of(at_hand.config, out), Printer(as_json=as_json)
+    made = Fleet(project, printer)
+    appids = None if authorized else [at_hand.appid]
+    done = run_fleet(printer, lambda: made.read(appids, partial(write_project, project)))
+    if done.stopped_because is not None:
+        click.echo(f"Nothing was written to {out}: it would be a part of them.", err=True)
+    sys.exit(done.exit_code)
+
+
+def _probe_changed(at_hand: AppAtHand, found: Plan) -> None:
+    """Pull the URLs that are about to be switched on, before anything is sent."""
+    opened = {change.kind for change in found.changes if change.after.open}
+    for probed in _probe_routes(at_hand, opened):
+        print_probe(probed, err=True)
+        if probed.problems:
+            raise ProbeFailed(probed.url, probed.problems)
+
+
+def _probe_routes(at_hand: AppAtHand, kinds: set[Any]) -> list[Probed]:
+    return [
+        probe(
+            at_hand.transport,
+            at_hand.url(route),
+            appid=at_hand.appid,
+            kind=route.kind,
+            page=at_hand.page(route),
+        )
+        for route in at_hand.routes
+        if route.kind in kinds
+    ]
+
+
+def _ask(found: Plan, *, yes: bool) -> None:
+    if found.changes:
+        confirm("Send this to WeChat?", yes=yes, shown=lambda: print_plan(found))
+
+
+def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
+    """Ask a person who sees what `shown` prints, unless --yes was given."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.ClickException("Nobody is here to answer; add --yes.")
+    shown()
+    click.confirm(question, abort=True)
+
+
+def _print_done(done: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_plan_json(done, applied=bool(done.changes))
+        return
+    print_plan(done)
+    if done.changes:
+        click.echo("Done, and read back from WeChat.")
+
+
+@commands.command("probe")
+@with_app
+@_url
+@as_json_option
+def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None:
+    """Pull URL, or the app's own URLs, the way WeChat will, and judge the answers."""
+    if url is None:
+        results = _probe_routes(at_hand, {route.kind for route in at_hand.routes})
+    else:
+        results = [probe(at_hand.transport, url, appid=at_hand.appid, kind="pre_fetch", page=None)]
+    for probed in results:
+        print_json(probe_record(probed)) if as_json else print_probe(probed)
+    if any(probed.problems for probed in results):
+        sys.exit(1)
+
+
+@commands.command()
+@as_json_option
+@click.pass_context
+def routes(ctx: click.Context, *, as_json: bool) -> None:
+    """List the endpoints, their pages and handlers, and what cached ones were seen to read.
+
+    What they read is known where they share their answers through Redis.
+    """
+    app = load_app(ctx.ensure_object(ScriptInfo))
+    cache = kitchen_of(app).cache
+    rows = [
+        Row(route, rule.rule, place.handler, cache.read_sets(place))
+        for route in state_of(app).routes
+        for rule in app.url_map.iter_rules(route.endpoint)
+        for place in route
+    ]
+    if as_json:
+        for row in rows:
+            print_json(route_record(row))
+    else:
+        print_routes(rows)
+
+
+@commands.command()
+@with_app
+@click.argument("user_id")
+def token(at_hand: AppAtHand, user_id: str) -> None:
+    """Mint a background token for USER_ID, as the app's login would."""
+    click.echo(at_hand.issue_token(user_id))
+
+
+@commands.command()
+@with_app
+@_url
+@click.option("--kind", type=click.Choice(["pre_fetch", "period_fetch"]), default="pre_fetch")
+@click.option("--path", help="The page being opened; the app's first page if left out.")
+@click.option("--query", help="That page's query, such as id=3.")
+@click.option("--scene", type=click.IntRange(0, 999_999), help="The scene value (场景值).")
+@click.option("--user", metavar="ID", help="Mint a token for this user.")
+@click.option("--token-file", type=click.File(), help="Send this token; - reads standard input.")
+@click.option("--code-file", type=click.File(), help="Send this login code; - likewise.")
+@as_json_option
+def pull(at_hand: AppAtHand, url: str | None, *, as_json: bool, **options: Any) -> None:
+    """Pull once, by hand, and say what a phone would keep."""
+    credentials = Credentials(
+        options.pop("user"), options.pop("token_file"), options.pop("code_file")
+    )
+    pulled = pull_once(at_hand, url, credentials=credentials, **options)
+    if as_json:
+        print_json(pulled.record())
+    else:
+        click.echo(pulled.sentence(), err=True)
+        click.echo(pulled.body)
+    if pulled.status != 200:
+        sys.exit(1)
+
+
+@commands.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True)
+@click.option(
+    "--origin", metavar="URL", help="Where the app listens, such as http://127.0.0.1:8000."
+)
+@click.pass_context
+def sandbox(ctx: click.Context, *, port: int, origin: str | None) -> None:
+    """Play WeChat on this machine until Ctrl-C.
+
+    With an app, its mini programs, secrets and domain are known from the start.
+    """
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    wechat = Sandbox(port=port, log=lambda line: click.echo(line, err=True))
+    try:
+        wechat.start()
+    except OSError as error:
+        cause = error.strerror
+    else:
+        try:
+            seed(wechat, ctx.ensure_object(ScriptInfo), origin=origin)
+            click.echo(f"WeChat, played at {wechat.base_url}")
+            click.echo(f"export PREFETCH_API_BASE_URL={wechat.base_url}")
+            over.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            wechat.stop()
+        return
+    raise click.ClickException(f"Port {port} cannot be had: {cause}. Choose another with --port.")
+
+
+@click.group("prefetch-kit", cls=Border, commands=commands.commands)
+@click.option(
+    "--app", metavar="IMPORT", envvar="FLASK_APP", help="The Flask app, as for flask --app."
+)
+@click.version_option(package_name="prefetch-kit")
+@click.pass_context
+def program(ctx: click.Context, app: str | None) -> None:
+    """Serve WeChat's data pre-fetch (数据预拉取) from Flask, and register it."""
+    ctx.obj = ScriptInfo(app_import_path=app)
+
+
+def main() -> None:
+    program(prog_name="prefetch-kit")

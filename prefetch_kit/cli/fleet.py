@@ -1,0 +1,196 @@
+"""The fleet's commands: many mini programs, as prefetch.toml says; they need no Flask app."""
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, cast
+
+import click
+
+from prefetch_kit.cli.fleet_output import Printer, print_status
+from prefetch_kit.errors import PrefetchKitError
+from prefetch_kit.registrar.crew import Summary
+from prefetch_kit.registrar.fleet import Fleet, Limits
+from prefetch_kit.registrar.plan import Guard
+from prefetch_kit.registrar.project import load_project
+from prefetch_kit.registrar.project_schema import read_rate, read_share
+from prefetch_kit.registrar.results import FleetOutcome, Tally
+
+
+class NothingDone(click.ClickException):
+    """A fleet of which nothing could be done."""
+
+    exit_code = 4
+
+
+class FleetGroup(click.Group):
+    """Where the kit's errors become a sentence and the exit code that says: nothing was done."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PrefetchKitError as error:
+            failure = NothingDone(str(error))
+        raise failure
+
+
+@click.group(cls=FleetGroup)
+def fleet() -> None:
+    """Many mini programs at once, as prefetch.toml says.
+
+    Exit codes: 0 all done, 1 some are not, 4 nothing could be done, 75 only deferred ones
+    remain. Killed or stopped, run the same command again.
+    """
+
+
+def _read_by(read: Callable[[str], float]) -> Callable[..., float | None]:
+    def number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+        try:
+            return None if value is None else read(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.") from None
+
+    return number
+
+
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+_PACE: Final = {
+    "workers": click.option("--workers", type=click.IntRange(1, 512), help="Calls at once."),
+    "rate": click.option(
+        "--rate", callback=_read_by(read_rate), metavar="N", help="Calls a second."
+    ),
+    "canary": click.option(
+        "--canary", type=click.IntRange(0), metavar="N", help="Do the first N, then the others."
+    ),
+    "stop_at": click.option(
+        "--stop-at",
+        callback=_read_by(read_share),
+        metavar="10%",
+        help="Stop at this share of failures.",
+    ),
+}
+
+
+def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Give a command `--config`, `--json` and these flags, the fleet they mean, and a printer.
+
+    `defaults` go before what the project says.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
+        @click.option("--config", type=_FILE, default="prefetch.toml", show_default=True)
+        @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+        @wraps(function)
+        def command(*args: Any, config: Path, as_json: bool, **options: Any) -> None:
+            given = {name: options.pop(name) for name in pace}
+            project = load_project(config)
+            wanted = {name: value for name, value in given.items() if value is not None}
+            pace_here = replace(project.pace, **(defaults | wanted))
+            printer = Printer(as_json=as_json)
+            made = Fleet(project, printer, pace=pace_here)
+            function(made, printer, *args, **options)
+
+        for name in reversed(pace):
+            command = _PACE[name](command)
+        return command
+
+    return decorate
+
+
+def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
+    """Run a fleet to its end. It ends in good order after Ctrl-C and SIGTERM too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        summary = go()
+    except PrefetchKitError as error:
+        sentence = str(error)
+    except KeyboardInterrupt:
+        sentence = "Interrupted. Run the same command again to go on."
+    else:
+        printer.end()
+        printer.summary(summary)
+        return summary
+    finally:
+        printer.end()
+        signal.signal(signal.SIGTERM, before)
+    raise click.ClickException(sentence) if printer.done else NothingDone(sentence)
+
+
+@fleet.command()
+@_with_fleet("workers", "rate")
+@click.option("--out", type=_FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+@click.option("--detailed-exitcode", is_flag=True, help="3 where something is to be done.")
+def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: bool) -> None:
+    """Show what apply would change. Changes nothing."""
+    summary = run_fleet(printer, lambda: made.plan(out=out))
+    if out is not None and summary.stopped_because is not None:
+        click.echo(f"Nothing was written to {out}: it would be a part of the plan.", err=True)
+    if detailed_exitcode and not summary.exit_code and printer.changed:
+        sys.exit(3)
+    sys.exit(summary.exit_code)
+
+
+@fleet.command()
+@_with_fleet("workers", "rate", "canary", "stop_at")
+@click.argument("saved", metavar="[FILE]", type=_FILE, required=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--allow-disable", is_flag=True, help="Let pulls that are on be switched off.")
+@click.option("--allow-takeover", is_flag=True, help="Let sources that are not ours be replaced.")
+@click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
+def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **flags: Any) -> None:
+    """Point WeChat at every app's URLs, or carry out a saved plan, and read that back."""
+    _ask("Set what WeChat pulls for every mini program of the list?", yes=yes)
+    sys.exit(run_fleet(printer, lambda: made.apply(_limits(**flags), saved=saved)).exit_code)
+
+
+@fleet.command()
+@_with_fleet("workers", "rate", "canary", "stop_at", canary=0)
+@click.option("--to", type=int, metavar="RUN", help="Undo this run and all after it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--allow-takeover", is_flag=True, help="Let what somebody else set be replaced.")
+@click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
+def rollback(made: Fleet, printer: Printer, *, to: int | None, yes: bool, **flags: Any) -> None:
+    """Restore what stood at WeChat before the last apply, or before an earlier run.
+
+    It has no canaries unless they are asked for: what it restores has been there.
+    """
+    _ask("Undo it for every mini program it changed?", yes=yes)
+    sys.exit(run_fleet(printer, lambda: made.rollback(_limits(**flags), to=to)).exit_code)
+
+
+@fleet.command()
+@click.option("--config", type=_FILE, default="prefetch.toml", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--live", is_flag=True, help="Ask WeChat too, one read an app.")
+def status(config: Path, *, as_json: bool, live: bool) -> None:
+    """Show what became of the last run, by cause; with --live also what WeChat holds now."""
+    printer = Printer(as_json=as_json)
+    made = Fleet(load_project(config), printer)
+    record, tally = made.history.last(), Tally()
+    if record is None:
+        raise NothingDone("No fleet has run with this configuration.")
+    for appid, outcome, cause in made.history.apps(record.id):
+        tally.add(appid, cast("FleetOutcome", outcome), cause)
+    print_status(record, tally, as_json=as_json)
+    if live:
+        sys.exit(run_fleet(printer, made.plan).exit_code)
+
+
+def _limits(
+    *, max_changes: int | None, allow_takeover: bool, allow_disable: bool = False
+) -> Limits:
+    flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
+    allow = frozenset(guard for guard, given in flags.items() if given)
+    return Limits(allow, max_changes)
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise NothingDone("Nobody is here to answer; add --yes.")
+    if not click.confirm(question):
+        raise NothingDone("Nothing was sent.")

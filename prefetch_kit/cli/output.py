@@ -1,0 +1,178 @@
+"""What the commands print: lines for people, one JSON object a line for machines."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import click
+
+from prefetch_kit.endpoint.pages import Handler, Route
+from prefetch_kit.endpoint.pull import ReadSet
+from prefetch_kit.registrar.domains import Standing
+from prefetch_kit.registrar.plan import Change, Plan
+from prefetch_kit.registrar.probe import Probed, Verdict
+from prefetch_kit.registrar.saved import change_fields
+from prefetch_kit.weixin.settings import KINDS, FetchSetting, FetchSettings
+
+# The console can send a share of the pulls to a second URL, which no API call shows.
+GREY_RELEASE = (
+    "WeChat's console may also send a share of pulls to a second URL (灰度); no API shows it."
+)
+
+_DRIFT: Final = "drift: WeChat no longer holds what was read back last"
+_NO_PAGE: Final = {"pre_fetch": "every other page", "period_fetch": "(periodic)"}
+
+
+def print_json(record: dict[str, object]) -> None:
+    click.echo(json.dumps(record, ensure_ascii=False))
+
+
+def settings_record(settings: FetchSettings) -> dict[str, object]:
+    return {kind: settings.for_kind(kind).to_dict() for kind in KINDS}
+
+
+def describe(setting: FetchSetting) -> str:
+    """One half of the settings in a few words."""
+    if setting.open is None and setting.source is None:
+        return "never configured"
+    state = "on" if setting.open else "off"
+    if setting.source == "cloud_function":
+        return f"{state}, cloud function {setting.function_name} in {setting.env}"
+    return f"{state}, {setting.url or 'no URL'}"
+
+
+def print_settings(appid: str, settings: FetchSettings) -> None:
+    click.echo(appid)
+    for kind in KINDS:
+        click.echo(f"  {kind:12}  {describe(settings.for_kind(kind))}")
+    click.echo(GREY_RELEASE, err=True)
+
+
+def print_plan(plan: Plan) -> None:
+    if not plan.changes:
+        click.echo(f"{plan.appid}: nothing to do.")
+    for change in plan.changes:
+        click.echo(f"{plan.appid} {change.kind}")
+        click.echo(f"  - {describe(change.before)}")
+        click.echo(f"  + {describe(change.after)}")
+        if change.cause != "change":
+            click.echo(f"  ! {_DRIFT}")
+        if change.guard:
+            click.echo(f"  ! needs --allow-{change.guard}")
+        if change.note:
+            click.echo(f"  ! {change.note}")
+
+
+def print_plan_json(plan: Plan, *, applied: bool) -> None:
+    for change in plan.changes:
+        print_json(change_record(plan.appid, change))
+    print_json(
+        {"type": "summary", "appid": plan.appid, "changes": len(plan.changes), "applied": applied}
+    )
+
+
+def change_record(appid: str, change: Change) -> dict[str, object]:
+    return {
+        "type": "change",
+        "appid": appid,
+        **change_fields(change),
+        "cause": change.cause,
+    }
+
+
+def print_probe(probed: Probed, *, err: bool = False) -> None:
+    click.echo(probed.url, err=err)
+    for verdict in probed.verdicts:
+        print_verdict(verdict, err=err)
+
+
+def probe_record(probed: Probed) -> dict[str, object]:
+    return {
+        "type": "probe",
+        "url": probed.url,
+        "status": probed.status,
+        "bytes": probed.bytes,
+        "ms": probed.ms,
+        "ok": not probed.problems,
+        "verdicts": [verdict_record(verdict) for verdict in probed.verdicts],
+    }
+
+
+def print_standing(standing: Standing, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "type": "domain",
+                "appid": standing.appid,
+                "host": standing.host,
+                "ok": not standing.broken,
+                "verdicts": [verdict_record(verdict) for verdict in standing.verdicts],
+            }
+        )
+        return
+    click.echo(f"{standing.appid} {standing.host}")
+    for verdict in standing.verdicts:
+        print_verdict(verdict)
+
+
+def print_verdict(verdict: Verdict, *, err: bool = False) -> None:
+    mark = "ok  " if verdict.kept else ("FAIL" if verdict.failure else "warn")
+    remedy = f". {verdict.remedy}." if verdict.remedy and not verdict.kept else ""
+    click.echo(f"  {mark} {verdict.rule}: {verdict.says}{remedy}", err=err)
+
+
+def verdict_record(verdict: Verdict) -> dict[str, object]:
+    return {
+        "rule": verdict.rule,
+        "kept": verdict.kept,
+        "failure": verdict.failure,
+        "says": verdict.says,
+        "remedy": None if verdict.kept else verdict.remedy,
+    }
+
+
+class Row(NamedTuple):
+    """One handler at one URL, and the sets of names that its runs were seen to read."""
+
+    route: Route
+    rule: str
+    handler: Handler
+    reads: Sequence[ReadSet]
+
+
+def route_record(row: Row) -> dict[str, object]:
+    return {
+        "endpoint": row.route.endpoint,
+        "rule": row.rule,
+        "kind": row.route.kind,
+        "page": row.handler.page,
+        "handler": row.handler.name,
+        "login_required": row.handler.login_required,
+        "cached": row.handler.cache is not None,
+        "reads": row.reads,
+    }
+
+
+def print_routes(rows: Iterable[Row]) -> None:
+    cells = [
+        (
+            row.route.endpoint,
+            row.rule,
+            row.handler.page or _NO_PAGE[row.route.kind],
+            row.handler.name,
+            "required" if row.handler.login_required else "",
+            "yes" if row.handler.cache else "",
+            " or ".join(", ".join(names) or "nothing" for names in row.reads),
+        )
+        for row in rows
+    ]
+    print_table([("ENDPOINT", "RULE", "PAGE", "HANDLER", "LOGIN", "CACHED", "READS"), *cells])
+
+
+def print_table(rows: Iterable[tuple[str, ...]]) -> None:
+    """Left-aligned columns, as wide as their widest cell."""
+    listed = list(rows)
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    for row in listed:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())

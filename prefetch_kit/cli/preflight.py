@@ -1,0 +1,55 @@
+"""Whether WeChat would pull from the app's host: asked before anything is set."""
+
+from urllib.parse import urlsplit
+
+import click
+
+from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.errors import ConfigError, TokenSourceError, WeixinError
+from prefetch_kit.registrar.domains import HostDomains
+from prefetch_kit.weixin.domains import MiniProgramDomains, PlatformDomains
+from prefetch_kit.weixin.third_party import third_party_of
+
+
+def domains_of(at_hand: AppAtHand) -> HostDomains:
+    """The business domains of the app's host. Raises ConfigError where no platform is set."""
+    config = at_hand.config
+    platform = third_party_of(config, at_hand.transport)
+    if platform is None:
+        raise ConfigError(
+            "PREFETCH_COMPONENT_APPID",
+            "is missing, and WeChat lets nobody but third-party platforms ask for this",
+            remedy="Without a platform, look into the mini program's console: 开发管理, 业务域名",
+        )
+    host = urlsplit(at_hand.url(at_hand.routes[0])).hostname or ""
+    return HostDomains(
+        at_hand.appid,
+        host,
+        transport=at_hand.transport,
+        platform=PlatformDomains(at_hand.transport, platform.token),
+        mini_program=MiniProgramDomains(
+            at_hand.transport, platform.authorizers.token(at_hand.appid)
+        ),
+    )
+
+
+def check_domain(at_hand: AppAtHand) -> None:
+    """Raise DomainMissing where WeChat would not take the URLs, as far as it can be known.
+
+    What cannot be asked is told, and left to WeChat, which judges for itself.
+    """
+    config = at_hand.config
+    own = config.access_token or config.token_command or config.app_secrets.get(at_hand.appid)
+    if own or config.component_appid is None:
+        return
+    try:
+        standing = domains_of(at_hand).inspect()
+    except (WeixinError, TokenSourceError) as error:
+        click.echo(f"The business domains could not be looked at: {error}", err=True)
+        return
+    standing.check()
+
+
+def add_domain(at_hand: AppAtHand, *, directly: bool, checks_file: bool) -> None:
+    """Make the host a business domain; raises DomainMissing where it does not count yet."""
+    domains_of(at_hand).ensure(directly=directly, checks_file=checks_file).check()

@@ -1,0 +1,73 @@
+"""What of an app's own runs around the view of a pull, and must not be left out unasked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import flask
+from flask import Flask, Request, Response, request_finished, request_started, request_tearing_down
+from flask.sessions import SecureCookieSessionInterface
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+_FLASK: Final = str(Path(flask.__file__).parent)
+# The steps of Flask's way of a request that a subclass, or a tracer, may have replaced.
+_STEPS: Final = (
+    *("request_context", "create_url_adapter", "full_dispatch_request", "preprocess_request"),
+    *("dispatch_request", "make_response", "finalize_request", "process_response"),
+    *("handle_user_exception", "handle_exception", "do_teardown_request"),
+)
+_SIGNALS: Final = (request_started, request_finished, request_tearing_down)
+
+
+def is_plain(app: Flask, inside: "WSGIApplication") -> bool:
+    """Whether Flask itself, and nothing in its place, takes a request that comes to `inside`."""
+    return (
+        all(map(_is_flasks_own, (inside, *(getattr(app, step) for step in _STEPS))))
+        and type(app.session_interface) is SecureCookieSessionInterface
+        and app.request_class is Request
+        and app.response_class is Response
+    )
+
+
+def _is_flasks_own(step: object) -> bool:
+    # By where its code stands: a wrapper takes over the name and the module of what it wraps.
+    code = getattr(getattr(step, "__func__", None), "__code__", None)
+    return code is not None and code.co_filename.startswith(_FLASK)
+
+
+def is_left_alone(app: Flask, endpoint: str) -> bool:
+    """Whether no function of the app's runs around a view, and no receiver hears of its request."""
+    if any(signal.has_receivers_for(app) for signal in _SIGNALS):
+        return False
+    return not any(
+        functions.get(scope)
+        for scope in _scopes(endpoint)
+        for functions in (
+            app.before_request_funcs,
+            app.after_request_funcs,
+            app.teardown_request_funcs,
+            app.url_value_preprocessors,
+        )
+    )
+
+
+def _scopes(endpoint: str) -> Iterator[str | None]:
+    """The app, and the blueprint of a view with those around it."""
+    yield None
+    while "." in endpoint:
+        endpoint = endpoint.rpartition(".")[0]
+        yield endpoint
+
+
+def leads_to(app: Flask, path: str, endpoint: str) -> bool:
+    """Whether a GET of this very path comes to a view, whatever the host."""
+    if not path.isascii() or app.url_map.host_matching or app.subdomain_matching:
+        return False
+    try:
+        return app.url_map.bind("").match(path, method="GET") == (endpoint, {})
+    except (HTTPException, RequestRedirect):
+        return False

@@ -1,0 +1,329 @@
+"""Prefetch: the Flask blueprint that answers WeChat's pulls."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn, TypeVar
+
+from blinker import Namespace
+from flask import Blueprint, Flask, Response, current_app, got_request_exception, request
+from flask.blueprints import BlueprintSetupState
+from flask.sansio.scaffold import setupmethod
+from marshmallow import Schema
+from werkzeug.exceptions import HTTPException
+
+from prefetch_kit.endpoint.answer import Answer, answer
+from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.desk import (
+    FlaskDesk,
+    background_tokens,
+    exchange_code,
+    issue_token,
+    join,
+    kitchen_of,
+    send,
+    state_of,
+)
+from prefetch_kit.endpoint.identity import CodeUser, Login, TokenVerifier
+from prefetch_kit.endpoint.pages import (
+    CachePolicy,
+    Handler,
+    HandlerFunction,
+    Pages,
+    Route,
+    demand_seconds,
+    refuse_async,
+)
+from prefetch_kit.endpoint.parse import MAX_CODE_CHARS
+from prefetch_kit.endpoint.pull import Kind
+from prefetch_kit.errors import ConfigError
+from prefetch_kit.secret import Secret
+
+REFUSED_HEADER: Final = "X-Prefetch-Refused"
+
+_signals = Namespace()
+# Both carry kind, appid, page, seconds, unknown_parameters and cache ("hit", "stale", "miss" or
+# None); pull_served adds bytes, pull_refused status, reason and incident. The sender is the app.
+pull_served = _signals.signal("pull-served")
+pull_refused = _signals.signal("pull-refused")
+
+_KINDS: Final[tuple[Kind, ...]] = ("pre_fetch", "period_fetch")
+_METHODS = ("GET", "HEAD")
+
+_HEADERS: Final = (
+    ("Content-Type", "application/json; charset=utf-8"),
+    ("Cache-Control", "private, no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+# A decorated function keeps its own type.
+_H = TypeVar("_H", bound=HandlerFunction)
+_V = TypeVar("_V", bound=TokenVerifier)
+_C = TypeVar("_C", bound=CodeUser)
+
+
+class Prefetch(Blueprint):
+    """A blueprint with the two endpoints a WeChat Mini Program pulls its data from.
+
+    Takes the arguments of `flask.Blueprint`. Registering it adds `{url_prefix}/pre_fetch` and
+    `{url_prefix}/period_fetch`, reads the app's `PREFETCH_*` settings and raises `ConfigError`
+    where one is unknown, missing or wrong. A prefix may hold `<appid>`; it must then equal the
+    appid of the pull.
+    """
+
+    def __init__(self, name: str, import_name: str, **kwargs: Any) -> None:
+        super().__init__(name, import_name, **kwargs)
+        self._pages: Final[dict[Kind, Pages]] = {kind: Pages() for kind in _KINDS}
+        self._verifier: TokenVerifier | None = None
+        self._code_user: CodeUser | None = None
+        self.record(self._join)
+
+    @setupmethod
+    def pre_fetch(
+        self,
+        page: str | None = None,
+        *,
+        login_required: bool = False,
+        schema: Schema | None = None,
+        cache: float | CachePolicy | None = None,
+        deadline: float | None = None,
+    ) -> Callable[[_H], _H]:
+        """Register the handler of a page (数据预拉取), or with no page that of every other page.
+
+        `page` is written as in app.json: `"pages/index/index"`. With `login_required` a pull
+        that proves no user is refused (401); `schema` dumps what the handler returns. `cache`
+        keeps each answer for so many seconds, for pulls alike in everything the handler read.
+        `deadline` is in seconds and replaces `PREFETCH_DEADLINE`; `math.inf` is none, and an
+        uncached handler then runs in the thread that took the pull.
+        """
+        return self._adding(
+            "pre_fetch",
+            page,
+            login_required=login_required,
+            schema=schema,
+            cache=_policy(cache),
+            deadline_s=_deadline(deadline),
+        )
+
+    @setupmethod
+    def period_fetch(
+        self,
+        *,
+        login_required: bool = False,
+        schema: Schema | None = None,
+        cache: float | CachePolicy | None = None,
+        deadline: float | None = None,
+    ) -> Callable[[_H], _H]:
+        """Register the handler of the periodic pull (周期性更新), about every 12 hours."""
+        return self._adding(
+            "period_fetch",
+            None,
+            login_required=login_required,
+            schema=schema,
+            cache=_policy(cache),
+            deadline_s=_deadline(deadline),
+        )
+
+    @setupmethod
+    def token_verifier(self, function: _V) -> _V:
+        """Check tokens with the app's own `(appid, token) -> user id or None`, on every pull."""
+        _take_once(self._verifier, function, "token_verifier")
+        self._verifier = function
+        return function
+
+    @setupmethod
+    def code_user(self, function: _C) -> _C:
+        """Map who logged in to the app's user: `(appid, openid, unionid) -> user id or None`.
+
+        Only with this are login codes exchanged, which takes the app's secret.
+        """
+        _take_once(self._code_user, function, "code_user")
+        self._code_user = function
+        return function
+
+    def issue_token(self, user_id: str, *, appid: str) -> str:
+        """Mint what the mini program gives to `wx.setBackgroundFetchToken` for this user.
+
+        At most 200 characters, good for `PREFETCH_TOKEN_MAX_AGE` seconds, so mint one at every
+        launch. Raises `UserIdError` for an impossible user id, `ForeignAppid` for an appid that
+        is not ours, and `ConfigError` where there is no SECRET_KEY.
+        """
+        return issue_token(_this_app(), user_id, appid=appid)
+
+    def exchange_code(self, code: str, *, appid: str) -> Login | None:
+        """Ask WeChat whose login code this is (code2Session), for a login route of your own.
+
+        Gives `openid` and `unionid`, or None for what is no code, or one that is wrong, used, or
+        of a blocked user. Ends within 1 s. Raises `WeixinError` where WeChat cannot be asked,
+        `ForeignAppid` for an appid that is not ours and `ConfigError` where its secret is
+        missing. Unlike a pull's code, which may come again, this one is not remembered: a copied
+        code must not log in a second time.
+        """
+        claim = _claimed(code)
+        del code  # a traceback that goes through here shows no code
+        return exchange_code(_this_app(), claim, appid=appid)
+
+    def forget(
+        self, page: str | None = None, *, user_id: str | None = None, appid: str | None = None
+    ) -> None:
+        """Make cached answers unreachable at once: after a purchase, a logout, a ban.
+
+        Those of one page, made for one user, of one mini program, or of any where it is left
+        out; all three narrow. In this process; with PREFETCH_CACHE_URL also in the others, within a
+        second. Raises `ValueError` for a page that has no handler of its own.
+        """
+        if page is not None and page not in self._pages["pre_fetch"]:
+            raise ValueError(f"{page!r} has no handler of its own")
+        app = _this_app()
+        names = {r.blueprint for r in state_of(app).routes if r.pages in self._pages.values()}
+        kitchen_of(app).cache.forget([(name, page, user_id, appid) for name in names])
+
+    def _adding(self, kind: Kind, page: str | None, **said: Any) -> Callable[[_H], _H]:
+        if page is not None and not isinstance(page, str):
+            raise TypeError(f"write @prefetch.{kind}(), with parentheses")
+
+        def add(function: _H) -> _H:
+            self._pages[kind].add(Handler(function, page, **said))
+            return function
+
+        return add
+
+    def _join(self, setup: BlueprintSetupState) -> None:
+        app: Flask = setup.app  # type: ignore[assignment]
+        state = join(app)
+        self._refuse_hopeless(app, state.config)
+        for kind in _KINDS:
+            endpoint = f"{setup.name_prefix}.{setup.name}.{kind}".lstrip(".")
+            route = Route(endpoint, kind, self._pages[kind])
+            desk = state.desks[endpoint] = FlaskDesk(app, self._verifier, self._code_user)
+            setup.add_url_rule(
+                f"/{kind}",
+                kind,
+                self._view(route, desk),
+                methods=_METHODS,
+                provide_automatic_options=False,
+            )
+            state.views[endpoint] = app.view_functions[endpoint]
+            for rule in app.url_map.iter_rules(endpoint):
+                # Every method comes to the view, which answers it: the app's own error page
+                # for 405 is HTML, and a phone could keep that as data.
+                rule.methods = None
+            state.routes.append(route)
+
+    def _refuse_hopeless(self, app: Flask, config: Config) -> None:
+        if app.secret_key:
+            background_tokens(app, config)  # refuses keys that cannot be used
+        handlers = [h for pages in self._pages.values() for h in pages]
+        demanding = any(h.login_required for h in handlers)
+        if demanding and not (app.secret_key or self._verifier or self._code_user):
+            raise ConfigError(
+                "SECRET_KEY",
+                "is missing, so no pull could pass login_required",
+                remedy="Set it, or register a token_verifier",
+            )
+        missing = sorted(set(config.appids) - set(config.app_secrets))
+        if self._code_user and missing and config.component_appid is None:
+            raise ConfigError(
+                "PREFETCH_APP_SECRETS",
+                f"lacks {', '.join(missing)}, whose login codes code_user wants exchanged",
+                remedy="Add the AppSecret",
+            )
+
+    def _view(self, route: Route, desk: FlaskDesk) -> Callable[..., Response]:
+        def view(**route_values: object) -> Response:
+            app = _this_app()
+            done = _answer(route, desk, route_values)
+            announce(app, done)
+            if done.error is not None:
+                if propagates(app):
+                    _raise_on(done.error)
+                send(app, got_request_exception, exception=done.error)
+            return respond(app, done)
+
+        return view
+
+
+def _answer(route: Route, desk: FlaskDesk, route_values: Mapping[str, object]) -> Answer:
+    if request.method not in _METHODS:
+        return Answer(status=405, body=b"", kind=route.kind, seconds=0.0, refused="method")
+    return answer(request.query_string, route=route, desk=desk, route_values=route_values)
+
+
+def _this_app() -> Flask:
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    return app
+
+
+def _policy(cache: float | CachePolicy | None) -> CachePolicy | None:
+    if cache is None or isinstance(cache, CachePolicy):
+        return cache
+    demand_seconds("cache", cache, or_else=", or a CachePolicy")
+    return CachePolicy(cache)
+
+
+def _deadline(deadline_s: float | None) -> float | None:
+    if deadline_s is not None:
+        demand_seconds("deadline", deadline_s, or_else=" or math.inf")
+        if not deadline_s > 0:
+            raise ValueError("a deadline is more than 0 seconds")
+    return deadline_s
+
+
+def _claimed(code: object) -> Secret | None:
+    if isinstance(code, str) and 0 < len(code) <= MAX_CODE_CHARS:
+        return Secret(code)
+    return None
+
+
+def _take_once(taken: object, function: Callable[..., object], name: str) -> None:
+    refuse_async(function)
+    if taken is not None:
+        raise ValueError(f"{name} is set already: {taken!r}")
+
+
+def announce(app: Flask, done: Answer) -> None:
+    """Tell the receivers of the two signals how a pull was answered."""
+    signal = pull_served if done.refused is None else pull_refused
+    if not signal.has_receivers_for(app):
+        return
+    facts: dict[str, Any] = {
+        "kind": done.kind,
+        "appid": done.appid,
+        "page": done.page,
+        "seconds": done.seconds,
+        "unknown_parameters": done.unknown_parameters,
+        "cache": done.cache,
+    }
+    if done.refused is None:
+        facts["bytes"] = len(done.body)
+    else:
+        facts |= {"status": done.status, "reason": done.refused, "incident": done.incident}
+    send(app, signal, **facts)
+
+
+def propagates(app: Flask) -> bool:
+    """Whether the app wants a failure raised on; Flask then reports it like any view's."""
+    propagate = app.config["PROPAGATE_EXCEPTIONS"]
+    return bool(app.testing if propagate is None else propagate)
+
+
+def _raise_on(error: BaseException) -> NoReturn:
+    if isinstance(error, HTTPException):
+        # As it is, Flask would answer it with a page for people.
+        raise RuntimeError(  # noqa: TRY004 (nobody passed a wrong type)
+            f"a handler raised {error!r}; a pull is answered with data"
+        ) from error
+    raise error
+
+
+def respond(app: Flask, done: Answer) -> Response:
+    """The HTTP answer to a pull."""
+    headers = [*_HEADERS]
+    if done.status == 405:
+        headers.append(("Allow", ", ".join(_METHODS)))
+    if done.refused is not None:
+        incident = f"; incident={done.incident}" if done.incident else ""
+        headers.append((REFUSED_HEADER, done.refused + incident))
+    if app.debug:
+        source = done.cache or "uncached"
+        timing = f'prefetch;dur={done.seconds * 1000:.1f};desc="{source}"'
+        headers.append(("Server-Timing", timing))
+    return app.response_class(done.body, status=done.status, headers=headers)

@@ -1,0 +1,218 @@
+"""Who a pull is for: minting and checking background tokens, and users behind login codes."""
+
+import hashlib
+import hmac
+import re
+import secrets
+import threading
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Final, Protocol
+
+from cachetools import TTLCache
+from itsdangerous import Signer, want_bytes
+
+from prefetch_kit.endpoint.budget import CodeBudget
+from prefetch_kit.errors import OutcomeUnknown, UserIdError
+from prefetch_kit.secret import Secret
+
+MAX_MINTED_CHARS: Final = 200
+# Machines of one deployment may disagree about the time by a little; five minutes is a lot.
+LEEWAY_S: Final = 300
+# Some 16 MB.
+VERIFIED_KEPT: Final = 50_000
+APPIDS_KEPT: Final = 10_000
+CODE_KEPT_S: Final = 300
+CODES_KEPT: Final = 10_000
+
+_ISSUED_AT_BYTES = 5
+_SIGNATURE_CHARS = 43  # unpadded base64 of 32 bytes
+_MAX_PAYLOAD_CHARS = MAX_MINTED_CHARS - _SIGNATURE_CHARS - len(".")
+_MAX_USER_ID_BYTES = _MAX_PAYLOAD_CHARS * 3 // 4 - _ISSUED_AT_BYTES
+_SHAPE = re.compile(
+    rf"[A-Za-z0-9_-]{{1,{_MAX_PAYLOAD_CHARS}}}\.[A-Za-z0-9_-]{{{_SIGNATURE_CHARS}}}"
+)
+# Today's codes are 32 letters and digits, but no page of the platform promises that.
+_CODE_SHAPE = re.compile("[!-~]{16,128}")
+
+TokenVerifier = Callable[[str, str], str | None]
+CodeUser = Callable[[str, str, str | None], str | None]
+
+
+class BackgroundTokens:
+    """Mints and checks the tokens a mini program gives to `wx.setBackgroundFetchToken`.
+
+    `keys` are secret keys, oldest first: the last one signs, all of them verify. A token is
+    bound to one appid and to this one purpose, so neither another app's token nor anything else
+    signed with the same keys proves a user here. What was verified is remembered by its hash
+    until it expires.
+    """
+
+    def __init__(self, keys: Sequence[str | bytes], *, max_age_s: int) -> None:
+        self._keys = [want_bytes(key) for key in keys]
+        self._max_age_s = max_age_s
+        self._derived: dict[str, list[bytes]] = {}
+        self._verified: dict[bytes, tuple[str, str, float]] = {}
+
+    def issue(self, user_id: str, *, appid: str) -> str:
+        """Mint a token of at most 200 characters. Raises `UserIdError` for an impossible id."""
+        raw = int(time.time()).to_bytes(_ISSUED_AT_BYTES) + _user_bytes(user_id)
+        payload = _b64encode(raw)
+        return (payload + b"." + _signature(self._keys_for(appid)[0], payload)).decode()
+
+    def verify(self, token: str, *, appid: str) -> str | None:
+        """The user id of a genuine, unexpired token minted for `appid`; otherwise None."""
+        if len(token) > MAX_MINTED_CHARS:
+            return None
+        name = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        known = self._verified.get(name)
+        if known is None:
+            if (known := self._read(token, appid)) is None:
+                return None
+            if len(self._verified) >= VERIFIED_KEPT:
+                self._verified.clear()  # simpler than choosing; each costs one signature again
+            self._verified[name] = known
+        minted_for, user_id, ends_at = known
+        return user_id if minted_for == appid and time.time() <= ends_at else None
+
+    def _read(self, token: str, appid: str) -> tuple[str, str, float] | None:
+        """For whom a genuine token was minted, and when it ends in seconds of wall time."""
+        if not _SHAPE.fullmatch(token):
+            return None
+        payload, _, signature = token.encode().rpartition(b".")
+        # All that was minted is signed as text, so no other spelling of it passes.
+        if not any(
+            hmac.compare_digest(_signature(key, payload), signature)
+            for key in self._keys_for(appid)
+        ):
+            return None
+        try:
+            raw = urlsafe_b64decode(payload + b"=" * (-len(payload) % 4))
+            user_id = raw[_ISSUED_AT_BYTES:].decode()
+        except ValueError:  # nothing we minted, though under our key
+            return None
+        issued_at = int.from_bytes(raw[:_ISSUED_AT_BYTES])
+        if not user_id or issued_at > time.time() + LEEWAY_S:
+            return None
+        return appid, user_id, issued_at + self._max_age_s + LEEWAY_S
+
+    def _keys_for(self, appid: str) -> list[bytes]:
+        """What signs this appid's tokens and nothing else, the key that mints first."""
+        derived = self._derived.get(appid)
+        if derived is None:
+            signer = Signer(
+                self._keys,
+                salt=f"prefetch_kit.background-token.v1:{appid}",
+                key_derivation="hmac",
+                digest_method=hashlib.sha256,
+            )
+            derived = [signer.derive_key(key) for key in reversed(self._keys)]
+            if len(self._derived) >= APPIDS_KEPT:
+                self._derived.clear()
+            self._derived[appid] = derived
+        return derived
+
+
+def _signature(key: bytes, payload: bytes) -> bytes:
+    return _b64encode(hmac.digest(key, payload, "sha256"))
+
+
+def _user_bytes(user_id: object) -> bytes:
+    if not isinstance(user_id, str) or not user_id:
+        raise UserIdError("A user id is a non-empty str. Use the user's own key as text.")
+    try:
+        raw = user_id.encode()
+    except UnicodeEncodeError:
+        raise UserIdError(
+            "A user id holds a lone surrogate, which UTF-8 cannot say. Decode it properly first."
+        ) from None
+    if len(raw) > _MAX_USER_ID_BYTES:
+        raise UserIdError(
+            f"A user id is at most {_MAX_USER_ID_BYTES} bytes of UTF-8, this one has "
+            f"{len(raw)}. Mint the token from a shorter key."
+        )
+    return raw
+
+
+def _b64encode(raw: bytes) -> bytes:
+    return urlsafe_b64encode(raw).rstrip(b"=")
+
+
+class Login(Protocol):
+    """Who WeChat says stands behind a login code."""
+
+    @property
+    def openid(self) -> str: ...
+    @property
+    def unionid(self) -> str | None: ...
+
+
+class CodeLogins:
+    """Asks WeChat once per login code and remembers the answer for five minutes.
+
+    A login code works once, so a pull that comes again with the same code must not ask again.
+    Codes are kept only under a keyed hash. `exchange`, which asks every time, is called without
+    a lock held, as far as `budget` allows; callers with the same code wait for the one who asks.
+    """
+
+    def __init__(
+        self,
+        exchange: Callable[[str, Secret], Login | None],
+        *,
+        budget: CodeBudget,
+        wait_s: float,
+    ) -> None:
+        self.exchange = exchange
+        self._budget = budget
+        self._wait_s = wait_s
+        self._key = secrets.token_bytes(32)
+        self._lock = threading.Lock()
+        self._logins: TTLCache[bytes, Future[Login | None]] = TTLCache(CODES_KEPT, CODE_KEPT_S)
+
+    def find(self, appid: str, code: Secret) -> Login | None:
+        """The login behind a code, None for a bad one.
+
+        Raises what `exchange` and the budget raise, and `OutcomeUnknown` after `wait_s` of
+        waiting for another caller; then nothing is remembered.
+        """
+        if not may_be_code(code):
+            return None
+        name = hmac.digest(self._key, f"{appid}:{code.reveal()}".encode(), "sha256")
+        with self._lock:
+            login = self._logins.get(name)
+            if asks := login is None:
+                login = self._logins[name] = Future()
+        if not asks:
+            return self._await(login)
+        try:
+            found = self._budget.ask(appid, lambda: self.exchange(appid, code))
+        except BaseException as error:
+            with self._lock:
+                self._logins.pop(name, None)
+            # What ends this thread alone, SystemExit for one, must not end those that wait.
+            ours = isinstance(error, Exception)
+            login.set_exception(error if ours else _no_answer("the one who asked was ended"))
+            raise
+        login.set_result(found)
+        return found
+
+    def _await(self, login: "Future[Login | None]") -> Login | None:
+        try:
+            return login.result(timeout=self._wait_s)
+        except FutureTimeout:
+            pass
+        raise _no_answer(f"another caller with the same code has none after {self._wait_s:g} s")
+
+
+def may_be_code(code: Secret) -> bool:
+    """Whether WeChat could have made this login code."""
+    return _CODE_SHAPE.fullmatch(code.reveal()) is not None
+
+
+def _no_answer(cause: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "jscode2session", f"no answer: {cause}", sent=True, remedy="Let the user log in again"
+    )

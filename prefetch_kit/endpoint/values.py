@@ -1,0 +1,222 @@
+"""How the value of a setting is read: what it may be written as, and what is wrong with it."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from shlex import split
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from prefetch_kit.addresses import (
+    CONFIRM_FILE_CONTENT,
+    CONFIRM_FILE_NAME,
+    platform_url_problem,
+    public_url_problem,
+)
+from prefetch_kit.endpoint.parse import APPID
+from prefetch_kit.secret import Secret
+
+# Other options set timeouts, or how replies are read, and would undo ours.
+_DB = r"db=[0-9]{1,5}"
+_FILES = r"(?:ca_certs|ca_path|certfile|keyfile)=[^&]+"
+_TLS = rf"ssl_(?:cert_reqs=(?:none|optional|required)|check_hostname=(?:true|false)|{_FILES})"
+_DB_PATH = r"/?[0-9]{0,5}"
+_REDIS_OPTION: Final = {"redis": _DB, "unix": _DB, "rediss": f"{_DB}|{_TLS}"}
+
+
+class InvalidError(Exception):
+    """What is wrong with a value and what to write instead; never holds the value of a secret."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
+        self.remedy = remedy
+
+
+def read_appids(value: object) -> object:
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise InvalidError("is neither a list nor a callable", 'Write ["wx…"]')
+    appids = tuple(value)
+    if not appids:
+        raise InvalidError("must list at least one appid", 'Write ["wx…"]')
+    for appid in appids:
+        if not isinstance(appid, str) or not APPID.match(appid):
+            raise InvalidError(f"holds {appid!r}, which is no appid", 'Write ["wx…"]')
+    return tuple(dict.fromkeys(appids))
+
+
+def read_secret(value: object) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidError("must be a non-empty string", "Read it from the environment or a file")
+    return Secret(value.strip())
+
+
+def read_secrets(value: object) -> dict[str, Secret]:
+    remedy = 'Write {"wx…": "its AppSecret"}'
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise InvalidError("must map each appid to its AppSecret", remedy)
+    for appid, secret in value.items():
+        if not isinstance(secret, Secret) and not (isinstance(secret, str) and secret.strip()):
+            raise InvalidError(f"has no AppSecret for {appid}", remedy)
+    return {appid: read_secret(secret) for appid, secret in value.items()}
+
+
+def read_command(value: object) -> tuple[str, ...]:
+    words: object = value
+    if isinstance(value, str):
+        try:
+            words = split(value)
+        except ValueError:  # a quotation that does not end
+            words = None
+    if not isinstance(words, (list, tuple)) or not words or not all(map(_is_text, words)):
+        raise InvalidError(
+            "must be a command line, or a list of its words", 'Write ["my-tool", "token"]'
+        )
+    return tuple(words)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def read_base_url(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidError("must be a string", "Write https://shop.example")
+    if problem := public_url_problem(value):
+        raise InvalidError(f"cannot be pulled by WeChat: {problem[0]}", problem[1])
+    return value.rstrip("/")
+
+
+def read_confirm_files(value: object) -> dict[str, str]:
+    remedy = 'Write {"name.txt": "what stands in it"}, both as WeChat gave them'
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, Mapping):
+        raise InvalidError("must map the name of each confirm file to its content", remedy)
+    for name, content in value.items():
+        if not isinstance(name, str) or not CONFIRM_FILE_NAME.match(name):
+            raise InvalidError(f"holds {name!r}, which is no name of a confirm file", remedy)
+        if not isinstance(content, str) or not CONFIRM_FILE_CONTENT.match(content):
+            problem = f"gives {name} a content that is not plain ASCII, as a byte order mark is not"
+            raise InvalidError(problem, remedy)
+    return dict(value)
+
+
+def read_api_base_url(value: object) -> str:
+    if problem := platform_url_problem(text := read_text(value)):
+        raise InvalidError(problem, "Leave it out for WeChat itself, or give the sandbox's address")
+    return text
+
+
+def read_token_call(value: object) -> str:
+    if value not in ("stable_token", "token"):
+        raise InvalidError(
+            "names no call for tokens", "Leave it out: stable_token is the one to use"
+        )
+    return str(value)
+
+
+def read_component_appid(value: object) -> str:
+    if not isinstance(value, str) or not APPID.match(value):
+        raise InvalidError("is no appid", 'Write the third-party platform\'s own, "wx…"')
+    return value
+
+
+def read_aes_key(value: object) -> Secret:
+    key = read_secret(value)
+    if not re.fullmatch("[A-Za-z0-9]{43}", key.reveal()):
+        raise InvalidError(
+            "is not of 43 letters and digits", "Copy 消息加解密Key from the platform's settings"
+        )
+    return key
+
+
+def read_redis_url(value: object) -> Secret:
+    url = read_secret(value)
+    if not _is_redis(url):
+        raise InvalidError(
+            "is not the address of a Redis, or has options other than db and ssl_…",
+            "Write redis://host:6379/0, with %XX for what is no letter or digit in a password",
+        )
+    if find_spec("redis") is None:
+        raise InvalidError("needs a client for Redis", 'Install "prefetch-kit[redis]"')
+    return url
+
+
+def _is_redis(url: Secret) -> bool:
+    """Whether a client can be made for it, which is tried no sooner than in the first pull."""
+    try:
+        parts = urlsplit(url.reveal())
+        parts.port  # noqa: B018 (raises for a port that is none)
+    except ValueError:
+        return False
+    is_unix = parts.scheme == "unix"
+    is_place = parts.path if is_unix else parts.hostname and re.fullmatch(_DB_PATH, parts.path)
+    option, options = _REDIS_OPTION.get(parts.scheme), parts.query.split("&")
+    if option is None or not is_place or parts.fragment:
+        return False
+    return options == [""] or all(re.fullmatch(option, each) for each in options)
+
+
+def read_whole_number(minimum: int, maximum: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        if isinstance(value, timedelta):
+            value = int(value.total_seconds())
+        if isinstance(value, str) and re.fullmatch("[0-9]{1,13}", value):
+            value = int(value)
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise InvalidError(
+                "is not a whole number in its range", f"Write one from {minimum} to {maximum}"
+            )
+        return value
+
+    return read
+
+
+def read_seconds(minimum: float, maximum: float) -> Callable[[object], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+            value = float(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not minimum <= value <= maximum:
+            raise InvalidError(
+                "is not a number of seconds in its range",
+                f"Write one from {minimum:g} to {maximum:g}",
+            )
+        return float(value)
+
+    return read
+
+
+def read_names(value: object) -> frozenset[str]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if not isinstance(value, (list, tuple, set, frozenset)) or not all(map(_is_text, value)):
+        raise InvalidError(
+            "is not a list of names", 'Write ["trace_id"], each a ContextVar\'s name'
+        )
+    return frozenset(value)
+
+
+def read_text(value: object) -> str:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise InvalidError("must be a non-empty string", "Leave it out to use the default")
+    return str(value)

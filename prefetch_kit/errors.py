@@ -1,0 +1,370 @@
+"""Every error the kit raises on purpose.
+
+    PrefetchKitError
+    ├── ConfigError              a setting is missing or wrong
+    ├── UserIdError              no token can be made for this user id
+    ├── ForeignAppid             the appid is none of ours
+    ├── PullRefused              a pull gets an empty answer and a reason
+    │   └── QueryKeyMissing      the handler asked for a query key that did not come
+    ├── WeixinError              a call to WeChat did not succeed
+    │   ├── Refused              WeChat said no: errcode, kind, remedy
+    │   │   ├── TokenRejected    the access token is wrong, invalid or expired
+    │   │   ├── QuotaReached     a daily or per-minute quota is used up
+    │   │   ├── SystemBusy       WeChat asks to try again
+    │   │   └── DomainRefused    the URL's host is not a business domain
+    │   └── OutcomeUnknown       no answer, or one that cannot be read
+    │       ├── NotFetched       a URL of our own could not be pulled
+    │       └── NotAsked         WeChat is not asked about a login code for now
+    ├── TokenSourceError         no access token could be had
+    │   └── NotAuthorized        the merchant has to authorize the platform, again or at all
+    └── RegistrarError           a registration was not carried out
+        ├── UrlRefused           WeChat would not take, or not reach, this URL
+        ├── Ambiguous            several routes or apps are possible
+        ├── GuardRefused         the change needs its own flag
+        ├── PlanStale            WeChat changed between the plan and its carrying out
+        ├── DomainMissing        WeChat would not pull from this host
+        ├── ConfirmFileMissing   the host does not serve WeChat's confirm file
+        ├── ProbeFailed          our own URL does not answer as it should
+        ├── NotConfirmed         read back, WeChat holds something else
+        ├── NothingToRollBack    the journal knows no earlier state
+        ├── NoSuchRun            the journal knows no such run
+        ├── PlanUnusable         a saved plan cannot be read, or is for something else
+        ├── ListRefused          lines of a list of mini programs cannot be used
+        ├── JournalFailed        the journal cannot be read or written
+        └── LockHeld             another registrar is at work
+
+Callers decide from the class and its attributes; the sentence is for people.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+
+class PrefetchKitError(Exception):
+    """Root of all errors of the kit."""
+
+
+class ConfigError(PrefetchKitError):
+    """A setting is missing or wrong. `key` is its name as the developer wrote it."""
+
+    def __init__(self, key: str, problem: str, *, remedy: str) -> None:
+        self.key = key
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{key} {problem}. {remedy}.")
+
+
+class UserIdError(PrefetchKitError, ValueError):
+    """No background token can be made for this user id."""
+
+
+class ForeignAppid(PrefetchKitError, ValueError):
+    """The appid is not one that PREFETCH_APPIDS lets in."""
+
+    def __init__(self, appid: str) -> None:
+        self.appid = appid
+        super().__init__(f"{appid!r} is not in PREFETCH_APPIDS. Add it there, or pass another.")
+
+
+class PullRefused(PrefetchKitError):
+    """A pull gets an empty answer: HTTP `status` and, in a header, `reason`.
+
+    `detail` goes to the log only. It may name the page; it never repeats a token, a code or a
+    value that was found malformed.
+    """
+
+    def __init__(self, status: int, reason: str, detail: str) -> None:
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+        super().__init__(detail)
+
+
+class QueryKeyMissing(PullRefused, KeyError):
+    """The handler asked for a query key that did not come; unhandled, the pull is refused."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(400, "query", f"the handler needs query[{key!r}], which did not come")
+
+    __str__ = PullRefused.__str__
+
+
+class WeixinError(PrefetchKitError):
+    """A call to WeChat did not succeed. `action` names the call."""
+
+    action: str
+
+
+class Refused(WeixinError):
+    """WeChat answered with an error code.
+
+    `kind` says what a caller can do: `transient`, `renew`, `quota_day`, `quota_minute` or
+    `permanent`. `rid` is the request id WeChat asks for in support threads, if it gave one.
+    """
+
+    def __init__(
+        self,
+        action: str,
+        *,
+        errcode: int,
+        errmsg: str,
+        rid: str | None,
+        kind: str,
+        meaning: str,
+        remedy: str,
+    ) -> None:
+        self.action = action
+        self.errcode = errcode
+        self.errmsg = errmsg
+        self.rid = rid
+        self.kind = kind
+        self.meaning = meaning
+        self.remedy = remedy
+        trace = f" (rid {rid})" if rid else ""
+        super().__init__(
+            f"WeChat refused {action}: {errcode}, {meaning}; it said {errmsg!r}{trace}. {remedy}."
+        )
+
+
+class TokenRejected(Refused):
+    """The access token is wrong, invalid or expired."""
+
+
+class QuotaReached(Refused):
+    """A quota is used up; `kind` says whether for the day or for the minute."""
+
+
+class SystemBusy(Refused):
+    """WeChat asks to try again."""
+
+
+class DomainRefused(Refused):
+    """The URL's host is not a business domain (业务域名) of the mini program."""
+
+
+class OutcomeUnknown(WeixinError):
+    """No answer, or one that cannot be read: the call may or may not have taken effect.
+
+    `sent` is False where the request certainly never left, so nothing can have changed.
+    """
+
+    def __init__(self, action: str, cause: str, *, sent: bool, remedy: str) -> None:
+        self.action = action
+        self.cause = cause
+        self.sent = sent
+        self.remedy = remedy
+        super().__init__(f"{action}: {cause}. {remedy}.")
+
+
+FetchRule = Literal["address", "tls", "answered"]
+_FETCH_REMEDIES: Mapping[FetchRule, str] = {
+    "address": "Let every address of the name in DNS be one that WeChat can reach",
+    "tls": "Serve the whole certificate chain, of an authority that phones trust, for this host",
+    "answered": "Check that the address can be reached from this machine",
+}
+
+
+class NotFetched(OutcomeUnknown):
+    """A URL of our own could not be pulled; `rule` names what is wrong with it."""
+
+    def __init__(self, url: str, cause: str, *, rule: FetchRule, sent: bool) -> None:
+        self.rule = rule
+        super().__init__(f"GET {url}", cause, sent=sent, remedy=_FETCH_REMEDIES[rule])
+
+
+class NotAsked(OutcomeUnknown):
+    """WeChat is not asked about a login code now: too many came, or it just failed."""
+
+    def __init__(self, action: str, cause: str) -> None:
+        super().__init__(
+            action,
+            f"not asked: {cause}",
+            sent=False,
+            remedy="Let the mini program set its background token: pulls with one need no code",
+        )
+
+
+class TokenSourceError(PrefetchKitError):
+    """No access token could be had from where the settings say it comes from."""
+
+    def __init__(self, source: str, problem: str, *, remedy: str) -> None:
+        self.source = source
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"No access token from {source}: {problem}. {remedy}.")
+
+
+class NotAuthorized(TokenSourceError):
+    """The merchant has to authorize the third-party platform, again or at all."""
+
+
+class RegistrarError(PrefetchKitError):
+    """A registration was not carried out."""
+
+
+class UrlRefused(RegistrarError):
+    """WeChat would not take, or could not reach, this URL."""
+
+    def __init__(self, url: str, problem: str, *, remedy: str) -> None:
+        self.url = url
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{url!r} cannot be registered: {problem}. {remedy}.")
+
+
+class Ambiguous(RegistrarError):
+    """Several answers are possible; `flag` is the option that chooses among `choices`."""
+
+    def __init__(self, what: str, choices: Sequence[str], *, flag: str) -> None:
+        self.choices = tuple(choices)
+        self.flag = flag
+        super().__init__(f"Several {what} are possible: {', '.join(choices)}. Choose with {flag}.")
+
+
+class GuardRefused(RegistrarError):
+    """A change takes something away and was not asked for by its own flag."""
+
+    def __init__(self, change: str, reason: str, *, flag: str) -> None:
+        self.change = change
+        self.reason = reason
+        self.flag = flag
+        super().__init__(f"Nothing was sent: {change} {reason}. If this is meant, add {flag}.")
+
+
+class PlanStale(RegistrarError):
+    """What has to be sent now is not what was approved."""
+
+    def __init__(self, appid: str) -> None:
+        self.appid = appid
+        super().__init__(
+            f"Nothing was sent: what WeChat holds for {appid} changed since the plan was shown. "
+            "Run it again."
+        )
+
+
+class DomainMissing(RegistrarError):
+    """WeChat would not pull from this host; `problems` says why, each with what to do."""
+
+    def __init__(self, appid: str, host: str, problems: Sequence[str]) -> None:
+        self.appid = appid
+        self.host = host
+        self.problems = tuple(problems)
+        super().__init__(
+            f"No URL was set for {appid}: {'. '.join(problems)}. The server domains (服务器域名) "
+            "are another list. If WeChat knows better, add --skip-preflight."
+        )
+
+
+class ConfirmFileMissing(RegistrarError):
+    """The host does not serve the confirm file (校验文件) of that name and content."""
+
+    def __init__(self, url: str, problem: str, *, name: str, content: str) -> None:
+        self.url = url
+        self.problem = problem
+        self.name = name
+        self.content = content
+        setting = json.dumps({name: content})
+        super().__init__(
+            f"Nothing was added: {url} is not the confirm file that WeChat wants to see: "
+            f"{problem}. Set PREFETCH_CONFIRM_FILES='{setting}' where the app runs, beside those "
+            "that are there, deploy it, and run this again."
+        )
+
+
+class ProbeFailed(RegistrarError):
+    """Our own URL does not answer the way WeChat needs it to."""
+
+    def __init__(self, url: str, problems: Sequence[str]) -> None:
+        self.url = url
+        self.problems = tuple(problems)
+        super().__init__(
+            f"Nothing was sent: {url} failed the probe ({'; '.join(problems)}). "
+            "Deploy first, or add --skip-probe if this machine cannot reach the public address."
+        )
+
+
+class NotConfirmed(RegistrarError):
+    """Read back after setting, WeChat holds something else."""
+
+    def __init__(self, appid: str, differences: Sequence[str]) -> None:
+        self.appid = appid
+        self.differences = tuple(differences)
+        super().__init__(
+            f"{appid}: read back, WeChat still differs ({'; '.join(differences)}). "
+            "Run plan to see what stands there, then apply again."
+        )
+
+
+class NothingToRollBack(RegistrarError):
+    """The journal knows no state of this app to go back to."""
+
+    def __init__(self, appid: str, journal: str) -> None:
+        self.appid = appid
+        super().__init__(
+            f"{appid}: {journal} holds no applied change that was not rolled back already. "
+            "Run rollback where apply ran, or point PREFETCH_STATE_DIR there "
+            "(state_dir in prefetch.toml)."
+        )
+
+
+class NoSuchRun(RegistrarError):
+    """The journal knows no run of this number that changed something; `runs` are those it knows."""
+
+    def __init__(self, run: int, runs: Sequence[int], journal: str) -> None:
+        self.run = run
+        self.runs = tuple(runs)
+        known = ", ".join(map(str, self.runs[-20:])) or "none"
+        super().__init__(
+            f"Nothing was sent: {journal} knows no run {run} that changed something. "
+            f"It knows {known}."
+        )
+
+
+class PlanUnusable(RegistrarError):
+    """A saved plan cannot be read, or is none for what it was given to."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(
+            f"Nothing was sent: the saved plan {path} cannot be used: {problem}. "
+            "Make a new one with plan --out."
+        )
+
+
+class ListRefused(RegistrarError):
+    """A list of mini programs has lines that cannot be used; each problem names its line."""
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        super().__init__(f"Nothing was sent: {path} cannot be used. {'; '.join(problems)}.")
+
+
+class JournalFailed(RegistrarError):
+    """The journal cannot be read or written, so nothing may be sent."""
+
+    def __init__(self, path: str, cause: str) -> None:
+        self.path = path
+        self.cause = cause
+        super().__init__(
+            f"The journal {path} cannot be used: {cause}. "
+            "Point PREFETCH_STATE_DIR (state_dir in prefetch.toml) at a directory that only this "
+            "user can write to."
+        )
+
+
+class LockHeld(RegistrarError):
+    """Another process is changing the same settings; `holder` says which, where it is known."""
+
+    def __init__(self, path: str, waited_s: float, *, holder: str | None = None) -> None:
+        self.path = path
+        self.waited_s = waited_s
+        self.holder = holder
+        who = f"Another registrar, {holder}," if holder else "Another registrar"
+        super().__init__(
+            f"{who} holds {path} (waited {waited_s:g} s). "
+            "Let it finish; the lock ends with its process."
+        )

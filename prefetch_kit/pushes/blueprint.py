@@ -1,0 +1,134 @@
+"""A Flask blueprint at the push URL (授权事件接收URL) of a third-party platform."""
+
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Final, TypeVar
+
+from flask import Blueprint, Flask, Response, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.desk import join
+from prefetch_kit.endpoint.pages import refuse_async
+from prefetch_kit.errors import ConfigError
+from prefetch_kit.pushes.envelope import Keys
+from prefetch_kit.pushes.events import Receiver
+from prefetch_kit.pushes.xml import MAX_BYTES
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.stores import stores_of
+from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.transport import Transport
+
+# WeChat waits five seconds: one call for the platform's token, one for the merchant's.
+_DEADLINE_S: Final = 2.0
+
+_F = TypeVar("_F", bound=Callable[[str], object])
+
+
+class PlatformPushes(Blueprint):
+    """Receives tickets and authorizations at `{url_prefix}/events`, and keeps what they bring.
+
+    It needs the four PREFETCH_COMPONENT_ settings and `prefetch-kit[crypto]`; registering it
+    raises ConfigError where one is missing. Answers are `success`, or an empty body with a
+    status that is not 200; the app's log says why.
+    """
+
+    def __init__(self, name: str, import_name: str, **options: Any) -> None:
+        super().__init__(name, import_name, **options)
+        self._on_authorized: Callable[[str], object] | None = None
+        self.record(self._join)
+
+    def on_authorized(self, function: _F) -> _F:
+        """Call this with the appid of each merchant that authorizes, or changes what it granted.
+
+        It runs in a thread of its own, in the app's context, once the merchant's refresh token
+        is safe; what it raises is logged. It may be called again for the same merchant.
+        """
+        refuse_async(function)
+        if self._on_authorized is not None:
+            raise ValueError(f"on_authorized is set already: {self._on_authorized!r}")
+        self._on_authorized = function
+        return function
+
+    def _join(self, setup: BlueprintSetupState) -> None:
+        app: Flask = setup.app  # type: ignore[assignment]
+        state = join(app)
+        config = state.config
+        state.push_endpoint = f"{setup.name_prefix}.{setup.name}.events".lstrip(".")
+        receiver = Receiver(
+            keys=_keys(config),
+            platform=_platform(config),
+            authorized=lambda appid: self._tell(app, appid),
+            logger=app.logger,
+        )
+        setup.add_url_rule(
+            "/events",
+            "events",
+            lambda: _answer(app, receiver),
+            methods=["POST"],
+            provide_automatic_options=False,
+        )
+
+    def _tell(self, app: Flask, appid: str) -> None:
+        function = self._on_authorized
+        if function is None:
+            return
+
+        def work() -> None:
+            try:
+                with app.app_context():
+                    function(appid)
+            except Exception:
+                app.logger.exception("on_authorized failed for %s", appid)
+
+        threading.Thread(target=work, name=f"authorized {appid}").start()
+
+
+def _answer(app: Flask, receiver: Receiver) -> Response:
+    request.max_content_length = MAX_BYTES
+    try:
+        status = receiver.receive(request.args, request.get_data(cache=False))
+    except RequestEntityTooLarge:
+        status = 413
+    except Exception as error:  # noqa: BLE001 - an error page could show what was decrypted
+        app.logger.error("a push could not be dealt with: %s", type(error).__name__)  # noqa: TRY400
+        status = 500
+    body = "success" if status == 200 else ""
+    return app.response_class(body, status=status, content_type="text/plain; charset=utf-8")
+
+
+def _keys(config: Config) -> Keys:
+    if find_spec("cryptography") is None:
+        raise ConfigError(
+            "PREFETCH_COMPONENT_AES_KEY",
+            "needs a library for AES",
+            remedy='Install "prefetch-kit[crypto]"',
+        )
+    return Keys(
+        _given("PREFETCH_COMPONENT_APPID", config.component_appid),
+        _given("PREFETCH_COMPONENT_MESSAGE_TOKEN", config.component_message_token),
+        _given("PREFETCH_COMPONENT_AES_KEY", config.component_aes_key),
+    )
+
+
+_V = TypeVar("_V", str, Secret)
+
+
+def _given(key: str, value: _V | None) -> _V:
+    if value is None:
+        raise ConfigError(key, "is missing, and what WeChat pushes cannot be read", remedy="Set it")
+    return value
+
+
+def _platform(config: Config) -> ThirdParty:
+    transport = Transport(
+        base_url=config.api_base_url, ca_file=config.ca_file, deadline_s=_DEADLINE_S
+    )
+    return ThirdParty(
+        transport,
+        _given("PREFETCH_COMPONENT_APPID", config.component_appid),
+        _given("PREFETCH_COMPONENT_SECRET", config.component_secret),
+        stores_of(config, lock_wait_s=_DEADLINE_S),
+    )

@@ -1,0 +1,94 @@
+"""What is done about each event.
+
+developers.weixin.qq.com: the component_verify_ticket and authorize_event pages.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from logging import Logger
+from typing import Final
+
+from prefetch_kit.errors import PrefetchKitError, Refused
+from prefetch_kit.pushes.envelope import Keys, NotAcceptedError, opened
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_store import decode_secret
+
+_SECONDS: Final = re.compile(r"[0-9]{1,12}\Z")
+# The authorization code was exchanged before, or is too old.
+_SPENT: Final = 61010
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Takes pushes; `authorized` is told each appid whose tokens have just been kept.
+
+    An event may come again, since WeChat repeats what was not answered in time, and is then
+    told again.
+    """
+
+    keys: Keys
+    platform: ThirdParty
+    authorized: Callable[[str], None]
+    logger: Logger
+
+    def receive(self, query: Mapping[str, str], body: bytes) -> int:
+        """The status to answer with; 200 is for `success`. Whatever is wrong is logged."""
+        try:
+            self._take(opened(self.keys, query, body))
+        except NotAcceptedError as error:
+            self.logger.warning("a push was not accepted: %s", error.reason)
+            return error.status
+        except PrefetchKitError as error:
+            problem = str(error)
+        else:
+            return 200
+        self.logger.error("a push could not be dealt with yet: %s", problem)
+        return 503  # so that WeChat may push it again
+
+    def _take(self, event: Mapping[str, str]) -> None:
+        match event.get("InfoType"):
+            case "component_verify_ticket":
+                ticket = _secret(event, "ComponentVerifyTicket")
+                self.platform.tickets.keep(ticket, pushed_at=_created(event))
+            case "authorized" | "updateauthorized":
+                self._accept(event)
+            case "unauthorized":
+                appid = _appid(event)
+                if self.platform.authorizers.drop(appid, since=_created(event)):
+                    self.logger.warning("%s took its authorization back", appid)
+
+    def _accept(self, event: Mapping[str, str]) -> None:
+        appid, code, since = _appid(event), _secret(event, "AuthorizationCode"), _created(event)
+        merchants = self.platform.authorizers
+        merchants.note(appid, code, since=since)
+        try:
+            appid = merchants.accept(code, since=since)
+        except Refused as refused:
+            if refused.errcode != _SPENT or not merchants.holds(appid, since=since):
+                raise
+        self.logger.info("%s has authorized the platform", appid)
+        self.authorized(appid)
+
+
+def _secret(event: Mapping[str, str], name: str) -> Secret:
+    secret = decode_secret(event.get(name))
+    if secret is None:
+        raise NotAcceptedError(400, f"the event has no {name}")
+    return secret
+
+
+def _created(event: Mapping[str, str]) -> float:
+    seconds = event.get("CreateTime", "")
+    if not _SECONDS.match(seconds):
+        raise NotAcceptedError(400, "the event has no CreateTime")
+    return float(seconds)
+
+
+def _appid(event: Mapping[str, str]) -> str:
+    appid = event.get("AuthorizerAppid", "")
+    if not APPID_SHAPE.match(appid):
+        raise NotAcceptedError(400, "the event has no AuthorizerAppid")
+    return appid

@@ -1,0 +1,161 @@
+"""The mini programs of a fleet: read from a list, or from the platform's merchants."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+from prefetch_kit.errors import ConfigError, ListRefused, TokenSourceError, UrlRefused, WeixinError
+from prefetch_kit.registrar.aims import targets_text
+from prefetch_kit.registrar.plan import Target
+from prefetch_kit.registrar.project import Project
+from prefetch_kit.registrar.spool import Spool
+from prefetch_kit.weixin.authorizers import Authorizers
+from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.settings import KINDS
+
+_LONGEST_LINE: Final = 65_536
+_SHOWN: Final = 10
+
+# Where an app is named, and what is said of it, or what is wrong there.
+Listed = tuple[str, Mapping[str, str] | str]
+
+
+def spool_targets(project: Project, authorizers: Authorizers | None, spool: Spool) -> None:
+    """Put down where each app of the project is to be pulled from.
+
+    All of it is read and checked before anything is sent. Raises `ListRefused`, which names the
+    lines, and what the platform's list raises.
+    """
+    source, listed = _listed(project, authorizers)
+    problems: list[str] = []
+    for where, cells in listed:
+        problem = cells if isinstance(cells, str) else _spooled(project, cells, spool)
+        if problem and len(problems) <= _SHOWN:
+            problems.append(f"{where}: {problem}")
+    if not problems and not len(spool):
+        problems = ["it names no mini program"]
+    if len(problems) > _SHOWN:
+        problems[_SHOWN:] = ["and more"]
+    if problems:
+        raise ListRefused(source, problems)
+    if project.apps is not None and authorizers is not None:
+        # An app that needs the platform's list says so itself; others have their own AppSecret.
+        with suppress(WeixinError, TokenSourceError):
+            authorizers.recover()
+
+
+def merchants(authorizers: Authorizers | None) -> Iterator[str]:
+    """The appids of all who authorized the platform. Raises `ConfigError` where there is none."""
+    if authorizers is None:
+        raise ConfigError(
+            "component_appid",
+            "is missing, so there is no list of merchants",
+            remedy="Name the third-party platform",
+        )
+    # First their refresh tokens, else they would be searched in the list, which may take long.
+    authorizers.recover()
+    for merchant in authorizers.listed():
+        yield merchant.appid
+
+
+def _listed(project: Project, authorizers: Authorizers | None) -> tuple[str, Iterable[Listed]]:
+    if project.apps is not None:
+        return str(project.apps), read_list(project.apps)
+    listed = ((appid, {"appid": appid}) for appid in merchants(authorizers))
+    return "the platform's list of merchants", listed
+
+
+def _spooled(project: Project, cells: Mapping[str, str], spool: Spool) -> str | None:
+    """Put one app down; what is wrong with it otherwise."""
+    appid = cells.get("appid", "")
+    if not APPID_SHAPE.match(appid):
+        return f"{appid[:64]!r} is no appid"
+    if not _has_tokens(project, appid):
+        return f"there is no AppSecret for {appid} where [tokens] app_secrets leads"
+    try:
+        targets = _targets(project, cells)
+    except UrlRefused as error:
+        return f"{error.url!r} cannot be registered, {error.problem}"
+    except KeyError as error:
+        return f"there is no {error.args[0]}, which the URL needs"
+    except ValueError as error:
+        return str(error)
+    is_new = spool.add(appid, targets_text(targets))
+    # Whoever authorizes while the platform's list is read by pages moves others to the next one.
+    return None if is_new or project.apps is None else f"{appid} is there twice"
+
+
+def _has_tokens(project: Project, appid: str) -> bool:
+    """Whether anything says where the app's access tokens come from."""
+    ways = project.token_command, project.component_appid, project.app_secrets.get(appid)
+    return any(way is not None for way in ways)
+
+
+def _targets(project: Project, cells: Mapping[str, str]) -> list[Target]:
+    return [
+        Target(kind, url, served=kind not in project.off)
+        for kind in KINDS
+        if kind in project.templates and (url := project.templates[kind].fill(cells)) is not None
+    ]
+
+
+def read_list(path: Path) -> Iterator[Listed]:
+    """Each line of a .csv or .jsonl list: its number, and its cells or what is wrong with it.
+
+    The first line of CSV names the columns. Raises `ListRefused` for a file that is none.
+    """
+    read = _read_csv if path.suffix == ".csv" else _read_jsonl
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from read(file)
+    except OSError as error:
+        raise ListRefused(str(path), [f"it cannot be read ({error.strerror})"]) from error
+    except UnicodeDecodeError:
+        raise ListRefused(str(path), ["it is not UTF-8 text"]) from None
+    except ValueError:  # a NUL in it
+        raise ListRefused(repr(str(path)), ["no file can have that name"]) from None
+    except csv.Error as error:
+        raise ListRefused(str(path), [f"it is not CSV ({error})"]) from None
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise csv.Error(f"a line is longer than {_LONGEST_LINE} characters")
+        yield line
+
+
+def _read_csv(file: IO[str]) -> Iterator[Listed]:
+    reader = csv.reader(_lines(file), strict=True)
+    columns = [name.strip() for name in next(reader, [])]
+    if "appid" not in columns or len(set(columns)) != len(columns):
+        yield "line 1", "it does not name each column once, appid among them"
+        return
+    for cells in reader:
+        if cells:
+            yield f"line {reader.line_num}", _row(columns, cells)
+
+
+def _row(columns: list[str], cells: list[str]) -> Mapping[str, str] | str:
+    if len(cells) != len(columns):
+        return f"it has {len(cells)} cells for {len(columns)} columns"
+    return dict(zip(columns, map(str.strip, cells), strict=True))
+
+
+def _read_jsonl(file: IO[str]) -> Iterator[Listed]:
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            yield f"line {number}", _object(line)
+
+
+def _object(line: str) -> Mapping[str, str] | str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return "it is not JSON"
+    if not isinstance(record, dict) or not all(isinstance(v, str) for v in record.values()):
+        return "it is no object of strings"
+    return record

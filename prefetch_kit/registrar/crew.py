@@ -1,0 +1,136 @@
+"""The workers of a fleet."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from prefetch_kit.errors import JournalFailed, PrefetchKitError
+from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.registrar.results import Result, Tally, done_cause, is_of_the_account, judge
+from prefetch_kit.registrar.schedule import Schedule, Task
+
+INTERRUPTED: Final = "interrupted"
+_LOOK_S: Final = 0.2
+
+
+class LeftAlone(Exception):
+    """The fleet is stopping, and nothing was sent for this app."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a fleet ended. `apps` of it there were; `stopped_because` None: it came to its end.
+
+    `way_on` says, in a sentence without its full stop, what to do where not all is done.
+    """
+
+    apps: int
+    tally: Tally
+    stopped_because: str | None
+    way_on: str
+
+    @property
+    def unreached(self) -> int:
+        """How many apps the fleet stopped before."""
+        return self.apps - sum(group.count for group in self.tally.groups())
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether there is nothing to go on with: all were reached, and nothing only waits."""
+        return self.stopped_because is None and self.exit_code != 75
+
+    @property
+    def exit_code(self) -> int:
+        """0: all done, 1: some are not, 4: none could be done, 75: only deferred ones remain."""
+        tally = self.tally
+        if tally["done"] == self.apps:
+            return 0
+        if tally["deferred"] and not tally["failed"] and self.stopped_because is None:
+            return 75
+        return 1 if tally["done"] else 4
+
+
+class Crew:
+    """Threads that take tasks from a schedule, do `work` for each, and hand `report` the result.
+
+    `work` returns an app's plan, carried out where `sent`. `report` is called from the workers,
+    one at a time.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        work: Callable[[Task], Plan],
+        report: Callable[[Result], None],
+        *,
+        sent: bool,
+    ) -> None:
+        self._schedule = schedule
+        self._work = work
+        self._report = report
+        self._sent = sent
+        self._lock = threading.Lock()
+        self._tally = Tally()
+        self._broken: BaseException | None = None
+
+    def run(self, *, workers: int, apps: int) -> Summary:
+        """Work until there is nothing left, or Ctrl-C: then what is under way is finished.
+
+        Raises `JournalFailed` where a result could not be stored, and whatever is no error of
+        the kit's.
+        """
+        threads = [
+            threading.Thread(target=self._labour, name=f"fleet-{number}", daemon=True)
+            for number in range(min(workers, apps))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            self._join(thread)
+        if self._broken is not None:
+            raise self._broken
+        return Summary(apps, self._tally, self._schedule.stopped_because, self._schedule.way_on)
+
+    def _join(self, thread: threading.Thread) -> None:
+        while thread.is_alive():
+            try:
+                thread.join(_LOOK_S)
+            except KeyboardInterrupt:
+                if self._schedule.stopping.is_set():
+                    raise
+                self._schedule.stop(INTERRUPTED)
+
+    def _labour(self) -> None:
+        try:
+            while (task := self._schedule.next()) is not None:
+                self._do(task)
+        except BaseException as error:  # noqa: BLE001 - raised on in the thread that waits
+            self._broken = self._broken or error
+            self._schedule.stop("it broke")
+
+    def _do(self, task: Task) -> None:
+        is_its_own = False
+        try:
+            plan = self._work(task)
+            result = Result(task.appid, "done", done_cause(plan, sent=self._sent), plan)
+        except LeftAlone as stopped:
+            self._schedule.stop(str(stopped))
+            result = Result(task.appid, "left", "the fleet stopped before anything was sent")
+        except JournalFailed:
+            raise
+        except PrefetchKitError as error:
+            verdict = judge(error, tries=task.tries)
+            if verdict.delay_s is not None and self._schedule.again(task, delay_s=verdict.delay_s):
+                return
+            result = Result(task.appid, verdict.outcome, verdict.cause, errcode=verdict.errcode)
+            is_its_own = is_of_the_account(error)
+        with self._lock:
+            self._tally.add(result.appid, result.outcome, result.cause)
+            self._report(result)
+        self._schedule.finish(
+            task,
+            fine=result.outcome == "done",
+            failed=result.outcome == "failed",
+            is_its_own=is_its_own,
+        )

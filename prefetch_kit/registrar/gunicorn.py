@@ -1,0 +1,128 @@
+"""Register when gunicorn starts: `from prefetch_kit.registrar.gunicorn import when_ready`.
+
+The hook runs in gunicorn's arbiter before any worker answers, so it only starts a child. The
+child waits until the app answers and then runs `apply --yes`; whatever becomes of it, gunicorn
+goes on serving, unless `when_ready_or_stop` is imported in its place. What it says goes where
+gunicorn's own output goes. `apply` runs as the user and group that the workers run as, and the
+state directory has to be theirs. Of all that share this directory, one sets the URLs.
+
+It is for an app with one mini program and one blueprint. Where there are several, run `apply`
+with `--appid` and `--endpoint` in the deploy pipeline instead.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from typing import Any, Final
+
+_BOOT_WAIT_S: Final = 60
+
+
+def when_ready(server: Any) -> None:
+    """A gunicorn `when_ready` server hook that registers the served app with WeChat.
+
+    https://docs.gunicorn.org/en/stable/settings.html#when-ready. Where PREFETCH_BASE_URL is
+    not set, in `app.config` or the environment, the child says so and nothing is registered.
+    """
+    try:
+        _start_child(server, [], **_identity(server.cfg))
+    except Exception:  # raised on, it would end gunicorn
+        server.log.exception("prefetch_kit: the registration could not be started")
+
+
+def when_ready_or_stop(server: Any) -> None:
+    """`when_ready` for those who would rather not serve than serve unregistered.
+
+    Import it `as when_ready`. Where the registration fails, gunicorn is told to end (SIGTERM):
+    requests under way are answered, and whoever started it sees it gone.
+    """
+    # The child keeps gunicorn's own rights, without which it could not end it.
+    _start_child(server, [str(os.getpid()), json.dumps(_identity(server.cfg))])
+
+
+def _start_child(server: Any, stop: list[str], **identity: Any) -> None:
+    address = server.LISTENERS[0].getsockname()
+    place = address if isinstance(address, str) else f"{_reachable(address[0])}|{address[1]}"
+    # A session of its own, so that Ctrl-C at gunicorn does not cut a call to WeChat in half.
+    subprocess.Popen(  # noqa: S603 (our own module and the app gunicorn was given)
+        [sys.executable, "-m", __name__, server.app.app_uri, place, *stop],
+        cwd=server.cfg.chdir,
+        env=os.environ | {"PYTHONPATH": _python_path(server.cfg)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        **identity,
+    )
+
+
+def _python_path(cfg: Any) -> str:
+    """What gunicorn puts in front of the import path, and what was there before."""
+    added = [os.path.abspath(path) for path in (cfg.pythonpath or "").split(",") if path]
+    # Each goes in front of the one before it.
+    return os.pathsep.join(filter(None, [*reversed(added), os.environ.get("PYTHONPATH")]))
+
+
+def _identity(cfg: Any) -> dict[str, Any]:
+    """The workers' user and group: the child imports the app, which must not run as root."""
+    if os.geteuid() != 0 or (cfg.uid, cfg.gid) == (0, 0):
+        return {}
+    return {"user": cfg.uid, "group": cfg.gid, "extra_groups": []}
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (read, not bound)
+
+
+def _wait_until_serving(place: str) -> None:
+    """Send one request; the listener queues it until a worker is up to answer.
+
+    Raises OSError where nobody listens any more.
+    """
+    host, _, port = place.rpartition("|")
+    with contextlib.suppress(OSError), _connect(host, port) as connection:
+        connection.settimeout(_BOOT_WAIT_S)
+        connection.sendall(b"HEAD / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        connection.recv(1)
+    # A worker that wants TLS hangs up just as a server that ended does.
+    _connect(host, port).close()
+
+
+def _connect(host: str, port: str) -> socket.socket:
+    if host:
+        return socket.create_connection((host, int(port)), timeout=_BOOT_WAIT_S)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        # Not settimeout: with it, connecting fails at once while the listener's queue is full.
+        wait = struct.pack("ll", _BOOT_WAIT_S, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+        connection.connect(port)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _main(app: str, place: str, gunicorn: str = "", identity: str = "{}") -> None:
+    try:
+        _wait_until_serving(place)
+    except OSError:
+        sys.exit("prefetch_kit: gunicorn ended before it answered; nothing was registered.")
+    command = [sys.executable, "-m", "prefetch_kit", "--app", app, "apply", "--yes"]
+    if not gunicorn:
+        os.execv(sys.executable, command)  # noqa: S606 (no shell is wanted)
+    is_registered = False
+    try:
+        done = subprocess.run(command, check=False, **json.loads(identity))  # noqa: S603 (same)
+        is_registered = done.returncode == 0
+    finally:
+        if not is_registered and os.getppid() == int(gunicorn):
+            print("prefetch_kit: not registered, so gunicorn ends.", file=sys.stderr)  # noqa: T201
+            os.kill(int(gunicorn), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

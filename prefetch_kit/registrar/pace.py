@@ -1,0 +1,68 @@
+"""How fast a fleet may call WeChat."""
+
+import threading
+import time
+from collections.abc import Mapping
+
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.transport import Transport
+
+
+class Rate:
+    """So many calls a second at most, evenly spread; `rate` None is no limit."""
+
+    def __init__(self, rate: float | None, *, stopping: threading.Event) -> None:
+        self._every_s = 0.0 if rate is None else 1 / rate
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self) -> None:
+        """Wait for the next turn; a fleet that is stopping waits no more."""
+        if not self._every_s:
+            return
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            self._next = turn + self._every_s
+        self._stopping.wait(turn - time.monotonic())
+
+
+class PacedTransport(Transport):
+    """A transport whose calls keep to a rate, those for tokens too."""
+
+    def __init__(self, rate: Rate, *, base_url: str, ca_file: str | None) -> None:
+        super().__init__(base_url=base_url, ca_file=ca_file)
+        self._rate = rate
+
+    def call(
+        self,
+        action: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | Secret],
+        body: Mapping[str, object] | None = None,
+    ) -> dict[str, object]:
+        self._rate.wait()
+        return super().call(action, method, path, query=query, body=body)
+
+
+class PacedCalls:
+    """The calls about one app, which keep to a rate of their own too."""
+
+    def __init__(self, transport: Transport, rate: Rate) -> None:
+        self._transport = transport
+        self._rate = rate
+
+    def call(
+        self,
+        action: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | Secret],
+        body: Mapping[str, object] | None = None,
+    ) -> dict[str, object]:
+        """As `Transport.call`."""
+        self._rate.wait()
+        return self._transport.call(action, method, path, query=query, body=body)

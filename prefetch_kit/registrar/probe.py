@@ -1,0 +1,231 @@
+"""Pull our own URL the way WeChat will, and judge the answer rule by rule."""
+
+import codecs
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from prefetch_kit.addresses import is_loopback, public_url_problem
+from prefetch_kit.errors import NotFetched, OutcomeUnknown, UrlRefused
+from prefetch_kit.weixin.settings import Kind
+from prefetch_kit.weixin.transport import Reply, Transport, shown
+
+DEADLINE_S: Final = 10.0
+# /miniprogram/dev/framework/ability/pre-fetch.html: a phone keeps at most 256 KB.
+MAX_BYTES: Final = 262_144
+# Nobody knows how long WeChat waits; a page that opens sooner has no use for the answer.
+SLOW_S: Final = 2.0
+# Those who renew by themselves do so with a third of ninety days left.
+_EXPIRES_SOON_S: Final = 14 * 86_400
+# The kit's own ways of saying that it is there, and that this pull alone was not enough.
+_NEEDS_MORE: Final = {
+    "login": "it needs a user",
+    "page": "this page has no handler",
+    "query": "it needs a query",
+}
+_REFUSED_HEADER: Final = "X-Prefetch-Refused"
+_DEPLOYED: Final = "See what the app logs, and whether the newest version is deployed there"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether one rule is kept. A broken rule that is no `failure` is a warning.
+
+    `remedy` is a sentence without its full stop.
+    """
+
+    rule: str
+    kept: bool
+    says: str
+    failure: bool = True
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What came back from a URL, and the verdicts on it."""
+
+    url: str
+    verdicts: tuple[Verdict, ...]
+    status: int | None = None
+    bytes: int | None = None
+    ms: int | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(v.says for v in self.verdicts if v.failure and not v.kept)
+
+
+def pull_parameters(appid: str, page: str | None) -> dict[str, str]:
+    """What WeChat sends with a pull, without token or code."""
+    parameters = {"appid": appid, "timestamp": str(int(time.time() * 1000))}
+    if page is not None:
+        parameters |= {"path": page, "scene": "1001"}
+    return parameters
+
+
+def probe(transport: Transport, url: str, *, appid: str, kind: Kind, page: str | None) -> Probed:
+    """Pull `url` once and judge it by every rule: address, TLS, redirect, status, size, …
+
+    Connects only to a public address, or to this machine with a sandbox. Ends within 10 s once
+    the URL is located; raises what `locate` raises, and nothing that the app can cause.
+    """
+    address, origin = locate(transport, url)
+    try:
+        reply = transport.fetch(
+            address,
+            query=pull_parameters(appid, page if kind == "pre_fetch" else None),
+            origin=origin,
+            deadline_s=DEADLINE_S,
+            max_bytes=MAX_BYTES,
+        )
+    except NotFetched as error:
+        verdict = Verdict(error.rule, kept=False, says=error.cause, remedy=error.remedy)
+        return Probed(shown(url), (verdict,))
+    judges = _JUDGES if origin else (*_ABROAD, *_JUDGES)
+    return Probed(
+        shown(url),
+        tuple(judge(reply) for judge in judges),
+        status=reply.status,
+        bytes=len(reply.body),
+        ms=round(reply.elapsed_s * 1000),
+    )
+
+
+def locate(transport: Transport, url: str) -> tuple[str, str | None]:
+    """The URL as WeChat would have it, and where on this machine to connect for it, if there.
+
+    That is only with a local WeChat behind `transport`: an http URL on loopback is its own
+    origin, for any other the local WeChat has one. Raises `UrlRefused` for a URL WeChat could
+    never pull, and `OutcomeUnknown` where the local WeChat does not know.
+    """
+    parts = urlsplit(url)
+    if transport.loopback and parts.scheme == "http" and is_loopback(parts.hostname or ""):
+        return parts._replace(scheme="https").geturl(), f"http://{parts.netloc}"
+    if problem := public_url_problem(url):
+        raise UrlRefused(shown(url), problem[0], remedy=problem[1])
+    return url, _find_origin(transport, url)
+
+
+def _find_origin(transport: Transport, url: str) -> str | None:
+    if not transport.loopback:
+        return None
+    answer = transport.call("GET /_sandbox/origins", "GET", "/_sandbox/origins", query={})
+    origins = answer.get("origins")
+    host = urlsplit(url).hostname
+    origin = origins.get(host) if isinstance(origins, dict) else None
+    if not isinstance(origin, str):
+        raise OutcomeUnknown(
+            f"GET {url}",
+            f"the sandbox has no origin for {host}",
+            sent=False,
+            remedy="Tell it where the app listens: prefetch-kit sandbox --origin http://127.0.0.1:PORT",
+        )
+    return origin
+
+
+def refusal(reply: Reply) -> tuple[str | None, str | None]:
+    """Why the kit refused this pull, and the incident that its log tells more about."""
+    reason, _, incident = reply.headers.get(_REFUSED_HEADER, "").partition("; incident=")
+    return reason or None, incident or None
+
+
+def body_dropped(body: bytes) -> str | None:
+    """Why a phone would not keep this body; None if it would."""
+    if not body:
+        return "the body is empty"
+    if len(body) > MAX_BYTES:
+        return f"the body is over {MAX_BYTES} bytes"
+    if not _is_text(body):
+        return "the body is not UTF-8 text"
+    return None
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether it is UTF-8, which is all a phone keeps; a body cut at its end still is."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(body, final=len(body) <= MAX_BYTES)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _judge_address(reply: Reply) -> Verdict:
+    return Verdict("address", kept=True, says=f"{reply.address} is public")
+
+
+def _judge_tls(reply: Reply) -> Verdict:
+    ends = reply.certificate_ends or 0.0
+    left_s = ends - time.time()
+    return Verdict(
+        "tls",
+        kept=left_s >= _EXPIRES_SOON_S,
+        says=f"the certificate is good until {datetime.fromtimestamp(ends, UTC):%Y-%m-%d}, "
+        f"for {left_s // 86_400:.0f} days",
+        failure=False,
+        remedy="Renew it, and see why that did not happen by itself",
+    )
+
+
+def _judge_redirect(reply: Reply) -> Verdict:
+    if 300 <= reply.status < 400:
+        says, remedy = f"it redirects ({reply.status})", "Register the URL that answers by itself"
+        return Verdict("redirect", kept=False, says=says, remedy=remedy)
+    return Verdict("redirect", kept=True, says="it does not redirect")
+
+
+def _judge_status(reply: Reply) -> Verdict:
+    refused, _ = refusal(reply)
+    if reply.status == 200:
+        return Verdict("status", kept=True, says="it answers 200")
+    if refused in _NEEDS_MORE:
+        return Verdict("status", kept=True, says=f"the kit answers; {_NEEDS_MORE[refused]}")
+    reason = f", refused as {refused}" if refused else ""
+    says = f"it answers {reply.status}{reason}"
+    return Verdict("status", kept=False, says=says, remedy=_DEPLOYED)
+
+
+def _judge_size(reply: Reply) -> Verdict:
+    size = len(reply.body)
+    if size > MAX_BYTES:
+        says, remedy = f"over {MAX_BYTES} bytes, a phone keeps nothing", "Let the page answer less"
+        return Verdict("size", kept=False, says=says, remedy=remedy)
+    return Verdict("size", kept=True, says=f"{size} bytes")
+
+
+def _judge_time(reply: Reply) -> Verdict:
+    return Verdict(
+        "time",
+        kept=reply.elapsed_s <= SLOW_S,
+        says=f"answered in {reply.elapsed_s * 1000:.0f} ms",
+        failure=False,
+        remedy="Cache what the handler returns: nobody knows how long WeChat waits",
+    )
+
+
+def _judge_text(reply: Reply) -> Verdict:
+    if not _is_text(reply.body):
+        says, remedy = "the body is not UTF-8 text", "Answer with JSON, uncompressed"
+        return Verdict("text", kept=False, says=says, remedy=remedy)
+    return Verdict("text", kept=True, says="the body is text")
+
+
+def _judge_phone(reply: Reply) -> Verdict:
+    """Only told: what is a failure of it, other rules say."""
+    dropped = f"status {reply.status}" if reply.status != 200 else body_dropped(reply.body)
+    says = f"a phone would keep nothing: {dropped}" if dropped else "a phone would keep it"
+    return Verdict("phone", kept=True, says=says)
+
+
+_ABROAD: Final[tuple[Callable[[Reply], Verdict], ...]] = (_judge_address, _judge_tls)
+_JUDGES: Final[tuple[Callable[[Reply], Verdict], ...]] = (
+    _judge_redirect,
+    _judge_status,
+    _judge_size,
+    _judge_time,
+    _judge_text,
+    _judge_phone,
+)

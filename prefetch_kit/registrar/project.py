@@ -1,0 +1,162 @@
+"""prefetch.toml: which mini programs there are, where each is pulled from, and how to get at them.
+
+No secret stands in it: each is named, by an environment variable or a file.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from prefetch_kit.errors import ConfigError
+from prefetch_kit.registrar.project_schema import checked
+from prefetch_kit.registrar.template import Template
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.settings import KINDS, Kind
+from prefetch_kit.weixin.stores import place_of
+
+_SECRETS: Final = ("component_secret", "app_secrets", "store_url")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a fleet goes about it. Rates are calls a second; None is as fast as the workers are."""
+
+    workers: int = 32
+    rate: float | None = None
+    per_app_rate: float | None = None
+    canary: int = 5
+    stop_at: float = 0.1
+    max_changes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """What prefetch.toml says. `apps` is the list's file, None for the platform's merchants."""
+
+    path: Path
+    apps: Path | None
+    templates: Mapping[Kind, Template]
+    off: frozenset[Kind]
+    pace: Pace
+    state_dir: Path
+    api_base_url: str
+    ca_file: str | None
+    component_appid: str | None
+    component_secret: Secret | None
+    app_secrets: Mapping[str, Secret]
+    token_command: tuple[str, ...] | None
+    token_call: str
+    token_store_url: Secret | None
+    cache_namespace: str
+    access_token: Secret | None = None  # it would be one app's, and here are many
+
+    @property
+    def fleet_dir(self) -> Path:
+        """Where the journal and the lock are; the name of no appid."""
+        return self.state_dir / place_of(self) / "+fleet"
+
+
+def load_project(path: Path, *, environment: Mapping[str, str] = os.environ) -> Project:
+    """Read prefetch.toml, and the secrets it names. Raises `ConfigError`."""
+    given = _parse(path)
+    read = checked(path, given)
+    secrets = {name: _secret(path, name, read["tokens"], environment) for name in _SECRETS}
+    _check_tokens(path, read, secrets)
+    here = path.absolute().parent
+    return Project(
+        path=path,
+        apps=None if read["apps"].get("authorized") else here / read["apps"]["list"],
+        templates={kind: read["urls"][kind] for kind in KINDS if kind in read["urls"]},
+        off=frozenset(read["urls"]["off"]),
+        pace=Pace(**read["fleet"]),
+        state_dir=here / read["state_dir"],
+        api_base_url=read["api_base_url"],
+        ca_file=None if read["ca_file"] is None else str(here / read["ca_file"]),
+        component_appid=read["tokens"]["component_appid"],
+        component_secret=secrets["component_secret"],
+        app_secrets=_app_secrets(path, secrets["app_secrets"]),
+        token_command=tuple(read["tokens"]["command"] or ()) or None,
+        token_call=read["tokens"]["call"],
+        token_store_url=secrets["store_url"],
+        cache_namespace=read["tokens"]["namespace"],
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problem, remedy = f"cannot be read ({error.strerror})", "Name the file with --config"
+    except UnicodeDecodeError:
+        problem, remedy = "is not UTF-8 text", "Save it as UTF-8"
+    except tomllib.TOMLDecodeError as error:
+        problem, remedy = f"is not TOML: {error}", "Correct that line"
+    raise ConfigError(str(path), problem, remedy=remedy)
+
+
+def _secret(
+    path: Path, name: str, tokens: Mapping[str, Any], environment: Mapping[str, str]
+) -> Secret | None:
+    """The secret that the file names, from where it is named."""
+    reference = tokens[name]
+    if reference is None:
+        return None
+    key = f"{path}: [tokens] {name}"
+    if (variable := reference.get("env")) is not None:
+        if not environment.get(variable, "").strip():
+            raise ConfigError(
+                key, f"names {variable}, which is not set in the environment", remedy="Export it"
+            )
+        return Secret(environment[variable].strip())
+    try:
+        return Secret((path.parent / reference["file"]).read_text(encoding="utf-8").strip())
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except ValueError:  # not UTF-8, or nothing
+        problem = "holds no text"
+    raise ConfigError(key, f"names {reference['file']!r}, which {problem}", remedy="Fix the path")
+
+
+def _check_tokens(
+    path: Path, read: Mapping[str, Any], secrets: Mapping[str, Secret | None]
+) -> None:
+    tokens = read["tokens"]
+    if (tokens["component_appid"] is None) != (secrets["component_secret"] is None):
+        raise ConfigError(
+            f"{path}: [tokens] component_secret",
+            "and component_appid need each other",
+            remedy="Give both, or neither",
+        )
+    ways = tokens["component_appid"], tokens["command"], secrets["app_secrets"]
+    if not any(way is not None for way in ways):
+        raise ConfigError(
+            f"{path}: [tokens]",
+            "says nothing of where access tokens come from",
+            remedy="Give component_appid with component_secret, or app_secrets, or command",
+        )
+    if read["apps"].get("authorized") and tokens["component_appid"] is None:
+        raise ConfigError(
+            f"{path}: [apps] authorized",
+            "is the list of a third-party platform, and none is given",
+            remedy="Give component_appid and component_secret in [tokens]",
+        )
+
+
+def _app_secrets(path: Path, packed: Secret | None) -> dict[str, Secret]:
+    if packed is None:
+        return {}
+    try:
+        return {
+            appid: Secret(secret) for appid, secret in dict(json.loads(packed.reveal())).items()
+        }
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise ConfigError(
+        f"{path}: [tokens] app_secrets",
+        "does not lead to JSON of appid and AppSecret",
+        remedy='Write {"wx…": "its AppSecret"} there',
+    )

@@ -1,0 +1,139 @@
+"""What became of each app of a fleet, and all of them by cause."""
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from prefetch_kit.errors import (
+    GuardRefused,
+    NotAuthorized,
+    NotConfirmed,
+    OutcomeUnknown,
+    PlanStale,
+    PrefetchKitError,
+    Refused,
+    TokenSourceError,
+)
+from prefetch_kit.registrar.plan import Plan
+
+# Left: begun when the fleet stopped, and nothing was sent for it.
+FleetOutcome = Literal["done", "failed", "deferred", "left"]
+
+_EXAMPLES: Final = 3
+_MOST_CAUSES: Final = 100
+# No mini program, not allowed to use the API, not authorized, and authorized without it.
+_ITS_OWN: Final = frozenset({40166, 48001, 61003, 61007})
+_WHY: Final = {
+    "change": "to change",
+    "drift": "drifted: WeChat no longer holds what was read back last",
+    "both": "drifted, and to change",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One app: what was planned for it, if it came so far, and why it is not done, if it is not."""
+
+    appid: str
+    outcome: FleetOutcome
+    cause: str
+    plan: Plan | None = None
+    errcode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an error means for its app; with `delay_s` it may be tried again after that."""
+
+    outcome: FleetOutcome
+    cause: str
+    delay_s: float | None = None
+    errcode: int | None = None
+
+
+@dataclass(slots=True)
+class Group:
+    """All apps with one outcome and one cause."""
+
+    outcome: FleetOutcome
+    cause: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Tally:
+    """Counts by cause, of which there are few; not by app. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str], Group] = {}
+
+    def add(self, appid: str, outcome: FleetOutcome, cause: str) -> None:
+        if (outcome, cause) not in self._groups and len(self._groups) >= _MOST_CAUSES:
+            cause = "other causes"
+        group = self._groups.setdefault((outcome, cause), Group(outcome, cause))
+        group.count += 1
+        if len(group.examples) < _EXAMPLES:
+            group.examples.append(appid)
+            group.examples.sort()
+
+    def __getitem__(self, outcome: FleetOutcome) -> int:
+        return sum(group.count for group in self._groups.values() if group.outcome == outcome)
+
+    def groups(self) -> list[Group]:
+        """The largest first, and always in the same order: who was quicker says nothing."""
+        return sorted(self._groups.values(), key=lambda g: (-g.count, g.outcome, g.cause))
+
+
+def done_cause(plan: Plan, *, sent: bool) -> str:
+    """In a few words, what was done, or would be, for an app that is well."""
+    if not plan.changes:
+        return "nothing to do"
+    if sent:
+        return "set and read back"
+    guards = sorted({f"--allow-{change.guard}" for change in plan.changes if change.guard})
+    needs = f", needs {' and '.join(guards)}" if guards else ""
+    causes = {change.cause for change in plan.changes}
+    why = _WHY["both" if len(causes) > 1 else causes.pop()]
+    return f"{why}{needs}"
+
+
+def is_of_the_account(error: PrefetchKitError) -> bool:
+    """Whether an error says something of one account, and so nothing of the others."""
+    if isinstance(error, Refused):
+        return error.errcode in _ITS_OWN
+    return isinstance(error, NotAuthorized)
+
+
+def judge(error: PrefetchKitError, *, tries: int) -> Verdict:
+    """What becomes of an app after an error, if it was tried so often before."""
+    match error:
+        case Refused():
+            return _judge_refused(error, tries)
+        case OutcomeUnknown():
+            return Verdict("failed", f"{error.action}: {error.cause}", _jitter(tries))
+        case NotConfirmed():
+            return Verdict("failed", "read back, WeChat holds something else", _jitter(tries))
+        case GuardRefused():
+            return Verdict("failed", f"it {error.reason}: needs {error.flag}")
+        case PlanStale():
+            return Verdict("failed", "WeChat changed since the plan was made")
+        case TokenSourceError():
+            return Verdict("failed", f"no access token: {error.problem}. {error.remedy}")
+        case _:
+            return Verdict("failed", str(error).rstrip("."))
+
+
+def _judge_refused(error: Refused, tries: int) -> Verdict:
+    cause = f"{error.errcode}, {error.meaning}. {error.remedy}"
+    if error.kind == "transient":
+        return Verdict("failed", cause, _jitter(tries), error.errcode)
+    if error.kind == "quota_minute":
+        delay_s = 60 - time.time() % 60 + random.uniform(0, 5) if tries == 0 else None
+        return Verdict("deferred", cause, delay_s, error.errcode)
+    outcome: FleetOutcome = "deferred" if error.kind == "quota_day" else "failed"
+    return Verdict(outcome, cause, errcode=error.errcode)
+
+
+def _jitter(tries: int) -> float:
+    return random.uniform(0, 2.0**tries)  # all of it random, so that a fleet spreads out

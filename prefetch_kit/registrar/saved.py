@@ -1,0 +1,184 @@
+"""Plans kept in a file: lines of JSON, the last of which tells whether all of them are there."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+from marshmallow import Schema, ValidationError, fields, validate
+
+from prefetch_kit.addresses import public_url_problem
+from prefetch_kit.errors import PlanUnusable, UrlRefused
+from prefetch_kit.registrar.plan import Change, guard_of, has_source
+from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.settings import KINDS, FetchSetting
+
+_TYPE: Final = "prefetch_kit plan"
+_VERSION: Final = 1
+# One app's line, with two changes of the longest URLs, has a tenth of this.
+_LONGEST_LINE: Final = 65_536
+
+SavedPlan = tuple[str, tuple[Change, ...]]
+
+
+def change_fields(change: Change) -> dict[str, object]:
+    """A change as plain JSON values."""
+    return {
+        "kind": change.kind,
+        "before": change.before.to_dict(),
+        "after": change.after.to_dict(),
+        "guard": change.guard,
+        "note": change.note,
+    }
+
+
+def read_changes(plain: Any) -> tuple[Change, ...]:
+    """What `change_fields` gave for each of several. Raises ValueError."""
+    try:
+        loaded = _ChangeSchema(many=True).load(plain)
+    except ValidationError as error:
+        raise ValueError(str(error)) from None
+    return tuple(_change(each) for each in loaded)
+
+
+def check_directory(path: Path) -> None:
+    """Raises `PlanUnusable` where no plan can be saved, before anybody makes one."""
+    if not path.parent.is_dir():
+        raise PlanUnusable(str(path), f"it cannot be written ({path.parent} is no directory)")
+
+
+def write_plans(path: Path, plans: Iterable[SavedPlan], *, place: str, unread: int = 0) -> str:
+    """Write the plans of several apps, and return their fingerprint.
+
+    `place` names the WeChat they are for, `unread` counts the apps that could not be read. The
+    file is there whole or not at all. Raises `PlanUnusable` where it cannot be written.
+    """
+    try:
+        handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                fingerprint = _write(file, plans, place, unread)
+                file.flush()
+                os.fsync(handle)
+            os.replace(written, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(written)
+            raise
+    except OSError as error:
+        raise PlanUnusable(str(path), f"it cannot be written ({error.strerror})") from error
+    return fingerprint
+
+
+def read_plans(
+    path: Path, *, place: str, at_end: Callable[[int], object] = lambda _: None
+) -> Iterator[SavedPlan]:
+    """Each app's changes. Send none before the end, where it shows whether all of them are there.
+
+    There `at_end` is told how many apps the plan lacks because they could not be read.
+    Raises `PlanUnusable` for a file that is damaged, cut short, or for another WeChat, and
+    `UrlRefused`.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            at_end((yield from _read(file, path, place)))
+    except OSError as error:
+        raise PlanUnusable(str(path), f"it cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise PlanUnusable(str(path), "it is not text") from None
+
+
+def _write(file: IO[str], plans: Iterable[SavedPlan], place: str, unread: int) -> str:
+    digest, apps = hashlib.sha256(), 0
+
+    def put(record: dict[str, object]) -> None:
+        line = json.dumps(record) + "\n"
+        digest.update(line.encode())
+        file.write(line)
+
+    put({"type": _TYPE, "version": _VERSION, "place": place})
+    for appid, changes in plans:
+        put({"appid": appid, "changes": [change_fields(change) for change in changes]})
+        apps += 1
+    end = _end(digest, apps, unread)
+    file.write(json.dumps(end) + "\n")
+    return str(end["fingerprint"])
+
+
+def _end(digest: "hashlib._Hash", apps: int, unread: object) -> dict[str, object]:
+    """The closing line; its fingerprint is that of its numbers too."""
+    numbers: dict[str, object] = {"apps": apps, "unread": unread}
+    digest.update(json.dumps(numbers).encode())
+    return numbers | {"fingerprint": digest.hexdigest()}
+
+
+def _read(file: IO[str], path: Path, place: str) -> Generator[SavedPlan, None, int]:
+    first = file.readline(_LONGEST_LINE)
+    _check_header(_object(first), path, place)
+    digest, apps = hashlib.sha256(first.encode()), 0
+    while line := file.readline(_LONGEST_LINE):
+        record = _object(line)
+        if "fingerprint" in record:
+            unread = record.get("unread")
+            if record != _end(digest, apps, unread) or type(unread) is not int or file.read(1):
+                raise PlanUnusable(str(path), "its fingerprint is not that of its content")
+            return unread
+        digest.update(line.encode())
+        apps += 1
+        yield _saved(record, path)
+    raise PlanUnusable(str(path), "its end is missing")
+
+
+def _check_header(header: dict[str, Any], path: Path, place: str) -> None:
+    if header.get("type") != _TYPE or header.get("version") != _VERSION:
+        raise PlanUnusable(str(path), "it is no plan of this version of prefetch_kit")
+    if header.get("place") != place:
+        raise PlanUnusable(str(path), f"it is for {header.get('place')!r}, and this is {place!r}")
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _saved(record: dict[str, Any], path: Path) -> SavedPlan:
+    appid = record.get("appid")
+    if not isinstance(appid, str) or not APPID_SHAPE.match(appid):
+        raise PlanUnusable(str(path), "it is damaged")
+    try:
+        changes = read_changes(record.get("changes"))
+    except ValueError:
+        raise PlanUnusable(str(path), f"what it says of {appid} is damaged") from None
+    if len({change.kind for change in changes}) != len(changes):
+        raise PlanUnusable(str(path), f"it has one kind of pull twice for {appid}")
+    for change in changes:
+        if not has_source(change.after):
+            raise PlanUnusable(str(path), f"it names no whole source for {appid}")
+        if change.after.source == "server" and (
+            problem := public_url_problem(change.after.url or "")
+        ):
+            raise UrlRefused(change.after.url or "", problem[0], remedy=problem[1])
+    return appid, changes
+
+
+def _change(loaded: dict[str, Any]) -> Change:
+    before, after = (FetchSetting.from_dict(loaded[name]) for name in ("before", "after"))
+    # What the file says of the guard is for people: who can write it could lift it.
+    return Change(loaded["kind"], before, after, guard_of(before, after), loaded["note"])
+
+
+class _ChangeSchema(Schema):
+    kind = fields.String(required=True, validate=validate.OneOf(KINDS))
+    before = fields.Dict(required=True)
+    after = fields.Dict(required=True)
+    guard = fields.String(
+        required=True, allow_none=True, validate=validate.OneOf(["disable", "takeover", None])
+    )
+    note = fields.String(required=True, allow_none=True)

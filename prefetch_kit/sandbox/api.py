@@ -1,0 +1,259 @@
+"""api.weixin.qq.com, as far as the kit calls it, as a WSGI application."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from werkzeug.wrappers import Response
+
+from prefetch_kit.sandbox.call import Call
+from prefetch_kit.sandbox.component_api import ComponentApi
+from prefetch_kit.sandbox.components import Components
+from prefetch_kit.sandbox.credentials import OVERLAP_S, AccessToken
+from prefetch_kit.sandbox.domain_api import DomainApi
+from prefetch_kit.sandbox.errors import ApiError
+from prefetch_kit.sandbox.faults import Fault, hang_up, pause, spoil
+from prefetch_kit.sandbox.platform import DENIALS, MINIPROGRAM
+from prefetch_kit.sandbox.settings import HALVES, parse_half, shown
+from prefetch_kit.sandbox.state import App, LoggedRequest
+from prefetch_kit.sandbox.third_party import FETCH_PERMISSION, Component
+
+
+class Api:
+    """Answers like the platform: always 200 with JSON, refusals too; 404 off its paths."""
+
+    def __init__(self, platform: Components) -> None:
+        self._platform = platform
+        self._component_api = ComponentApi(platform)
+        self._calls: dict[str, Callable[[Call], dict[str, object]]] = {
+            "/cgi-bin/token": self._token,
+            "/cgi-bin/stable_token": self._stable_token,
+            "/sns/jscode2session": self._jscode2session,
+            "/sns/component/jscode2session": self._component_jscode2session,
+            "/wxa/fetchdatasetting": self._fetchdatasetting,
+            **self._component_api.calls,
+        }
+        self._unlocked = DomainApi(platform, self._platform_of, self._merchant_of).calls
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        call = Call(environ)
+        with self._platform.lock:
+            fault = self._platform.state.faults.take(path=call.path, action=call.action)
+        response = self._answer(call) if fault is None else self._spoil(call, fault, environ)
+        return response(environ, start_response)
+
+    def _answer(self, call: Call) -> Response:
+        answer = self._calls.get(call.path)
+        unlocked = self._unlocked.get(call.path)
+        try:
+            if answer is not None:
+                with self._platform.lock:
+                    body = answer(call)
+            elif unlocked is not None:
+                body = unlocked(call)
+            else:
+                return self._refuse(call, 40066, "invalid url", status=404)
+        except ApiError as refusal:
+            return self._refuse(call, refusal.errcode, refusal.errmsg)
+        self._record(call, errcode=0)
+        return _json(body)
+
+    def _refuse(self, call: Call, errcode: int, errmsg: str, *, status: int = 200) -> Response:
+        self._record(call, errcode=errcode)
+        return _json({"errcode": errcode, "errmsg": f"{errmsg} rid: {_rid()}"}, status=status)
+
+    def _spoil(self, call: Call, fault: Fault, environ: WSGIEnvironment) -> Response:
+        if fault.kind == "errcode":
+            return self._refuse(call, fault.errcode, fault.errmsg)
+        connection = environ["werkzeug.socket"]
+        if fault.kind == "delay":
+            if pause(connection, fault.delay_s):
+                hang_up(connection)
+            return self._answer(call)
+        if fault.kind == "lose":
+            self._answer(call)
+            hang_up(connection)
+        self._record(call, errcode=None)
+        if fault.kind not in ("raw", "redirect"):
+            spoil(fault, connection)
+        if fault.kind == "redirect":
+            return Response(status=307, headers={"Location": fault.location})
+        return Response(fault.body, fault.status, dict(fault.headers))
+
+    def _record(self, call: Call, *, errcode: int | None) -> None:
+        # Any other path may be a mistyped URL with a token in it.
+        is_known = call.path in self._calls or call.path in self._unlocked
+        path = call.path if is_known else "(unknown path)"
+        platform = self._platform
+        logged = LoggedRequest(
+            call.method, path, call.action, call.appid, errcode, call.shown(), platform.now()
+        )
+        with platform.lock:
+            platform.state.requests.append(logged)
+        asked = [call.method, path, repr(call.action) if call.action else None, call.appid]
+        outcome = "no readable answer" if errcode is None else f"errcode {errcode}"
+        platform.tell(f"{' '.join(filter(None, asked))}: {outcome}")
+
+    def _token(self, call: Call) -> dict[str, object]:
+        if call.method != "GET":
+            raise ApiError(43001)
+        app = self._account(call, call.args, grant_type="client_credential")
+        self._spend("token", app.appid, per_day=self._platform.switches.token_per_day)
+        now = self._platform.now()
+        tokens = self._platform.state.tokens
+        token = tokens.replace(app.appid, line="plain", now=now, overlap_s=OVERLAP_S)
+        return _issued(token, now=now)
+
+    def _stable_token(self, call: Call) -> dict[str, object]:
+        body = call.posted()
+        app = self._account(call, body, grant_type="client_credential")
+        forced = body.get("force_refresh", False)
+        if not isinstance(forced, bool):
+            raise ApiError(47001, "force_refresh must be a boolean")
+        switches = self._platform.switches
+        self._spend(
+            "stable_token",
+            app.appid,
+            per_minute=switches.stable_token_per_minute,
+            per_day=switches.stable_token_per_day,
+        )
+        if forced:
+            self._spend("force_refresh", app.appid, per_day=switches.force_refresh_per_day)
+        now, tokens = self._platform.now(), self._platform.state.tokens
+        give = tokens.force if forced else tokens.stable
+        return _issued(give(app.appid, now=now), now=now)
+
+    def _jscode2session(self, call: Call) -> dict[str, object]:
+        if call.method != "GET":
+            raise ApiError(43001)
+        return self._session(call, self._account(call, call.args, grant_type="authorization_code"))
+
+    def _component_jscode2session(self, call: Call) -> dict[str, object]:
+        if call.method != "GET":
+            raise ApiError(43001)
+        if call.args.get("grant_type") != "authorization_code":
+            raise ApiError(40002)
+        given = call.args.get("component_appid")
+        component = self._component_api.authorized(call.args, given)
+        appid = call.args.get("appid", "")
+        component.find_authorization(appid)
+        call.appid = appid
+        return self._session(call, self._platform.app(appid))
+
+    def _session(self, call: Call, app: App) -> dict[str, object]:
+        js_code = call.args.get("js_code", "")
+        if not js_code:
+            raise ApiError(41008)
+        code = self._platform.state.codes.find(js_code, appid=app.appid)
+        per_minute = self._platform.switches.login_per_minute
+        self._spend("login", app.appid, code.openid, per_minute=per_minute)
+        code.use(now=self._platform.now())
+        user = app.users[code.openid]
+        if user.blocked:
+            raise ApiError(40226)
+        session: dict[str, object] = {"openid": user.openid, "session_key": _session_key()}
+        return session if user.unionid is None else {**session, "unionid": user.unionid}
+
+    def _fetchdatasetting(self, call: Call) -> dict[str, object]:
+        app = self._authorized(call)
+        body = call.posted()
+        if app.kind != MINIPROGRAM:
+            raise ApiError(40166)
+        ok: dict[str, object] = {"errcode": 0, "errmsg": "ok"}
+        if call.action == "get":
+            return {**ok, **shown(app.settings)}
+        half = HALVES.get(call.action or "")
+        if half is None:
+            raise ApiError(9410013)
+        stored = parse_half(half, body, domains=self._platform.accepted(app))
+        kept = {name: value for name, value in app.settings.items() if name not in half}
+        app.settings = {**kept, **stored}
+        return ok
+
+    def _account(self, call: Call, given: Mapping[str, object], *, grant_type: str) -> App:
+        """The app whose appid and secret were given."""
+        if given.get("grant_type") != grant_type:
+            raise ApiError(40002)
+        if not given.get("appid"):
+            raise ApiError(41002)
+        app = self._platform.state.apps.get(str(given["appid"]))
+        if app is None:
+            raise ApiError(40013)
+        call.appid = app.appid
+        if not given.get("secret"):
+            raise ApiError(41004)
+        if grant_type == "client_credential":
+            _refuse_denied(app, "token")
+        if given["secret"] != app.secret:
+            raise ApiError(40125)
+        return app
+
+    def _authorized(self, call: Call) -> App:
+        """The app whose access token was given, for its settings."""
+        switches = self._platform.switches
+        app = self._bearer(call, "fetchdatasetting", own_token=switches.own_token_accepted)
+        self._spend(
+            "fetchdatasetting",
+            app.appid,
+            per_minute=switches.fetchdatasetting_per_minute,
+            per_day=switches.fetchdatasetting_per_day,
+        )
+        return app
+
+    def _platform_of(self, call: Call) -> Component:
+        component = self._component_api.bearer(call.args)
+        call.appid = component.appid
+        return component
+
+    def _merchant_of(self, call: Call) -> App:
+        # The pages of these calls know of no account but a third-party platform.
+        return self._bearer(call, "webviewdomain", own_token=False)
+
+    def _bearer(self, call: Call, api: str, *, own_token: bool) -> App:
+        platform = self._platform
+        token = call.args.get("access_token", "")
+        found = platform.state.tokens.find(token, now=platform.now())
+        call.appid = found.appid
+        if found.line == "component":
+            raise ApiError(61015)
+        app = platform.app(call.appid)
+        _refuse_denied(app, api)
+        if found.component is not None:
+            self._refuse_ungranted(found.component, app.appid)
+        elif not own_token:
+            raise ApiError(48001)
+        return app
+
+    def _refuse_ungranted(self, component: str, appid: str) -> None:
+        granted = self._platform.component(component).find_authorization(appid)
+        if FETCH_PERMISSION not in granted.permissions:
+            raise ApiError(61007)
+
+    def _spend(self, *name: str, per_minute: int | None = None, per_day: int | None = None) -> None:
+        platform = self._platform
+        platform.state.quotas.spend(
+            *name, now=platform.now(), per_minute=per_minute, per_day=per_day
+        )
+
+
+def _refuse_denied(app: App, call: str) -> None:
+    if app.denied is not None and call in DENIALS[app.denied]:
+        raise ApiError(app.denied)
+
+
+def _issued(token: AccessToken, *, now: float) -> dict[str, object]:
+    return {"access_token": token.value, "expires_in": int(token.expires_at - now)}
+
+
+def _session_key() -> str:
+    return secrets.token_urlsafe(16) + "=="
+
+
+def _rid() -> str:
+    return f"{int(time.time()):08x}-{secrets.token_hex(4)}-{secrets.token_hex(4)}"
+
+
+def _json(body: Mapping[str, object], *, status: int = 200) -> Response:
+    return Response(json.dumps(body), status, content_type="application/json; encoding=utf-8")

@@ -1,0 +1,133 @@
+"""The calls a third-party platform makes: tickets for tokens, codes and refresh tokens for more.
+
+Pages: developers.weixin.qq.com/doc/oplatform/openApi/ticket-token/ and
+/doc/oplatform/openApi/authorization-management/api_getauthorizerlist.html.
+"""
+
+from collections.abc import Callable, Mapping
+
+from prefetch_kit.sandbox.call import Call
+from prefetch_kit.sandbox.components import Components
+from prefetch_kit.sandbox.credentials import AccessToken
+from prefetch_kit.sandbox.errors import ApiError
+from prefetch_kit.sandbox.third_party import Authorization, Component
+
+_MAX_LISTED = 500
+_PREFIX = "/cgi-bin/component/"
+
+
+class ComponentApi:
+    """Answers to calls whose lock is held and whose path is one of `calls`."""
+
+    def __init__(self, platform: Components) -> None:
+        self._platform = platform
+        self.calls: dict[str, Callable[[Call], dict[str, object]]] = {
+            f"{_PREFIX}api_component_token": self._component_token,
+            f"{_PREFIX}api_query_auth": self._query_auth,
+            f"{_PREFIX}api_authorizer_token": self._authorizer_token,
+            f"{_PREFIX}api_get_authorizer_list": self._authorizer_list,
+        }
+
+    def authorized(self, query: Mapping[str, str], component_appid: object) -> Component:
+        """The platform whose component token is in the query, and whose appid was given."""
+        component = self.bearer(query)
+        if component_appid != component.appid:
+            raise ApiError(61011)
+        return component
+
+    def bearer(self, query: Mapping[str, str]) -> Component:
+        """The platform whose component token is in the query."""
+        value = query.get("component_access_token") or query.get("access_token", "")
+        token = self._platform.state.tokens.find(value, now=self._platform.now())
+        if token.line != "component":
+            raise ApiError(61014)
+        return self._admitted(token.appid)
+
+    def _admitted(self, appid: str) -> Component:
+        component = self._platform.component(appid)
+        if component.denied is not None:
+            raise ApiError(component.denied)
+        return component
+
+    def _component_token(self, call: Call) -> dict[str, object]:
+        body, now = call.posted(), self._platform.now()
+        appid = body.get("component_appid")
+        if not isinstance(appid, str) or appid not in self._platform.state.components:
+            raise ApiError(61011)
+        call.appid = appid
+        component = self._admitted(appid)
+        if body.get("component_appsecret") != component.secret:
+            raise ApiError(40125)
+        component.check_ticket(str(body.get("component_verify_ticket")), now=now)
+        token = self._issue(appid, component=None, now=now)
+        return {"component_access_token": token.value, "expires_in": int(token.expires_at - now)}
+
+    def _query_auth(self, call: Call) -> dict[str, object]:
+        body = call.posted()
+        component = self.authorized(call.args, body.get("component_appid"))
+        code = component.find_code(str(body.get("authorization_code")))
+        code.use(now=self._platform.now())
+        call.appid = code.appid
+        authorization = component.find_authorization(code.appid)
+        authorization.was_queried = True
+        info = {
+            "authorizer_appid": code.appid,
+            **self._given(component, code.appid, authorization.refresh_token),
+            "func_info": [{"funcscope_category": {"id": n}} for n in authorization.permissions],
+        }
+        return {"authorization_info": info}
+
+    def _authorizer_token(self, call: Call) -> dict[str, object]:
+        body = call.posted()
+        component = self.authorized(call.args, body.get("component_appid"))
+        appid, switches = str(body.get("authorizer_appid")), self._platform.switches
+        authorization = component.find_authorization(appid)
+        call.appid = appid
+        refresh_token = authorization.renew(
+            str(body.get("authorizer_refresh_token")),
+            now=self._platform.now(),
+            rotates=switches.refresh_token_rotates,
+            grace_s=switches.refresh_token_grace_s,
+        )
+        return self._given(component, appid, refresh_token)
+
+    def _authorizer_list(self, call: Call) -> dict[str, object]:
+        body = call.posted()
+        component = self.authorized(call.args, body.get("component_appid"))
+        call.appid = component.appid
+        offset, count = body.get("offset"), body.get("count")
+        if type(offset) is not int or type(count) is not int:
+            raise ApiError(47001, "offset and count must be numbers")
+        if offset < 0 or not 1 <= count <= _MAX_LISTED:
+            raise ApiError(47001, f"count must be from 1 to {_MAX_LISTED}")
+        granted = list(component.authorizations.items())
+        page = [self._listed(*each) for each in granted[offset : offset + count]]
+        return {"total_count": len(granted), "list": page}
+
+    def _listed(self, appid: str, authorization: Authorization) -> dict[str, object]:
+        shows = self._platform.switches.listed_refresh_tokens
+        given: dict[str, object] = {
+            "authorizer_appid": appid,
+            "auth_time": int(authorization.authorized_at),
+        }
+        if shows == "always" or (shows == "queried" and authorization.was_queried):
+            given["refresh_token"] = authorization.refresh_token
+        return given
+
+    def _given(self, component: Component, appid: str, refresh_token: str) -> dict[str, object]:
+        now = self._platform.now()
+        token = self._issue(appid, component=component.appid, now=now)
+        return {
+            "authorizer_access_token": token.value,
+            "expires_in": int(token.expires_at - now),
+            "authorizer_refresh_token": refresh_token,
+        }
+
+    def _issue(self, appid: str, *, component: str | None, now: float) -> AccessToken:
+        return self._platform.state.tokens.replace(
+            appid,
+            line="component" if component is None else "authorizer",
+            now=now,
+            overlap_s=self._platform.switches.component_token_overlap_s,
+            component=component,
+        )

@@ -1,0 +1,65 @@
+"""What is unknown about WeChat or differs between accounts, each with a cautious default."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Switches:
+    """How the played WeChat behaves. Assign to an attribute at any time; the next call obeys.
+
+    A quota of None is no quota.
+    """
+
+    own_token_accepted: bool = True
+    """fetchdatasetting takes a mini program's own token; otherwise it answers 48001."""
+    fetchdatasetting_per_minute: int | None = None
+    fetchdatasetting_per_day: int | None = None
+
+    token_per_day: int | None = 2_000
+    stable_token_per_minute: int | None = 10_000
+    stable_token_per_day: int | None = 500_000
+    force_refresh_per_day: int | None = 20
+    login_per_minute: int | None = 100
+    """jscode2session calls for one user."""
+
+    component_token_overlap_s: float = 0.0
+    """How long a token of the third-party chain stays good once the next one is given out."""
+    refresh_token_rotates: bool = True
+    """Each api_authorizer_token gives a new refresh token; otherwise it stays the same."""
+    refresh_token_grace_s: float = 0.0
+    """How long a refresh token stays good once it was replaced."""
+    listed_refresh_tokens: Literal["queried", "always", "never"] = "queried"
+    """Whether the authorizer list shows them: only after api_query_auth was called, as seen."""
+    ticket_every_s: float | None = 600.0
+    """How often a ticket is pushed by itself; None is never."""
+    push_deadline_s: float = 5.0
+    push_retries: int = 0
+    """Repeats, at once, of a push that was not answered with `success`."""
+
+    unproved_platform_domain: Literal["listed", "86103"] = "listed"
+    """How modify_wxa_jump_domain tells that a confirm file is not there: in the field for invalid
+    domains of a success, or by a refusal."""
+    apps_per_domain: int = 20
+    """How many mini programs a domain can be set for directly before it answers 506015."""
+
+    timestamp_unit: Literal["s", "ms"] = "ms"
+    custom_miniprogram_version: str | None = "1.0.0"
+    """Sent with a pre-fetch; None leaves it out, as QQ does."""
+    code_without_token: bool = True
+    """A pre-fetch for a user without a background token carries a login code."""
+    periodic_without_token: bool = False
+    """A user without a background token is pulled for periodically too."""
+
+    pull_deadline_s: float = 5.0
+    """From connecting to the last byte, repeats and redirects included; at most a day."""
+    pull_retries: int = 0
+    """Repeats after a connection that failed or broke."""
+    follows_redirects: bool = False
+    accept_encoding: Literal["identity", "gzip"] = "identity"
+    keeps_any_status: bool = False
+    """The body of an answer other than 200 is kept too."""
+    bytes_per_kb: Literal[1000, 1024] = 1024
+    """What the 256 KB a phone keeps are counted in."""
+    ios_time_stamp_unit: Literal["s", "ms"] = "ms"
+    """Seconds is what iOS clients before 8.0.27 hand out."""

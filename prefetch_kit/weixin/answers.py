@@ -1,0 +1,75 @@
+"""What came back from WeChat: strict reading, and text that is fit to be shown."""
+
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus
+
+from prefetch_kit.secret import Secret
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_ECHO_LENGTH = 8
+_READ_CHARS = 2000
+
+
+class UnreadableError(ValueError):
+    """The bytes are not an answer; the text says why and quotes nothing of them."""
+
+
+def parse(body: bytes) -> dict[str, object]:
+    """Read one JSON object, refusing whatever could be read in two ways.
+
+    One leading byte order mark is let through: it changes nothing about what follows.
+    Doubled keys, NaN, Infinity, and numbers and surrogates that nothing can write again are
+    refused at any depth. Raises UnreadableError.
+    """
+    try:
+        answer = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object)
+        # 1e999 has become an infinity, and half a surrogate pair fails wherever it is printed.
+        json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
+    # Bad UTF-8, bad JSON and integers of thousands of digits are ValueErrors.
+    except (ValueError, RecursionError):
+        raise UnreadableError("the answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise UnreadableError("the answer is not a JSON object")
+    return answer
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("doubled key")
+    return members
+
+
+def scrub(text: str, secrets: Iterable[Secret]) -> str:
+    """Foreign text without control characters and without any part of these secrets.
+
+    A part is any run of 8 characters of a secret, plain or percent-encoded, in either case,
+    so that an echo that was cut short is covered too. Only the first 2000 characters stay.
+    """
+    shown = _CONTROL.sub(" ", text[:_READ_CHARS])
+    forms = [form for secret in secrets for form in _forms(secret)]
+    folded = _fold(shown)
+    hidden = [False] * len(shown)
+    for form in forms:
+        width = min(_ECHO_LENGTH, len(form))
+        for start in range(len(shown) - width + 1):
+            if folded[start : start + width] in form:
+                hidden[start : start + width] = [True] * width
+    masked = "".join("\0" if hide else char for char, hide in zip(shown, hidden, strict=True))
+    return re.sub("\0+", "***", masked).strip()
+
+
+def _forms(secret: Secret) -> set[str]:
+    return {
+        _fold(secret.reveal()),
+        _fold(quote(secret.reveal())),
+        _fold(quote(secret.reveal(), safe="")),
+        _fold(quote_plus(secret.reveal())),
+    }
+
+
+def _fold(text: str) -> str:
+    # Not str.lower(): that may change the length, and positions are compared.
+    return "".join(char.lower() if char.isascii() else char for char in text)

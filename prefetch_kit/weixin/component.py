@@ -1,0 +1,123 @@
+"""A third-party platform's own credentials: the ticket WeChat pushes, and the token it buys.
+
+developers.weixin.qq.com: the component_verify_ticket and getComponentAccessToken pages.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from prefetch_kit.errors import TokenSourceError
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.token_store import StoredToken, TokenStore
+from prefetch_kit.weixin.tokens import KeptToken, TokenSource, promised, read_token, with_token
+from prefetch_kit.weixin.transport import Transport
+
+TICKET_LASTS_S: Final = 12 * 3600
+_ACTION: Final = "api_component_token"
+
+
+class Tickets:
+    """The newest `component_verify_ticket`. Others are pushed each ten minutes."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self._store = store
+
+    def keep(self, ticket: Secret, *, pushed_at: float) -> None:
+        """Keep a pushed ticket, unless a newer one came before. Seconds of WeChat's clock."""
+        fresh = StoredToken(ticket, pushed_at + TICKET_LASTS_S)
+        with self._store.lock():
+            kept = self._store.load()
+            if kept is None or kept.expires_at < fresh.expires_at:
+                self._store.save(fresh)
+
+    def newest(self) -> Secret:
+        """Raises TokenSourceError where none came yet. Whether it is too old, WeChat says."""
+        kept = self._store.load()
+        if kept is None:
+            raise TokenSourceError(
+                "the third-party platform",
+                "no component_verify_ticket came yet",
+                remedy="WeChat pushes one each ten minutes to the platform's push URL "
+                "(授权事件接收URL): serve prefetch_kit.pushes there",
+            )
+        return kept.value
+
+
+class ComponentToken(KeptToken[StoredToken]):
+    """The `component_access_token`: bought with the ticket, kept in a store, good two hours."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        appid: str,
+        secret: Secret,
+        tickets: Tickets,
+        store: TokenStore,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(store, clock=clock)
+        self._transport = transport
+        self._appid = appid
+        self._secret = secret
+        self._tickets = tickets
+
+    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 - nothing of it is needed
+        asked_at = self._clock()
+        token = read_token(
+            self._transport.call(
+                _ACTION,
+                "POST",
+                f"/cgi-bin/component/{_ACTION}",
+                query={},
+                body={
+                    "component_appid": self._appid,
+                    "component_appsecret": self._secret,
+                    "component_verify_ticket": self._tickets.newest(),
+                },
+            ),
+            asked_at,
+            name="component_access_token",
+        )
+        return promised(_ACTION, token, what="component_access_token with its expires_in")
+
+
+class ComponentCalls:
+    """Calls that a third-party platform makes in its own name."""
+
+    def __init__(self, transport: Transport, appid: str, tokens: TokenSource) -> None:
+        self._transport = transport
+        self._appid = appid
+        self._tokens = tokens
+
+    def post(self, action: str, body: Mapping[str, object]) -> dict[str, object]:
+        """POST to `/cgi-bin/component/{action}`, with a renewed token if need be."""
+        return with_token(
+            self._tokens,
+            lambda token: self._transport.call(
+                action,
+                "POST",
+                f"/cgi-bin/component/{action}",
+                query={"component_access_token": token},
+                body={"component_appid": self._appid, **body},
+            ),
+        )
+
+    def login(self, appid: str, code: Secret) -> dict[str, object]:
+        """`/sns/component/jscode2session` for a user of a merchant's mini program."""
+        return with_token(
+            self._tokens,
+            lambda token: self._transport.call(
+                "component_jscode2session",
+                "GET",
+                "/sns/component/jscode2session",
+                query={
+                    "appid": appid,
+                    "js_code": code,
+                    "grant_type": "authorization_code",
+                    "component_appid": self._appid,
+                    "component_access_token": token,
+                },
+            ),
+        )

@@ -1,0 +1,288 @@
+"""Connections whose every wait ends together with the call they serve.
+
+A `requests` timeout starts anew with each byte, so a dripping server never meets it. Here each
+read, write, handshake and name lookup is given what is left of the call's own time instead.
+"""
+
+import ipaddress
+import json
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from http.client import HTTPResponse
+from typing import IO, Any, cast
+from urllib.parse import urlencode
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HeaderParsingError
+from urllib3.util.response import assert_header_parsing
+
+from prefetch_kit.addresses import is_public
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import UnreadableError
+
+_HEAD_BYTES = 2**20
+
+AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
+
+
+class NotPublicError(Exception):
+    """A name leads to an address that strangers must not make this machine connect to."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(address)
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One request on its way: its secrets and its end, kept out of everything requests sees.
+
+    `deadline_s` counts from the moment this is made. `max_bytes` is the longest body that is
+    wanted. `public_only` connects to nothing but public addresses. `sent` turns True when the
+    first byte of the request is handed to the socket. `address` is what was connected to, and
+    `certificate_ends` when what it showed does, in seconds since the epoch.
+    """
+
+    query: Mapping[str, str | Secret]
+    deadline_s: float
+    max_bytes: int
+    public_only: bool = False
+    started: float = field(default_factory=time.monotonic)
+    sent: bool = False
+    received: int = 0
+    address: str | None = None
+    certificate_ends: float | None = None
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def remaining_s(self) -> float:
+        left = self.deadline_s - self.elapsed_s()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def count_received(self, count: int) -> None:
+        """End a flood outside the body: heads, chunk extensions, trailers, a bad chunk size."""
+        self.received += count
+        # A body in chunks of one byte takes six times its length.
+        if self.received > 8 * self.max_bytes + _HEAD_BYTES:
+            raise UnreadableError("the answer does not end")
+
+
+# Not a threading.local: one made before gevent patches the process is shared by its greenlets.
+OUTGOING: ContextVar[Outgoing] = ContextVar("prefetch_kit_outgoing")
+
+
+class JsonBody:
+    """A JSON body that reveals its secrets only while it is being sent."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = fields
+
+    def __len__(self) -> int:
+        return len(_json_bytes(self._fields))
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield _json_bytes(self._fields)
+
+
+def _json_bytes(fields: Mapping[str, object]) -> bytes:
+    return json.dumps(dict(fields), ensure_ascii=False, default=_reveal).encode()
+
+
+def _reveal(value: object) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{type(value).__name__} is not part of JSON")
+
+
+class DeadlineSocket(socket.socket):
+    """A socket that waits no longer than the call has left."""
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        outgoing = OUTGOING.get()
+        self.settimeout(outgoing.remaining_s())
+        received = super().recv_into(*args, **kwargs)
+        outgoing.count_received(received)
+        return received
+
+    def send(self, *args: Any, **kwargs: Any) -> int:
+        self.settimeout(OUTGOING.get().remaining_s())
+        return super().send(*args, **kwargs)
+
+    def sendall(self, *args: Any, **kwargs: Any) -> None:
+        outgoing = OUTGOING.get()
+        self.settimeout(outgoing.remaining_s())
+        outgoing.sent = True
+        super().sendall(*args, **kwargs)
+
+
+class DeadlineTLSSocket(DeadlineSocket, ssl.SSLSocket):
+    """The same over TLS, handshake included."""
+
+    def do_handshake(self, *args: Any, **kwargs: Any) -> None:
+        outgoing = OUTGOING.get()
+        self.settimeout(outgoing.remaining_s())
+        super().do_handshake(*args, **kwargs)
+        shown = cast("dict[str, str]", self.getpeercert() or {})
+        if "notAfter" in shown:
+            outgoing.certificate_ends = ssl.cert_time_to_seconds(shown["notAfter"])
+
+
+class _Head:
+    """The lines of a head. http.client takes the end of the connection for the end of the head."""
+
+    def __init__(self, lines: IO[bytes]) -> None:
+        self._lines = lines
+
+    def readline(self, limit: int) -> bytes:
+        line = self._lines.readline(limit)
+        if len(line) < limit and not line.endswith(b"\n"):
+            raise ConnectionAbortedError
+        return line
+
+
+class WholeResponse(HTTPResponse):
+    """An answer whose head came whole and can be parsed."""
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        answer = self.fp
+        self.fp = cast("Any", _Head(answer))
+        try:
+            super().begin(*args, **kwargs)
+        finally:
+            self.fp = answer
+        try:
+            assert_header_parsing(self.msg)
+        except HeaderParsingError:
+            # Left to urllib3, it is logged with what could not be parsed: an echo of ours, maybe.
+            raise UnreadableError("the head of the answer cannot be parsed") from None
+
+
+class DeadlineConnection(HTTPConnection):
+    """Dials under the deadline and adds the query below everything that logs URLs."""
+
+    response_class = WholeResponse
+    debuglevel = 0  # a process-wide http.client.HTTPConnection.debuglevel prints what is sent
+
+    def _new_conn(self) -> socket.socket:
+        return _dial(self._dns_host.strip("[]"), self.port or self.default_port)
+
+    def putrequest(
+        self,
+        method: str,
+        url: str,
+        skip_host: bool = False,  # noqa: FBT001, FBT002 - http.client's signature
+        skip_accept_encoding: bool = False,  # noqa: FBT001, FBT002 - same
+    ) -> None:
+        super().putrequest(method, _target(url), skip_host, skip_accept_encoding)
+
+
+class DeadlineTLSConnection(DeadlineConnection, HTTPSConnection):
+    """The same over TLS."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it may serve another request: nothing left over from the last one waits."""
+        # What is decrypted already does not make the socket readable.
+        return super().is_connected and not cast("ssl.SSLSocket", self.sock).pending()
+
+
+class PlainPool(HTTPConnectionPool):
+    ConnectionCls = DeadlineConnection
+
+
+class TLSPool(HTTPSConnectionPool):
+    ConnectionCls = DeadlineTLSConnection
+
+
+def _target(path: str) -> str:
+    query = OUTGOING.get().query
+    if not query:
+        return path
+    return f"{path}?{urlencode({name: _reveal(value) for name, value in query.items()})}"
+
+
+def _dial(host: str, port: int) -> socket.socket:
+    addresses = _resolve(host, port)
+    if OUTGOING.get().public_only:
+        # All of them, and these are connected to: asked again, a name could become another's.
+        _refuse_private(str(info[4][0]) for info in addresses)
+    for left in range(len(addresses), 1, -1):
+        try:
+            return _connect(addresses[-left], shared_by=left)
+        except OSError:
+            continue
+    return _connect(addresses[-1], shared_by=1)
+
+
+def _refuse_private(addresses: Iterable[str]) -> None:
+    for address in addresses:
+        if not is_public(address):
+            raise NotPublicError(address)
+
+
+def _connect(info: AddressInfo, *, shared_by: int) -> socket.socket:
+    """Connect to one address, leaving the addresses after it their share of the time."""
+    family, kind, proto, _, address = info
+    sock = DeadlineSocket(family, kind, proto)
+    try:
+        sock.settimeout(OUTGOING.get().remaining_s() / shared_by)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect(address)
+        OUTGOING.get().address = str(address[0])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _resolve(host: str, port: int) -> Sequence[AddressInfo]:
+    if host == "localhost":  # never asked of a name server, which could say anything
+        return [*_literal("127.0.0.1", port), *_literal("::1", port)]
+    if _is_address(host):
+        return _literal(host, port)
+    return _looked_up(host, port)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _literal(host: str, port: int) -> Sequence[AddressInfo]:
+    flags = socket.AI_NUMERICHOST
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+
+
+def _looked_up(host: str, port: int) -> Sequence[AddressInfo]:
+    """Ask the system's resolver, which knows no timeout, and stop listening at the deadline."""
+    answers: queue.SimpleQueue[Sequence[AddressInfo] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="prefetch-kit-dns", daemon=True).start()
+    try:
+        answer = answers.get(timeout=OUTGOING.get().remaining_s())
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

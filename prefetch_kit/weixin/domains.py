@@ -1,0 +1,219 @@
+"""Business domains (业务域名): what a host has to be before WeChat pulls from it.
+
+developers.weixin.qq.com/doc/oplatform/openApi/: thirdparty-management/domain-mgnt/ for a
+third-party platform's own ones, miniprogram-management/domain-management/ for a merchant's. Their
+calls can also overwrite and delete, and one with no action hands out every domain there is:
+nothing but `add` and `get` is ever sent from here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+from prefetch_kit.addresses import CONFIRM_FILE_CONTENT, CONFIRM_FILE_NAME, public_url_problem
+from prefetch_kit.errors import Refused, UrlRefused
+from prefetch_kit.weixin.errcodes import refusal
+from prefetch_kit.weixin.tokens import TokenSource, promised, with_token
+from prefetch_kit.weixin.transport import Transport
+
+_UNCHANGED: Final = 89019
+_NOT_PROVED: Final = 86103
+
+_Action = Literal["add", "get"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmFile:
+    """What WeChat wants to find at `https://{host}/{name}`, byte for byte; it is no secret."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class MiniProgramHosts:
+    """A mini program's business domains, by where they were set, and which of them count now."""
+
+    console: frozenset[str]
+    third: frozenset[str]
+    direct: frozenset[str]
+    effective: frozenset[str]
+
+
+class PlatformDomains:
+    """The business domains of a third-party platform; `tokens` gives the platform's own token.
+
+    Methods raise Refused, OutcomeUnknown and what the token source raises.
+    """
+
+    def __init__(self, transport: Transport, tokens: TokenSource) -> None:
+        self._transport = transport
+        self._tokens = tokens
+
+    def confirm_file(self) -> ConfirmFile:
+        """The file that every domain of the platform has to serve."""
+        return _confirm_file(self._post("get_domain_confirmfile", {}), "get_domain_confirmfile")
+
+    def hosts(self) -> frozenset[str]:
+        """The domains that merchants can use: the published ones, if the platform is published."""
+        read = _read(_JumpSchema(), self._change("get", {}))
+        lists = promised("modify_wxa_jump_domain", read, what="list of domains")
+        published: str | None = lists["published_wxa_jump_h5_domain"]
+        return _split(lists["testing_wxa_jump_h5_domain"] if published is None else published)
+
+    def add(self, host: str) -> None:
+        """Add a domain. Raises Refused with 86103 where its confirm file is not there.
+
+        Raises UrlRefused for what can be no business domain, before anything is sent.
+        """
+        _refuse_other_than_host(host)
+        # Left out, the platform's merchants would not get it before its next publication.
+        given = {"wxa_jump_h5_domain": host, "is_modify_published_together": True}
+        read = _read(_JumpSchema(), self._change("add", given))
+        if host in _split((read or {}).get("invalid_wxa_jump_h5_domain") or ""):
+            said = "among invalid_wxa_jump_h5_domain"
+            raise refusal("modify_wxa_jump_domain", _NOT_PROVED, said)
+
+    def _change(self, action: _Action, given: Mapping[str, object]) -> dict[str, object]:
+        return self._post("modify_wxa_jump_domain", {"action": action, **given})
+
+    def _post(self, name: str, body: Mapping[str, object]) -> dict[str, object]:
+        return _post(self._transport, self._tokens, f"/cgi-bin/component/{name}", body)
+
+
+class MiniProgramDomains:
+    """The business domains of one mini program; `tokens` gives its authorizer_access_token.
+
+    Methods raise as those of `PlatformDomains` do.
+    """
+
+    def __init__(self, transport: Transport, tokens: TokenSource) -> None:
+        self._transport = transport
+        self._tokens = tokens
+
+    def confirm_file(self) -> ConfirmFile:
+        """The file that a domain has to serve before it can be added directly."""
+        name = "get_webviewdomain_confirmfile"
+        return _confirm_file(self._post(name, {}), name)
+
+    def hosts(self) -> MiniProgramHosts:
+        """All of its domains."""
+        name = "get_effective_webviewdomain"
+        return MiniProgramHosts(**promised(name, _effective(self._post(name, {})), what="lists"))
+
+    def third(self) -> frozenset[str]:
+        """Those it has through the platform. Refused with 89231 for the account of a person."""
+        read = _read(_ThirdSchema(), self._change("setwebviewdomain", "get"))
+        return _bare(promised("setwebviewdomain", read, what="list of domains")["webviewdomain"])
+
+    def add(self, host: str) -> None:
+        """Give it a domain of the platform's, or one below such a domain; counts at once."""
+        try:
+            self._change("setwebviewdomain", "add", host)
+        except Refused as refused:
+            if refused.errcode != _UNCHANGED:
+                raise
+
+    def add_directly(self, host: str) -> None:
+        """Give it a domain that is none of the platform's; counts from its next release on.
+
+        Refused with 86103 where its confirm file is not there.
+        """
+        self._change("setwebviewdomain_directly", "add", host)
+
+    def _change(self, name: str, action: _Action, *hosts: str) -> dict[str, object]:
+        for host in hosts:
+            _refuse_other_than_host(host)
+        # A host without its scheme is refused as if it were none of the platform's.
+        given = {"webviewdomain": [f"https://{host}" for host in hosts]} if hosts else {}
+        return self._post(name, {"action": action, **given})
+
+    def _post(self, name: str, body: Mapping[str, object]) -> dict[str, object]:
+        return _post(self._transport, self._tokens, f"/wxa/{name}", body)
+
+
+def _post(
+    transport: Transport, tokens: TokenSource, path: str, body: Mapping[str, object]
+) -> dict[str, object]:
+    action = path.rpartition("/")[2]
+    return with_token(
+        tokens,
+        lambda token: transport.call(
+            action, "POST", path, query={"access_token": token}, body=body
+        ),
+    )
+
+
+def _refuse_other_than_host(host: str) -> None:
+    url = f"https://{host}"
+    problem = public_url_problem(url)
+    if problem is None and "/" in host:
+        problem = "it is more than a host", "Leave out the path"
+    if problem is not None:
+        raise UrlRefused(url, problem[0], remedy=problem[1])
+
+
+def _confirm_file(answer: Mapping[str, object], action: str) -> ConfirmFile:
+    read = _read(_FileSchema(), answer)
+    shown = promised(action, read, what="confirm file of a plain name and text")
+    return ConfirmFile(shown["file_name"], shown["file_content"])
+
+
+def _effective(answer: Mapping[str, object]) -> dict[str, frozenset[str]] | None:
+    read = _read(_EffectiveSchema(), answer)
+    return None if read is None else {name: _bare(urls) for name, urls in read.items()}
+
+
+def _bare(urls: list[str]) -> frozenset[str]:
+    return frozenset(url.removeprefix("https://").rstrip("/").lower() for url in urls)
+
+
+def _split(hosts: str) -> frozenset[str]:
+    return frozenset(filter(None, hosts.lower().split(";")))
+
+
+class _FileSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    file_name = fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_NAME))
+    file_content = fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_CONTENT))
+
+
+class _JumpSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    testing_wxa_jump_h5_domain = fields.String(load_default="")
+    published_wxa_jump_h5_domain = fields.String(load_default=None)
+    invalid_wxa_jump_h5_domain = fields.String(load_default="")
+
+
+def _hosts_field(name: str) -> "fields.List[str]":
+    return fields.List(fields.String(), data_key=name, load_default=list)
+
+
+class _ThirdSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    webviewdomain = _hosts_field("webviewdomain")
+
+
+class _EffectiveSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    console = _hosts_field("mp_webviewdomain")
+    third = _hosts_field("third_webviewdomain")
+    direct = _hosts_field("direct_webviewdomain")
+    effective = _hosts_field("effective_webviewdomain")
+
+
+def _read(schema: Schema, answer: Mapping[str, object]) -> dict[str, Any] | None:
+    try:
+        return dict(schema.load(answer))
+    except ValidationError:
+        return None

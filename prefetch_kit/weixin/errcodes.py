@@ -1,0 +1,223 @@
+"""What WeChat's error codes mean and what can be done about each."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from prefetch_kit.errors import DomainRefused, QuotaReached, Refused, SystemBusy, TokenRejected
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import scrub
+
+ErrcodeKind = Literal["transient", "renew", "quota_day", "quota_minute", "permanent"]
+
+_SHOWN_CHARS = 300
+_RID = re.compile(r"[\s,;]*\brid:\s*([0-9A-Za-z-]{1,64})\s*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Errcode:
+    """One row of the table: `remedy` is a sentence without its full stop."""
+
+    meaning: str
+    kind: ErrcodeKind
+    remedy: str
+
+
+_REPORT = "This is a fault of prefetch_kit: please report it with the rid"
+_RENEW = "Get a fresh access token; if this one is fresh, check that it belongs to this appid"
+_ALLOW_IP = "Add this machine's public address to the IP allow-list (IP白名单) of the app"
+_ASK_ADMIN = "An administrator of the app must confirm this machine's address in WeChat"
+_PERMISSION = "Let the merchant grant permission set 18, then authorize the platform again"
+_APP_KEY = "Check the app secret: it can be seen only when it is reset, under 开发管理"
+_APPID = "Check the appid and that the secret belongs to it"
+_AUTHORIZE = "Let the merchant authorize the platform"
+_NEXT_TICKET = (
+    "WeChat pushes a ticket each ten minutes: check that the push URL (授权事件接收URL) answers "
+    "success, and that api_start_push_ticket was called"
+)
+_NEW_AUTH_CODE = "Let the merchant authorize the platform again: its code works once, for an hour"
+_NEW_CODE = "Call wx.login again: a code works once, for five minutes"
+_OTHER_LIST = "the server domains (服务器域名) are another list"
+_PLATFORM_DOMAIN = (
+    "Add the host to the business domains (业务域名) of the third-party platform first, and write "
+    f"it with https:// for the mini program; {_OTHER_LIST}"
+)
+
+# developers.weixin.qq.com: getFetchdataSetting, getStableAccessToken, code2Session,
+# modifyJumpDomain, modifyJumpDomainDirectly,
+# /doc/oplatform/openApi/ticket-token/ and its table of common codes, and
+# /miniprogram/dev/framework/ability/pre-fetch.html
+ERRCODES: Mapping[int, Errcode] = MappingProxyType(
+    {
+        -1: Errcode("the system is busy", "transient", "Try again in a moment"),
+        40001: Errcode("the access token is wrong", "renew", _RENEW),
+        40002: Errcode("the grant type is wrong", "permanent", _REPORT),
+        40013: Errcode("the appid is wrong", "permanent", _APPID),
+        40014: Errcode("the access token is invalid", "renew", _RENEW),
+        40029: Errcode("the login code is wrong or expired", "permanent", _NEW_CODE),
+        40125: Errcode("the app secret is wrong", "permanent", _APP_KEY),
+        40163: Errcode("the login code was used before", "permanent", _NEW_CODE),
+        40164: Errcode("this machine's IP address is not allowed", "permanent", _ALLOW_IP),
+        40166: Errcode(
+            "the caller is not a mini program",
+            "permanent",
+            "Use the appid and token of a mini program, not of another kind of account",
+        ),
+        40226: Errcode(
+            "the user is blocked as high risk", "permanent", "Treat the user as not logged in"
+        ),
+        40243: Errcode(
+            "the app secret is frozen",
+            "permanent",
+            "Unfreeze or reset the secret on the WeChat platform",
+        ),
+        41001: Errcode("the access token is missing", "permanent", _REPORT),
+        41002: Errcode("the appid is missing", "permanent", _REPORT),
+        41004: Errcode("the app secret is missing", "permanent", _REPORT),
+        42001: Errcode("the access token has expired", "renew", _RENEW),
+        43002: Errcode("the call must be a POST", "permanent", _REPORT),
+        44002: Errcode("the body is empty", "permanent", _REPORT),
+        45009: Errcode(
+            "the daily quota is used up", "quota_day", "Wait until the quota is reset at midnight"
+        ),
+        45011: Errcode("too many calls in this minute", "quota_minute", "Wait for the next minute"),
+        47001: Errcode("the body is not JSON", "permanent", _REPORT),
+        48001: Errcode(
+            "the account may not use this API",
+            "permanent",
+            "Call with an authorizer_access_token, or ask WeChat to open the API to the account",
+        ),
+        61003: Errcode(
+            "the platform is not authorized by this account",
+            "permanent",
+            _AUTHORIZE,
+        ),
+        61004: Errcode("this machine's IP address is not allowed", "permanent", _ALLOW_IP),
+        61005: Errcode("the component_verify_ticket is too old", "permanent", _NEXT_TICKET),
+        61006: Errcode("the component_verify_ticket is wrong", "permanent", _NEXT_TICKET),
+        61007: Errcode("the merchant did not grant this API", "permanent", _PERMISSION),
+        61009: Errcode("the authorization code is wrong", "permanent", _NEW_AUTH_CODE),
+        61010: Errcode("the authorization code is used or too old", "permanent", _NEW_AUTH_CODE),
+        61011: Errcode(
+            "the appid is not that of the third-party platform",
+            "permanent",
+            "Check the component appid: it is the platform's own, not a merchant's",
+        ),
+        61014: Errcode(
+            "the call needs the third-party platform's own token",
+            "permanent",
+            "Check the component appid and where the token comes from",
+        ),
+        61015: Errcode(
+            "the call needs a merchant's token, not the third-party platform's",
+            "permanent",
+            "Use the authorizer_access_token of the mini program",
+        ),
+        61023: Errcode("the refresh token is wrong", "permanent", _AUTHORIZE),
+        89501: Errcode("this IP address waits for confirmation", "permanent", _ASK_ADMIN),
+        89503: Errcode("this IP address needs an administrator", "permanent", _ASK_ADMIN),
+        89506: Errcode(
+            "an administrator refused this IP address twice",
+            "permanent",
+            "Wait 24 hours, then have an administrator confirm the address",
+        ),
+        89507: Errcode(
+            "an administrator refused this IP address",
+            "permanent",
+            "Wait an hour, then have an administrator confirm the address",
+        ),
+        86103: Errcode(
+            "the confirm file (校验文件) of the domain is not there",
+            "permanent",
+            "Serve it at the root of the domain, byte for byte: a byte order mark, a redirect or "
+            "a login page in front of it are enough to spoil it",
+        ),
+        89019: Errcode(
+            "the business domains are so already", "permanent", "Nothing has to be done"
+        ),
+        89020: Errcode(
+            "the third-party platform has no business domains", "permanent", _PLATFORM_DOMAIN
+        ),
+        89021: Errcode(
+            "the host is not a business domain of the third-party platform",
+            "permanent",
+            _PLATFORM_DOMAIN,
+        ),
+        89029: Errcode(
+            "there are too many business domains",
+            "permanent",
+            "Take out business domains (业务域名) that are not used any more: 300 is the most",
+        ),
+        89231: Errcode(
+            "the mini program belongs to a person",
+            "permanent",
+            "WeChat gives business domains (业务域名) to companies only: use another account",
+        ),
+        506015: Errcode(
+            "the domain is bound to too many mini programs",
+            "permanent",
+            "Add it through the third-party platform (setwebviewdomain), or use another host",
+        ),
+        9410013: Errcode("the action is wrong", "permanent", _REPORT),
+        9410014: Errcode("the type of the source is wrong", "permanent", _REPORT),
+        9410016: Errcode(
+            "the URL's host is not a business domain",
+            "permanent",
+            "Add the host to the business domains (业务域名), first of the third-party platform, "
+            f"then of the mini program; {_OTHER_LIST}",
+        ),
+        9410017: Errcode(
+            "the environment or the function name is wrong",
+            "permanent",
+            "Check the cloud environment's id and the cloud function's name",
+        ),
+    }
+)
+
+_NOT_LISTED = Errcode(
+    "a code that is not in the table",
+    "permanent",
+    "Look the code up on developers.weixin.qq.com; the rid helps WeChat's support",
+)
+
+# These calls carry the app secret and no token: there 40001 is about the secret.
+_SECRET_CALLS = frozenset({"stable_token", "token", "jscode2session", "api_component_token"})
+
+_CLASSES: Mapping[ErrcodeKind, type[Refused]] = MappingProxyType(
+    {
+        "transient": SystemBusy,
+        "renew": TokenRejected,
+        "quota_day": QuotaReached,
+        "quota_minute": QuotaReached,
+        "permanent": Refused,
+    }
+)
+
+
+def refusal(action: str, errcode: int, errmsg: str, *, secrets: Iterable[Secret] = ()) -> Refused:
+    """The error for a refused call.
+
+    `errmsg` is foreign text: the rid is cut out of it, and control characters, the `secrets`
+    that were sent and all beyond 300 characters are taken away.
+    """
+    row = _row(action, errcode)
+    shown = scrub(errmsg, secrets)
+    error = DomainRefused if errcode == 9410016 else _CLASSES[row.kind]
+    found = _RID.search(shown)
+    return error(
+        action,
+        errcode=errcode,
+        errmsg=_RID.sub("", shown)[:_SHOWN_CHARS],
+        rid=found[1] if found else None,
+        kind=row.kind,
+        meaning=row.meaning,
+        remedy=row.remedy,
+    )
+
+
+def _row(action: str, errcode: int) -> Errcode:
+    if action in _SECRET_CALLS and errcode == 40001:
+        return ERRCODES[40125]
+    return ERRCODES.get(errcode, _NOT_LISTED)

@@ -1,0 +1,138 @@
+"""Sessions of requests that always verify, follow nothing and ignore the environment."""
+
+import os
+import ssl
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+
+from prefetch_kit.errors import ConfigError
+from prefetch_kit.weixin.connection import DeadlineTLSSocket, PlainPool, TLSPool
+
+
+class Sessions:
+    """The idle sessions of this process. Those that came with a fork are never used."""
+
+    def __init__(self, ca_file: str | None) -> None:
+        # A wrong file is found now; the usual certificates are slow to load and wait for a need.
+        self._tls = None if ca_file is None else _tls_context(ca_file)
+        self._user_agent = f"prefetch-kit/{version('prefetch-kit')}"
+        self._pid = os.getpid()
+        self._idle: deque[requests.Session] = deque()
+
+    @contextmanager
+    def borrowed(self, url: str) -> Iterator[requests.Session]:
+        """A session fit for this URL that nobody else, thread or greenlet, uses meanwhile."""
+        idle = self._own()
+        try:
+            session = idle.pop()
+        except IndexError:
+            session = self._opened()
+        try:
+            self._mount_tls(session, url)
+            yield session
+        finally:
+            idle.append(session)
+
+    @contextmanager
+    def fresh(self, url: str) -> Iterator[requests.Session]:
+        """A session without connections: whatever it reaches is looked up and judged anew."""
+        with self._opened() as session:
+            self._mount_tls(session, url)
+            yield session
+
+    def _mount_tls(self, session: requests.Session, url: str) -> None:
+        if urlsplit(url).scheme == "https" and "https://" not in session.adapters:
+            session.mount("https://", _TLSAdapter(self._context()))
+
+    def close(self) -> None:
+        """Close the idle ones; a later request opens new ones."""
+        idle = self._own()
+        while idle:
+            idle.pop().close()
+
+    def _own(self) -> deque[requests.Session]:
+        if self._pid != os.getpid():
+            # They share their sockets with the parent: each would read the other's answers.
+            self._idle = deque()
+            self._pid = os.getpid()
+        return self._idle
+
+    def _opened(self) -> requests.Session:
+        session = _Session()
+        session.trust_env = False  # no proxies, no .netrc, no CA bundle of the environment's
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        session.headers = CaseInsensitiveDict(
+            {
+                "User-Agent": self._user_agent,
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",  # a few compressed bytes can become any size
+            }
+        )
+        session.adapters.clear()  # what requests mounts itself knows no deadline
+        session.mount("http://", _PlainAdapter())
+        return session
+
+    def _context(self) -> ssl.SSLContext:
+        # Two threads may both make one; they are alike.
+        if self._tls is None:
+            self._tls = _tls_context(None)
+        return self._tls
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Never one: to look at the target, requests reads that answer without any limit."""
+
+
+class _PlainAdapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool}
+
+
+class _TLSAdapter(HTTPAdapter):
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"https": TLSPool}
+
+    def cert_verify(self, conn: Any, *_: object) -> None:
+        """What is trusted stands in the context; no argument adds to it or turns it off."""
+        conn.cert_reqs = "CERT_REQUIRED"
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    # Not ssl.create_default_context: it writes session keys to the file SSLKEYLOGFILE names.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = DeadlineTLSSocket
+    context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    if ca_file is not None:
+        _trust_also(context, ca_file)
+    return context
+
+
+def _trust_also(context: ssl.SSLContext, ca_file: str) -> None:
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:  # ssl.SSLError is one too
+        cause = error.strerror
+    else:
+        return
+    raise ConfigError(
+        "PREFETCH_CA_FILE",
+        f"names {ca_file!r}, which cannot be loaded ({cause})",
+        remedy="Name a readable file of certificates in PEM form",
+    )

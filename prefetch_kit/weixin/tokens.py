@@ -1,0 +1,220 @@
+"""Where an access token comes from."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Final, Generic, Protocol, TypeVar
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+from prefetch_kit.errors import OutcomeUnknown, TokenRejected, TokenSourceError
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.token_store import TOKEN_SHAPE, Store, StoredToken, TokenStore
+from prefetch_kit.weixin.transport import Transport
+
+# /doc/offiaccount getStableAccessToken: expires_in is 300 to 7200; getComponentAccessToken and
+# getAuthorizerAccessToken say 7200.
+LONGEST_S: Final = 7200
+
+_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
+
+
+class TokenSource(Protocol):
+    """Gives access tokens of one account."""
+
+    def get(self) -> Secret:
+        """A token that should be valid. Raises TokenSourceError or WeixinError."""
+
+    def renew(self, failed: Secret) -> Secret:
+        """A token in place of `failed`, which WeChat rejected.
+
+        If the token at hand is already another one, that is it and nothing is renewed. A
+        source with nothing better hands `failed` back. Raises as `get` does.
+        """
+
+
+class StaticToken:
+    """One fixed token, from the environment for instance; it cannot be renewed."""
+
+    def __init__(self, value: Secret) -> None:
+        self._value = value
+
+    def get(self) -> Secret:
+        return self._value
+
+    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 - part of TokenSource
+        return self._value
+
+
+class Kept(Protocol):
+    """A record in which there is an access token, or none yet."""
+
+    @property
+    def access(self) -> StoredToken | None: ...
+
+
+_K = TypeVar("_K", bound=Kept)
+
+
+class KeptToken(ABC, Generic[_K]):
+    """A token kept in a store that all processes share: many need one, one asks WeChat.
+
+    Only whoever holds the store's lock asks. A token is replaced only if it is about to end or
+    is the very one that failed, and stays until the new one is there. `clock` is wall time.
+    """
+
+    def __init__(self, store: Store[_K], *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    def get(self) -> Secret:
+        access = self._good(self._store.load())
+        return self._replaced(None) if access is None else access.value
+
+    def renew(self, failed: Secret) -> Secret:
+        return self._replaced(failed)
+
+    @abstractmethod
+    def _issued(self, kept: _K | None) -> _K:
+        """Ask WeChat for a token; `kept` is what stands in the store. Called under its lock."""
+
+    def _came_late(self, issued: _K) -> None:
+        """The lock was lost, and what was issued is not kept: another's newer record stands."""
+
+    def _replaced(self, failed: Secret | None) -> Secret:
+        with self._store.lock():
+            # Look again: whoever held the lock before has probably renewed it.
+            kept = self._store.load()
+            access, issued = self._good(kept), None
+            if access is None or access.value == failed:
+                issued = self._issued(kept)
+                kept = self._store.save(issued)
+                access = kept.access
+        if issued is not None and kept != issued:
+            self._came_late(issued)
+        if access is None:
+            raise TokenSourceError(
+                "the store",
+                "what it held was taken away meanwhile",
+                remedy="Try again",
+            )
+        return access.value
+
+    def _good(self, kept: _K | None) -> StoredToken | None:
+        access, now = kept.access if kept is not None else None, self._clock()
+        if access is None or access.ends_soon(now):
+            return None
+        # With longer than WeChat gives, the clock was set back: when it ends is not known.
+        return access if access.expires_at <= now + LONGEST_S else None
+
+
+class StableToken(KeptToken[StoredToken]):
+    """The token of `POST /cgi-bin/stable_token`.
+
+    `force_refresh` is always false: WeChat then gives everyone the same token, so no process
+    ends another's.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        appid: str,
+        secret: Secret,
+        store: TokenStore,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(store, clock=clock)
+        self._transport = transport
+        self._appid = appid
+        self._secret = secret
+
+    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 - nothing of it is needed
+        asked_at = self._clock()
+        token = read_token(
+            self._transport.call(
+                "stable_token",
+                "POST",
+                "/cgi-bin/stable_token",
+                query={},
+                body={
+                    "grant_type": "client_credential",
+                    "appid": self._appid,
+                    "secret": self._secret,
+                    "force_refresh": False,
+                },
+            ),
+            asked_at,
+        )
+        return promised("stable_token", token, what="access_token with its expires_in")
+
+
+class PlainToken(StableToken):
+    """The token of `GET /cgi-bin/token`, which nobody should want: see the warning it logs.
+
+    developers.weixin.qq.com: the getAccessToken page. It shares nothing with `stable_token`, so
+    it is for an app whose other programs use this call too, and then through one store.
+    """
+
+    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 - nothing of it is needed
+        _logger.warning(
+            "%s: a new token of /cgi-bin/token ends the one that any other program of this app "
+            "holds, five minutes from now; PREFETCH_TOKEN_CALL = stable_token does not",
+            self._appid,
+        )
+        asked_at = self._clock()
+        token = read_token(
+            self._transport.call(
+                "token",
+                "GET",
+                "/cgi-bin/token",
+                query={
+                    "grant_type": "client_credential",
+                    "appid": self._appid,
+                    "secret": self._secret,
+                },
+            ),
+            asked_at,
+        )
+        return promised("token", token, what="access_token with its expires_in")
+
+
+def with_token(tokens: TokenSource, call: Callable[[Secret], _T]) -> _T:
+    """Make a call with a token; if WeChat rejects that, once more with a renewed one."""
+    token = tokens.get()
+    try:
+        return call(token)
+    except TokenRejected:
+        renewed = tokens.renew(token)
+        if renewed == token:
+            raise
+    return call(renewed)
+
+
+def read_token(
+    answer: Mapping[str, object], asked_at: float, *, name: str = "access_token"
+) -> StoredToken | None:
+    """The token under this name in an answer, with its end; None where it is not as promised."""
+    try:
+        given = _IssuedSchema().load({**answer, "access_token": answer.get(name)})
+    except ValidationError:
+        return None
+    lasts_s = min(given["expires_in"], LONGEST_S)
+    return StoredToken(Secret(given["access_token"]), asked_at + lasts_s)
+
+
+def promised(action: str, read: _T | None, *, what: str) -> _T:
+    """What was read from an answer; raises OutcomeUnknown, below no frame that saw the answer."""
+    if read is None:
+        raise OutcomeUnknown(action, f"the answer holds no {what}", sent=True, remedy="Try again")
+    return read
+
+
+class _IssuedSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    access_token = fields.String(required=True, validate=validate.Regexp(TOKEN_SHAPE))
+    expires_in = fields.Integer(required=True, strict=True, validate=validate.Range(min=1))

@@ -1,0 +1,317 @@
+"""The one place that sends anything to WeChat."""
+
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+
+from prefetch_kit.addresses import is_loopback, platform_url_problem
+from prefetch_kit.errors import ConfigError, FetchRule, NotFetched, OutcomeUnknown, WeixinError
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import UnreadableError, parse
+from prefetch_kit.weixin.connection import OUTGOING, JsonBody, NotPublicError, Outgoing
+from prefetch_kit.weixin.errcodes import refusal
+from prefetch_kit.weixin.sessions import Sessions
+
+_NO_QUERY: Mapping[str, str] = MappingProxyType({})
+_UNKNOWN = "Whether it took effect is unknown: read back before repeating"
+_AGAIN = "Try again"
+_NOT_SENT = "check the network and the address, then try again"
+_NO_SANDBOX = "start `prefetch-kit sandbox`, or correct PREFETCH_API_BASE_URL"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer. `body` may hold secrets, so neither it nor the headers are printed.
+
+    `address` and `certificate_ends`, in seconds since the epoch, are those of a new connection.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    elapsed_s: float
+    address: str | None
+    certificate_ends: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _NoReply:
+    cause: str
+    sent: bool
+    rule: FetchRule
+
+
+class Transport:
+    """Sends requests that end within their deadline and keep their secrets.
+
+    `base_url` is https, or http for a loopback host. `ca_file` names certificates in PEM form
+    that are trusted beside the usual ones. `deadline_s` covers a whole call, name lookup and
+    handshake included; `max_bytes` is the longest answer that is read. Raises ConfigError.
+
+    Safe to share between threads and to carry across a fork: each request has a session to
+    itself, and a session made by another process is never used. Closing ends idle connections;
+    a later call opens new ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str = "https://api.weixin.qq.com",
+        ca_file: str | None = None,
+        deadline_s: float = 5.0,
+        max_bytes: int = 65536,
+    ) -> None:
+        self._base_url = _checked_base_url(base_url)
+        self._sessions = Sessions(ca_file)
+        self._deadline_s = deadline_s
+        self._max_bytes = max_bytes
+
+    @property
+    def base_url(self) -> str:
+        return self._base_url
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this talks to the sandbox on this machine, not to WeChat."""
+        return is_loopback(urlsplit(self._base_url).hostname or "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._sessions.close()
+
+    def call(
+        self,
+        action: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | Secret],
+        body: Mapping[str, object] | None = None,
+    ) -> dict[str, object]:
+        """Make one JSON call and return the answer of a success.
+
+        `action` names the call in errors. Secrets in `query` and in the first level of `body`
+        are revealed only on the wire. Raises Refused or OutcomeUnknown.
+        """
+        outcome = self._outcome(action, method, path, query, body)
+        if isinstance(outcome, WeixinError):
+            raise outcome
+        return outcome
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        query: Mapping[str, str | Secret] = _NO_QUERY,
+        origin: str | None = None,
+        deadline_s: float,
+        max_bytes: int,
+    ) -> Reply:
+        """GET an https URL once, following no redirect, whatever the status.
+
+        Unless this talks to a sandbox, all addresses of the host must be public, and one of
+        those that were found to be so is connected to.
+
+        `query` is appended the way WeChat does it: behind a second `?` if the URL holds one.
+        With `origin` (`http://127.0.0.1:8000`, loopback only) the request goes there, with the
+        Host of `url`. A body over `max_bytes` comes back cut to `max_bytes` + 1 bytes.
+        Raises NotFetched, or ConfigError for a URL that is not allowed.
+        """
+        reply = self._exchange(
+            Outgoing(query, deadline_s, max_bytes, public_only=not self.loopback),
+            "GET",
+            _fetch_address(url, origin),
+            headers={"Host": urlsplit(url).netloc, "Accept": "*/*"},
+        )
+        if isinstance(reply, _NoReply):
+            raise NotFetched(shown(url), reply.cause, rule=reply.rule, sent=reply.sent)
+        return reply
+
+    def _outcome(
+        self,
+        action: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str | Secret],
+        body: Mapping[str, object] | None,
+    ) -> dict[str, object] | WeixinError:
+        """The answer or the error, as a value: raised from here it would carry these frames."""
+        reply = self._exchange(
+            Outgoing(query, self._deadline_s, self._max_bytes),
+            method,
+            self._base_url + path,
+            data=None if body is None else JsonBody(body),
+            headers=None if body is None else {"Content-Type": "application/json"},
+        )
+        if isinstance(reply, _NoReply):
+            remedy = _after(action) if reply.sent else self._not_sent()
+            return OutcomeUnknown(action, reply.cause, sent=reply.sent, remedy=remedy)
+        try:
+            answer = parse(_readable(reply, self._max_bytes))
+            errcode = _errcode(answer)
+        except UnreadableError as error:
+            return OutcomeUnknown(action, str(error), sent=True, remedy=_after(action))
+        if errcode:
+            errmsg = answer.get("errmsg")
+            said = errmsg if isinstance(errmsg, str) else ""
+            return refusal(action, errcode, said, secrets=_secrets(query, body))
+        return answer
+
+    def _not_sent(self) -> str:
+        parts = urlsplit(self._base_url)
+        remedy = _NO_SANDBOX if self.loopback else _NOT_SENT
+        return f"Nothing was sent to {parts.scheme}://{parts.netloc}: {remedy}"
+
+    def _exchange(
+        self, outgoing: Outgoing, method: str, url: str, **request: Any
+    ) -> Reply | _NoReply:
+        reset = OUTGOING.set(outgoing)
+        try:
+            opened = self._sessions.fresh if outgoing.public_only else self._sessions.borrowed
+            with opened(url) as session:
+                response = session.request(
+                    method,
+                    url,
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=outgoing.deadline_s,
+                    **request,
+                )
+                with response:  # no local name for the body: an interrupt shows this frame
+                    return Reply(
+                        response.status_code,
+                        response.headers,
+                        _read(response, outgoing.max_bytes),
+                        outgoing.elapsed_s(),
+                        outgoing.address,
+                        outgoing.certificate_ends,
+                    )
+        except Exception as error:  # noqa: BLE001 - whatever it is, its frames hold our secrets
+            return _NoReply(_cause(error, outgoing), outgoing.sent, _rule(error))
+        except BaseException as interrupt:  # noqa: BLE001 - raised on, below
+            # So do the frames of a Ctrl-C or of a greenlet's timeout, which must go on.
+            interrupt.__context__ = None
+            raise interrupt.with_traceback(None)  # noqa: B904 - it is the same one
+        finally:
+            OUTGOING.reset(reset)
+
+
+def _after(action: str) -> str:
+    """What to do about an answer that did not come."""
+    return _UNKNOWN if action.startswith("set_") else _AGAIN
+
+
+def shown(url: str) -> str:
+    """A URL without the parts that may hold a secret: user name, password, query, fragment."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=host, query="", fragment=""))
+
+
+def _checked_base_url(url: str) -> str:
+    if problem := platform_url_problem(url):
+        raise ConfigError(
+            "PREFETCH_API_BASE_URL",
+            problem,
+            remedy="Leave it out for WeChat itself, or give the sandbox's http://127.0.0.1:PORT",
+        )
+    return url.rstrip("/")
+
+
+def _fetch_address(url: str, origin: str | None) -> str:
+    if platform_url_problem(url.partition("?")[0]) or not url.startswith("https:"):
+        raise ConfigError("url", "is not a plain https URL", remedy="Write https://host/path")
+    if origin is None:
+        return url
+    if platform_url_problem(origin) or not origin.startswith("http:"):
+        raise ConfigError(
+            "origin", "is not on this machine", remedy="Give an http://127.0.0.1:PORT origin"
+        )
+    return urlsplit(url)._replace(scheme="http", netloc=urlsplit(origin).netloc).geturl()
+
+
+def _read(response: requests.Response, max_bytes: int) -> bytes:
+    """The body as it came over the wire, cut to `max_bytes` + 1."""
+    body = bytearray()
+    while len(body) <= max_bytes:
+        chunk = response.raw.read(max_bytes + 1 - len(body), decode_content=False)
+        if not chunk:
+            break
+        body += chunk
+    return bytes(body)
+
+
+def _readable(reply: Reply, max_bytes: int) -> bytes:
+    if 300 <= reply.status < 400:
+        raise UnreadableError(f"a redirect came (HTTP {reply.status}), which is never followed")
+    if reply.status != 200:
+        raise UnreadableError(f"HTTP status {reply.status} came instead of an answer")
+    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnreadableError("the answer is compressed, which was not asked for")
+    if len(reply.body) > max_bytes:
+        raise UnreadableError(f"the answer is longer than {max_bytes} bytes")
+    return reply.body
+
+
+def _errcode(answer: Mapping[str, object]) -> int:
+    errcode = answer.get("errcode", 0)
+    if not isinstance(errcode, int) or isinstance(errcode, bool) or abs(errcode) >= 2**31:
+        raise UnreadableError("the errcode of the answer is not a number of 32 bits")
+    return errcode
+
+
+def _secrets(*parts: Mapping[str, object] | None) -> list[Secret]:
+    values = [value for part in parts if part for value in part.values()]
+    return [value for value in values if isinstance(value, Secret)]
+
+
+def _cause(error: Exception, outgoing: Outgoing) -> str:
+    """What went wrong, in words of our own: the texts of the errors below quote URLs."""
+    if outgoing.elapsed_s() >= outgoing.deadline_s:
+        return f"no complete answer within {outgoing.deadline_s:g} s"
+    for below in _chain(error):
+        match below:
+            case UnreadableError():
+                return str(below)
+            case NotPublicError():
+                return f"the host's name leads to {below.address}, which is not public"
+            case TimeoutError():
+                return f"no complete answer within {outgoing.deadline_s:g} s"
+            case ssl.SSLCertVerificationError():
+                return f"TLS problem: {below.verify_message.rstrip('.')}"
+            case ssl.SSLError():
+                return f"TLS problem: {below.reason or 'no reason given'}"
+            case socket.gaierror() | UnicodeError():
+                return "the host's name cannot be resolved"
+            case ConnectionRefusedError():
+                return "the connection was refused"
+    if not outgoing.sent:
+        return "the request could not be sent"
+    return "the connection broke before the whole answer came"
+
+
+def _rule(error: Exception) -> FetchRule:
+    for below in _chain(error):
+        match below:
+            case NotPublicError() | socket.gaierror() | UnicodeError():
+                return "address"
+            case ssl.SSLError():
+                return "tls"
+    return "answered"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

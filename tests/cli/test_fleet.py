@@ -1,0 +1,343 @@
+"""The fleet's commands: what they say, how they exit, and how they are stopped."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefetch_kit.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Cli, Ended, Leaks, Shell
+
+SECRET = "canary/fleet+secret=0123456789"
+TOML = """
+api_base_url = "{base_url}"
+state_dir = "state"
+[apps]
+list = "apps.csv"
+[urls]
+pre_fetch = "https://shop.example/p/{{appid}}/pre_fetch"
+[tokens]
+app_secrets = {{ env = "FLEET_SECRETS" }}
+[fleet]
+workers = 4
+canary = 0
+stop_at = "100%"
+"""
+
+
+class Project:
+    """A prefetch.toml of some mini programs, and the commands for it."""
+
+    def __init__(self, wx: Sandbox, folder: Path, cli: "Cli") -> None:
+        self.wx = wx
+        self.folder = folder
+        self.path = folder / "prefetch.toml"
+        self._cli = cli
+        self.appids = [f"wxm{number:02}" for number in range(8)]
+        for appid in self.appids:
+            wx.add_app(appid, secret=SECRET)
+            wx.add_domain(appid, "shop.example")
+        self.path.write_text(TOML.format(base_url=wx.base_url))
+        (folder / "apps.csv").write_text("\n".join(["appid", *self.appids]))
+
+    def __call__(self, *words: str) -> "Ended":
+        return self._cli("fleet", *words, "--config", str(self.path))
+
+    def lines(self, *words: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self(*words, "--json").stdout.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tries again draws nearly the shortest pause."""
+    monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) / 1000)
+
+
+@pytest.fixture
+def project(
+    wx: Sandbox, tmp_path: Path, cli: "Cli", leaks: "Leaks", monkeypatch: pytest.MonkeyPatch
+) -> Project:
+    made = Project(wx, tmp_path, cli)
+    secrets = json.dumps(dict.fromkeys(made.appids, SECRET))
+    monkeypatch.setenv("FLEET_SECRETS", secrets)
+    leaks.secrets += [SECRET, *(wx.access_token(appid) for appid in made.appids)]
+    return made
+
+
+def test_apply_says_what_was_done_by_cause(project: Project) -> None:
+    """Counts on standard output, the rest beside it."""
+    ended = project("apply", "--yes")
+    assert ended.status == 0
+    assert "8 of 8 done." in ended.stdout
+    assert "set and read back" in ended.stdout
+    assert "Run 1 is apply: 8 mini programs." in ended.stderr
+
+
+def test_json_begins_with_its_version_and_ends_with_the_summary(project: Project) -> None:
+    """One object a line, and nothing else on standard output."""
+    first, begun, *apps, last = project.lines("apply", "--yes")
+    assert (first["type"], first["format"], first["program"]) == ("version", 1, "prefetch-kit")
+    assert begun == {
+        "type": "begun",
+        "action": "apply",
+        "apps": 8,
+        "run": 1,
+        "resumed": False,
+        "unread": 0,
+    }
+    assert sorted(each["appid"] for each in apps) == project.appids
+    assert {each["changes"][0]["kind"] for each in apps} == {"pre_fetch"}
+    assert (last["type"], last["done"], last["exit_code"]) == ("summary", 8, 0)
+
+
+def test_plan_tells_cause_and_exit_code(project: Project) -> None:
+    """3 where something is to be done, if that is asked for; drift has a name of its own."""
+    assert project("plan").status == 0
+    assert project("plan", "--detailed-exitcode").status == 3
+    project("apply", "--yes")
+    assert project("plan", "--detailed-exitcode").status == 0
+    project.wx.put_settings(project.appids[0], {})
+    changes = [c for each in project.lines("plan") for c in each.get("changes", ())]
+    assert [(c["appid"], c["cause"]) for c in changes] == [(project.appids[0], "drift")]
+
+
+def test_a_plan_calls_nothing_done(project: Project) -> None:
+    """Where all it did was to read."""
+    project("apply", "--yes")
+    project.wx.put_settings(project.appids[0], {})
+    ended = project("plan")
+    assert "8 of 8 read." in ended.stdout
+    assert re.search(r"^1 +read +wxm00 +drifted", ended.stdout, re.MULTILINE)
+    assert "done" not in ended.stdout
+
+
+def test_a_saved_plan_goes_through_a_file(project: Project) -> None:
+    """Saved by one command, carried out by the next, and refused when it was changed."""
+    file = str(project.folder / "plan.jsonl")
+    assert project("plan", "--out", file).status == 0
+    assert project("apply", file, "--yes").status == 0
+    Path(file).write_text(Path(file).read_text().replace("wxm01", "wxm02", 1))
+    ended = project("apply", file, "--yes")
+    assert (ended.status, "plan --out" in ended.stderr) == (4, True)
+
+
+def test_whom_a_saved_plan_lacks_is_said(project: Project) -> None:
+    """In words and in JSON, when it is carried out."""
+    project.wx.deny(project.appids[0], 61003)
+    file = str(project.folder / "plan.jsonl")
+    assert project("plan", "--out", file).status == 1
+    assert "The plan lacks 1 that could not be read" in project("apply", file, "--yes").stderr
+    assert project.lines("apply", file, "--yes")[1]["unread"] == 1
+
+
+def test_exit_codes(project: Project) -> None:
+    """0, 75 for what only waits, 1 where some failed, 4 where all did."""
+    project.wx.inject(Fault(kind="errcode", action="get", errcode=45009))
+    assert project("apply", "--yes").status == 75
+    project.wx.deny(project.appids[0], 61007)
+    assert project("apply", "--yes").status == 1
+    for appid in project.appids:
+        project.wx.deny(appid, 61007)
+    assert project("apply", "--yes").status == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["apply", "--stop-at", "ten"], 2),
+        (["apply", "--stop-at", "0%"], 2),
+        (["apply", "--canary", "-1"], 2),
+        (["apply", "--workers", "0"], 2),
+        (["apply", "--rate", "0"], 2),
+        (["apply", "--rate", "nan"], 2),
+        (["apply", "--rate", "1e-300"], 2),
+        (["rollback", "--to", "x"], 2),
+        (["sail"], 2),
+        (["apply"], 4),
+        (["rollback", "--yes"], 4),
+        (["status"], 4),
+    ],
+)
+def test_wrong_usage_and_nothing_to_do(project: Project, words: list[str], status: int) -> None:
+    """2 for what cannot be meant, and one sentence; nothing was asked."""
+    ended = project(*words)
+    assert ended.status == status
+    assert "Error: " in ended.stderr
+    assert project.wx.count(action="get") == 0
+
+
+@pytest.mark.parametrize("wrong", ["[urls]\ncolor = 1", "x = {", ""])
+def test_a_wrong_file_is_named(project: Project, wrong: str) -> None:
+    """Exit code 4: nothing could be done."""
+    project.path.write_text(wrong)
+    ended = project("apply", "--yes")
+    assert ended.status == 4
+    assert str(project.path) in ended.stderr
+
+
+def test_status_asks_nobody(project: Project) -> None:
+    """By cause, with examples, from the journal alone; with --live one read an app."""
+    project.wx.deny(project.appids[3], 61007)
+    project("apply", "--yes")
+    asked = len(project.wx.requests())
+    ended = project("status")
+    assert "7 of 8 done, 1 failed." in ended.stdout
+    assert "61007" in ended.stdout
+    assert project.appids[3] in ended.stdout
+    assert len(project.wx.requests()) == asked
+    _, status = project.lines("status")
+    assert status["unreached"] == 0
+    assert (status["run"], status["ended"], status["failed"]) == (1, True, 1)
+    assert project("status", "--live").status == 1
+    assert len(project.wx.requests()) == asked + 8
+
+
+def test_rollback_by_command(project: Project) -> None:
+    """And to a run by its number."""
+    project("apply", "--yes")
+    assert project("rollback", "--yes").status == 0
+    assert {project.wx.settings(a)["is_pre_fetch_open"] for a in project.appids} == {False}
+    assert project("rollback", "--to", "2", "--yes").status == 0
+    assert {project.wx.settings(a)["is_pre_fetch_open"] for a in project.appids} == {True}
+
+
+def test_a_rollback_has_no_canaries(project: Project) -> None:
+    """Whatever the file says for apply: who cannot be asked any more keeps nobody else."""
+    project.path.write_text(project.path.read_text().replace("canary = 0", "canary = 1"))
+    project("apply", "--yes")
+    project.wx.deny(project.appids[0], 61004)
+    assert "7 of 8 done, 1 failed." in project("rollback", "--yes").stdout
+    assert "--canary 0" in project("rollback", "--yes", "--canary", "1").stderr
+
+
+@pytest.mark.parametrize("kind", ["errcode", "raw", "redirect", "close", "reset", "cut"])
+@pytest.mark.parametrize("action", ["get", "set_pre_fetch"])
+def test_no_secret_in_any_failure(project: Project, kind: Any, action: str) -> None:
+    """Whatever WeChat echoes: not in words, not in JSON, not in the journal (`cli` looks)."""
+    token = project.wx.access_token(project.appids[0])
+    (project.folder / "apps.csv").write_text(f"appid\n{project.appids[0]}")
+    fault = Fault(
+        kind=kind,
+        action=action,
+        times=None,
+        errcode=40164,
+        errmsg=f"{token} is not allowed",
+        body=f"{SECRET} {token}",
+        location=f"{project.wx.base_url}/{token}",
+    )
+    project.wx.inject(fault)
+    assert project("apply", "--yes", "--stop-at", "1%").status == 4
+    assert project("plan", "--json").status in (0, 4)
+    assert project("status", "--json").status == 0
+
+
+def test_no_secret_where_no_token_can_be_had(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong secrets, refused ones, and none."""
+    project.wx.inject(
+        Fault(kind="errcode", path="/cgi-bin/stable_token", times=None, errcode=40125)
+    )
+    assert project("apply", "--yes").status == 4
+    monkeypatch.setenv("FLEET_SECRETS", SECRET)
+    assert project("apply", "--yes").status == 4
+    monkeypatch.setenv("FLEET_SECRETS", "{}")
+    assert "no AppSecret" in project("apply", "--yes").stderr
+
+
+@pytest.fixture
+def started(project: Project, shell: "Shell", state_dir: Path) -> "subprocess.Popen[str]":
+    """An apply as a process of its own, whose first four sets are under way and take long."""
+    project.wx.inject(Fault(kind="delay", action="set_pre_fetch", times=4, delay_s=3.0))
+    shell.environment["FLEET_SECRETS"] = os.environ["FLEET_SECRETS"]
+    words = ["prefetch_kit", "fleet", "apply", "--yes", "--config", str(project.path)]
+    process = shell.start(*words)
+    ends_at = time.monotonic() + 60
+    while intents(state_dir) < 4:
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+    return process
+
+
+def intents(state_dir: Path) -> int:
+    """How many changes were begun, as the journal has it."""
+    try:
+        (path,) = state_dir.rglob("journal.sqlite3")
+        with closing(sqlite3.connect(path)) as db:
+            sql = "SELECT COUNT(*) FROM changes WHERE outcome = 'intent'"
+            return int(db.execute(sql).fetchone()[0])
+    except (ValueError, sqlite3.Error):  # not there yet, or being made
+        return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_what_is_under_way(
+    project: Project, shell: "Shell", started: "subprocess.Popen[str]", number: int
+) -> None:
+    """No set is left without being read back; how to go on is said, and going on ends it."""
+    with started:
+        started.send_signal(number)
+        ended = shell.end(started)
+    assert ended.status == 1
+    assert "Stopped: interrupted." in ended.stderr
+    assert "Run the same command again" in ended.stderr
+    reached = [a for a in project.appids if project.wx.settings(a)]
+    assert 4 <= len(reached) < 8
+    assert f"{len(reached)} of 8 done" in ended.stdout
+    assert project("apply", "--yes").status == 0
+
+
+def test_two_fleets_at_once(
+    project: Project, shell: "Shell", started: "subprocess.Popen[str]"
+) -> None:
+    """The second says who holds the lock, and exits with 4."""
+    with started:
+        ended = project("apply", "--yes")
+        assert shell.end(started).status == 0
+    assert ended.status == 4
+    assert f"process {started.pid} on " in ended.stderr
+
+
+def test_both_ways_in_need_no_app(project: Project, shell: "Shell", tmp_path: Path) -> None:
+    """`flask prefetch fleet` and `prefetch-kit fleet`, in a directory without any app."""
+    (tmp_path / "shop_app.py").unlink()
+    shell.environment["FLEET_SECRETS"] = os.environ["FLEET_SECRETS"]
+    for entry in (["flask", "prefetch"], ["prefetch_kit"]):
+        assert shell.run(*entry, "fleet", "plan").status == 0
+
+
+def on_a_terminal(words: Sequence[str], folder: Path) -> str:
+    """What a command shows where standard error is a terminal."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "prefetch_kit", *words]
+    with subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while read := os.read(ours, 4096):
+                shown += read
+        except OSError:  # how Linux tells that nobody holds the other end any more
+            pass
+        assert process.wait() == 0
+    os.close(ours)
+    return shown.decode()
+
+
+def test_a_bar_on_a_terminal(project: Project, tmp_path: Path) -> None:
+    """It moves, and leaves the summary behind."""
+    pytest.importorskip("rich")
+    shown = on_a_terminal(["fleet", "apply", "--yes"], tmp_path)
+    assert "8 of 8 done." in shown
+    assert "━" in shown

@@ -1,0 +1,149 @@
+"""`import`: what WeChat has, as a prefetch.toml that changes nothing."""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask
+
+from prefetch_kit import Prefetch
+from prefetch_kit.endpoint.desk import state_of
+from prefetch_kit.registrar.imported import project_of
+from prefetch_kit.sandbox import Sandbox
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.sources import TokenSources
+from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Cli, Leaks
+
+APPID = "wx01"
+PLATFORM_SECRET = "canary/platform+secret=01234"
+
+
+def half(url: str, **more: object) -> dict[str, object]:
+    return {
+        "is_pre_fetch_open": True,
+        "pre_fetch_type": 0,
+        "pre_fetch_url": url,
+        **more,
+    }
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "found.toml"
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    """What the imported file names, in the environment."""
+    secrets = f'{{"{APPID}": "{settings["PREFETCH_APP_SECRET"]}"}}'
+    monkeypatch.setenv("PREFETCH_APP_SECRETS", secrets)
+    monkeypatch.setenv("PREFETCH_COMPONENT_SECRET", PLATFORM_SECRET)
+
+
+def test_one_app(cli: "Cli", wx: Sandbox, out: Path, secret: None) -> None:
+    """Its URL becomes a template, and a plan of the file finds nothing to do."""
+    wx.put_settings(APPID, half(f"https://shop.example/p/{APPID}/x"))
+    assert cli("import", "--out", str(out)).status == 0
+    assert tomllib.loads(out.read_text())["urls"] == {
+        "pre_fetch": "https://shop.example/p/{appid}/x"
+    }
+    assert out.with_suffix(".csv").read_text().splitlines()[1].startswith(f"{APPID},https://")
+    ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
+    assert (ended.status, "nothing to do" in ended.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "settings_of_wechat",
+    [
+        {},
+        half("https://shop.example/x", is_pre_fetch_open=False),
+        half("https://shop.example/x?a=b"),
+        {"is_pre_fetch_open": True, "pre_fetch_type": 1, "pre_env": "e", "pre_function_name": "f"},
+    ],
+)
+def test_what_cannot_be_taken_over(
+    cli: "Cli", wx: Sandbox, out: Path, settings_of_wechat: dict[str, object]
+) -> None:
+    """Without any URL there is no file."""
+    wx.put_settings(APPID, settings_of_wechat)
+    ended = cli("import", "--out", str(out))
+    assert ended.status == 1
+    assert "no pull is on" in ended.stderr
+    assert not out.exists()
+    assert not out.with_suffix(".csv").exists()
+
+
+def test_a_file_that_is_there_stays(cli: "Cli", wx: Sandbox, out: Path) -> None:
+    """Nothing is overwritten."""
+    wx.put_settings(APPID, half("https://shop.example/x"))
+    out.write_text("mine")
+    assert "is there already" in cli("import", "--out", str(out)).stderr
+    assert out.read_text() == "mine"
+
+
+@pytest.fixture
+def authorize(
+    wx: Sandbox, settings: dict[str, Any], prefetch: Prefetch, leaks: "Leaks"
+) -> Callable[[str], Flask]:
+    """Let a merchant authorize the platform, and give the platform's app."""
+    wx.add_platform("wxplatform", secret=PLATFORM_SECRET, token="t", aes_key="k" * 43)
+    leaks.secrets.append(PLATFORM_SECRET)
+    app = Flask(__name__)
+    app.config.update(settings)
+    del app.config["PREFETCH_APP_SECRET"]
+    app.config["PREFETCH_COMPONENT_APPID"] = "wxplatform"
+    app.config["PREFETCH_COMPONENT_SECRET"] = PLATFORM_SECRET
+    app.register_blueprint(prefetch)
+    project = project_of(state_of(app).config, Path("unused"))
+    platform = TokenSources(project, Transport(base_url=wx.base_url)).platform
+    assert platform is not None
+    with wx.lock:
+        ticket = wx.component("wxplatform").issue_ticket(now=wx.now())
+    platform.tickets.keep(Secret(ticket), pushed_at=wx.now())
+
+    def granted(appid: str) -> Flask:
+        since = wx.authorize("wxplatform", appid).at
+        *_, code = wx.component("wxplatform").codes
+        platform.authorizers.accept(Secret(code), since=since)
+        return app
+
+    return granted
+
+
+@pytest.mark.parametrize(
+    ("urls", "template"),
+    [
+        (
+            ["https://shop.example/{}/x", "https://shop.example/{}/x"],
+            "https://shop.example/{appid}/x",
+        ),
+        (["https://shop.example/{}/x", "https://shop.example/{}/y"], "{pre_fetch_url}"),
+        (["https://shop.example/{}/x", ""], "{pre_fetch_url}"),
+    ],
+)
+def test_all_merchants(
+    cli: "Cli",
+    wx: Sandbox,
+    out: Path,
+    secret: None,
+    authorize: Callable[[str], Flask],
+    urls: list[str],
+    template: str,
+) -> None:
+    """Alike, they have one template, else a column of the list; nothing is to do afterwards."""
+    wx.add_app("wx02", secret="s")
+    for appid, url in zip((APPID, "wx02"), urls, strict=True):
+        app = authorize(appid)
+        if url:
+            wx.put_settings(appid, half(url.format(appid)))
+    assert cli("import", "--authorized", "--out", str(out), app=app).status == 0
+    read = tomllib.loads(out.read_text())
+    assert read["urls"] == {"pre_fetch": template}
+    assert read["tokens"]["component_secret"] == {"env": "PREFETCH_COMPONENT_SECRET"}
+    ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
+    assert (ended.status, "2 of 2" in ended.stdout) == (0, True)

@@ -1,0 +1,116 @@
+"""What tests of several parts start: a real Redis, and what the docs say to start."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class RedisServer:
+    """A real redis-server on a port of its own, which keeps nothing on disk."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self._directory = directory
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        where = ["--bind", "127.0.0.1", "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            ["redis-server", *where, "--save", "", "--appendonly", "no", *self._options],
+            cwd=self._directory,
+            stdout=subprocess.DEVNULL,
+        )
+        ends_at = time.monotonic() + 30
+        while not self._is_there():
+            assert self.process.poll() is None
+            assert time.monotonic() < ends_at, "redis-server does not answer"
+            time.sleep(0.01)
+
+    def _is_there(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(1) in (b"+", b"-")
+        except ConnectionError:
+            return False
+
+    def end(self) -> None:
+        self.process.kill()  # which ends a stopped one too
+        self.process.wait()
+
+
+@pytest.fixture
+def make_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """`make_redis(*options)`: a redis-server of this test's own."""
+    if shutil.which("redis-server") is None:
+        assert not os.environ.get("SERVERS_REQUIRED"), "redis-server is missing"
+        pytest.skip("redis-server is missing")
+    with ExitStack() as servers:
+
+        def make_redis(*options: str) -> RedisServer:
+            server = RedisServer(tmp_path, *options)
+            servers.callback(lambda: server.end())
+            return server
+
+        yield make_redis
+
+
+@pytest.fixture
+def redis_server(make_redis: Callable[..., RedisServer]) -> RedisServer:
+    return make_redis()
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> Iterator[Any]:
+    """A client of that server's, to see and to change what stands there."""
+    from redis import Redis
+
+    with Redis(port=redis_server.port, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment with this Python's programs and a curl, and nothing else."""
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if shutil.which("curl") is None:
+        folder = tmp_path_factory.mktemp("bin")
+        source = (Path(__file__).parent / "curl.py").read_text()
+        (folder / "curl").write_text(f"#!{sys.executable}\n{source}")
+        (folder / "curl").chmod(0o700)
+        path.append(str(folder))
+    return {"PATH": ":".join(path)}
+
+
+@pytest.fixture
+def local_wechat(bare: dict[str, str]) -> Iterator[Callable[[str, Path], str]]:
+    """`local_wechat(block, folder)`: start the sandbox as a block of the docs does; its address."""
+    with ExitStack() as ending:
+
+        def start(block: str, folder: Path) -> str:
+            script = block.replace("prefetch-kit", "exec prefetch-kit")
+            command = ["bash", "-ec", script.replace("--port 9000", "--port 0")]
+            wechat = subprocess.Popen(
+                command, cwd=folder, env=bare, stdout=subprocess.PIPE, text=True
+            )
+            ending.enter_context(wechat)
+            ending.callback(wechat.terminate)
+            assert wechat.stdout is not None
+            address = re.search(r"http://\S+", wechat.stdout.readline())
+            assert address is not None
+            return address[0]
+
+        yield start

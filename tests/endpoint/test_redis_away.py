@@ -1,0 +1,318 @@
+"""Redis slow, frozen, gone, emptied or garbled: pulls go on, and it comes back by itself."""
+
+import logging
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count, pairwise
+from statistics import median, quantiles
+from typing import Any, Self
+
+import pytest
+from flask import Flask
+from werkzeug.wrappers import Response
+
+from prefetch_kit import Prefetch, Pull
+
+App = Callable[..., Flask]
+Ask = Callable[..., Response]
+Until = Callable[[Callable[[], bool]], None]
+Logged = Callable[[], list[str]]
+
+SECONDS = 0.7
+PAGE = "pages/index/index"
+_PAUSES_S = {"drip": 0.015, "trickle": 0.001}  # after each byte
+_RESET = struct.pack("ii", 1, 0)  # closing says RST
+
+
+class Proxy:
+    """What lies between an app and its Redis, and can go wrong: `fault` says how."""
+
+    def __init__(self, port: int) -> None:
+        self.fault = ""
+        self._to = ("127.0.0.1", port)
+        self._open: list[socket.socket] = []
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._door.getsockname()[1]}"
+        self._start(self._take)
+
+    def _start(self, work: Callable[..., None], *args: socket.socket) -> None:
+        threading.Thread(target=work, args=args, daemon=True).start()
+
+    def _take(self) -> None:
+        with suppress(OSError):
+            while True:
+                inside = self._door.accept()[0]
+                inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each byte at once
+                self._open.append(inside)
+                self._start(self._join, inside)
+
+    def _join(self, inside: socket.socket) -> None:
+        try:
+            outside = socket.create_connection(self._to)
+        except ConnectionError:
+            self._reset(inside)
+            return
+        self._open.append(outside)
+        self._start(self._ask, inside, outside)
+        self._answer(outside, inside)
+
+    def _ask(self, inside: socket.socket, outside: socket.socket) -> None:
+        with suppress(OSError):
+            while said := inside.recv(65536):
+                if self.fault == "reset":
+                    self._reset(inside)
+                    break
+                outside.sendall(said)
+        with suppress(OSError):
+            outside.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, outside: socket.socket, inside: socket.socket) -> None:
+        with suppress(OSError):
+            while said := outside.recv(65536):
+                self._hand_on(said, inside)
+        with suppress(OSError):
+            inside.shutdown(socket.SHUT_RDWR)
+
+    def _hand_on(self, said: bytes, inside: socket.socket) -> None:
+        while self.fault == "freeze":
+            time.sleep(0.01)
+        if self.fault == "latency":
+            time.sleep(0.2)
+        if self.fault == "reset":
+            self._reset(inside)
+        if self.fault == "garbage":
+            said = os.urandom(8) + said[::-1]
+        while said and self.fault in _PAUSES_S:
+            time.sleep(_PAUSES_S[self.fault])
+            inside.sendall(said[:1])
+            said = said[1:]
+        inside.sendall(said)
+
+    def _reset(self, inside: socket.socket) -> None:
+        inside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        inside.close()
+
+    def close(self) -> None:
+        self.fault = ""
+        with suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)
+        for each in (self._door, *self._open):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@pytest.fixture
+def proxy(redis_server: Any) -> Iterator[Proxy]:
+    proxy = Proxy(redis_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def shop(prefetch: Prefetch) -> Prefetch:
+    @prefetch.pre_fetch(PAGE, cache=600)
+    def page(pull: Pull) -> str:
+        return f"{pull.query.get('id')} of {threading.get_ident()} {time.monotonic_ns()}"
+
+    return prefetch
+
+
+class Traffic:
+    """Pulls from 8 threads, half of them for one answer that is kept, until it is left."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._is_over = False
+        self._ids = count()
+        self.took_s: list[float] = []
+        self.failed: list[object] = []
+        self.kept: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._threads = [threading.Thread(target=self._pull) for _ in range(8)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        for thread in self._threads:
+            thread.join()
+
+    def _pull(self) -> None:
+        client = self._app.test_client()
+        at = f"/prefetch/pre_fetch?appid=wx1&timestamp=1700000000&path={PAGE}&query=id%3D"
+        while not self._is_over:
+            for one in ("kept", f"{id(self)}-{next(self._ids)}"):
+                started = time.perf_counter()
+                answer = client.get(at + one)
+                self.took_s.append(time.perf_counter() - started)
+                if answer.status_code != 200 or not answer.text.startswith(f"{one} of"):
+                    self.failed.append(answer.status)
+                self.kept |= {answer.text} if one == "kept" else set()
+
+
+def outages(app: Flask, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Each time the app said that Redis is away, or back."""
+    told = {"going on without it": "away", "Redis is back": "back"}
+    said = [record.getMessage() for record in caplog.records if record.name == app.name]
+    return [word for each in said for text, word in told.items() if text in each]
+
+
+@pytest.fixture
+def until_shared(ask: Ask, until: Until) -> Callable[[Flask, Flask], str]:
+    """`until_shared(a, b)`: waits until `b` takes what `a` makes; gives the query of it."""
+    ids = count()
+    query = ""
+
+    def until_shared(one: Flask, other: Flask) -> str:
+        def takes() -> bool:
+            nonlocal query
+            query = f"id={next(ids)}"
+            made = ask(one, query=query).data
+            time.sleep(0.05)
+            return bool(ask(other, query=query).data == made)
+
+        until(takes)
+        return query
+
+    return until_shared
+
+
+@pytest.fixture
+def outage(
+    process: App,
+    shop: Prefetch,
+    redis_server: Any,
+    until: Until,
+    until_shared: Callable[[Flask, Flask], str],
+    caplog: pytest.LogCaptureFixture,
+) -> Callable[..., tuple[Traffic, Traffic]]:
+    """`outage(url, begin, end)`: traffic while all is well and while not, which is said once."""
+
+    def outage(
+        url: str, begin: Callable[[], None], end: Callable[[], None]
+    ) -> tuple[Traffic, Traffic]:
+        caplog.set_level(logging.INFO)
+        app, other = (
+            process(shop, PREFETCH_CACHE_URL=at, PREFETCH_DEADLINE=2)
+            for at in (url, redis_server.url)
+        )
+        until_shared(app, other)
+        with Traffic(app) as before:
+            time.sleep(SECONDS)
+        begin()
+        with Traffic(app) as meanwhile:
+            until(lambda: outages(app, caplog)[-1:] == ["away"])
+            told = outages(app, caplog)
+            time.sleep(SECONDS)
+            assert outages(app, caplog) == told
+        end()
+        until_shared(app, other)
+        told = outages(app, caplog)
+        assert told[-1] == "back"
+        assert all(one != next_one for one, next_one in pairwise(told))
+        return before, meanwhile
+
+    return outage
+
+
+def report(fault: str, **traffics: Traffic) -> None:
+    for when, traffic in traffics.items():
+        ms = [1000 * took for took in traffic.took_s]
+        print(
+            f"{fault}, {when}: {1 - len(traffic.failed) / len(ms):.2%} of {len(ms)} pulls good, "
+            f"p50 {median(ms):.1f} ms, "
+            f"p99 {quantiles(ms, n=100)[98]:.1f} ms, worst {max(ms):.1f} ms"
+        )
+
+
+@pytest.mark.parametrize("fault", ["latency", "reset", "garbage", "drip", "freeze"])
+def test_pulls_go_on_whatever_the_line_does(
+    proxy: Proxy, outage: Callable[..., tuple[Traffic, Traffic]], fault: str
+) -> None:
+    """None fails, and sharing goes on when all is well again."""
+    before, meanwhile = outage(
+        proxy.url, lambda: setattr(proxy, "fault", fault), lambda: setattr(proxy, "fault", "")
+    )
+    report(fault, before=before, meanwhile=meanwhile)
+    assert before.failed == meanwhile.failed == []
+
+
+def test_pulls_go_on_while_redis_is_frozen(
+    redis_server: Any, outage: Callable[..., tuple[Traffic, Traffic]]
+) -> None:
+    """Its connections are accepted, and nothing answers."""
+    send = redis_server.process.send_signal
+    before, meanwhile = outage(
+        redis_server.url, lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT)
+    )
+    report("frozen", before=before, meanwhile=meanwhile)
+    assert before.failed == meanwhile.failed == []
+
+
+def test_pulls_go_on_after_redis_is_killed(
+    redis_server: Any, outage: Callable[..., tuple[Traffic, Traffic]]
+) -> None:
+    """It comes back with nothing in it."""
+    before, meanwhile = outage(redis_server.url, redis_server.end, redis_server.start)
+    report("killed", before=before, meanwhile=meanwhile)
+    assert before.failed == meanwhile.failed == []
+
+
+def test_pulls_go_on_while_redis_is_emptied(
+    process: App, shop: Prefetch, redis: Any, until_shared: Callable[[Flask, Flask], str]
+) -> None:
+    """What was kept is made anew, since nobody can know what was to be forgotten meanwhile."""
+    app, other = process(shop), process(shop)
+    with Traffic(app) as traffic:
+        for _ in range(10):
+            time.sleep(SECONDS / 10)
+            redis.flushall()
+    report("emptied", meanwhile=traffic)
+    until_shared(app, other)
+    assert traffic.failed == []
+    assert 1 < len(traffic.kept) < 100
+
+
+def test_a_reply_that_trickles_holds_no_pull_up(
+    process: App, prefetch: Prefetch, proxy: Proxy, ask: Ask, until: Until, redis: Any
+) -> None:
+    """A large answer that comes byte by byte, none of them late, is as good as none."""
+    prefetch.pre_fetch(PAGE, cache=600)(lambda pull: pull.query["id"] * 100_000)
+    app = process(prefetch, PREFETCH_CACHE_URL=proxy.url, PREFETCH_DEADLINE=2)
+    ask(app, query="id=1")
+    ask(process(prefetch), query="id=2")
+    until(lambda: len(redis.keys("*:answer:*")) == 2)
+    proxy.fault = "trickle"
+    assert ask(app, query="id=2").status_code == 200
+
+
+def test_what_is_forgotten_meanwhile_is_told_later(
+    process: App,
+    shop: Prefetch,
+    proxy: Proxy,
+    ask: Ask,
+    until: Until,
+    until_shared: Callable[[Flask, Flask], str],
+    logged: Logged,
+) -> None:
+    """At once in its own process, with an error in the log; in the others when Redis is back."""
+    app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
+    query = until_shared(app, other)
+    made = ask(app, query=query).data
+    proxy.fault = "reset"
+    with app.app_context():
+        shop.forget(PAGE)
+    assert ask(app, query=query).data != made
+    assert any(said.startswith("ERROR Redis is away") for said in logged())
+    assert ask(other, query=query).data == made
+    proxy.fault = ""
+    until(lambda: ask(other, query=query).data != made)

@@ -1,0 +1,251 @@
+"""Whose turn it is: canaries, retries under a budget, and nothing that grows with the fleet."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from prefetch_kit.registrar.results import FleetOutcome, Tally
+from prefetch_kit.registrar.schedule import _MOST_WAITING, Schedule, Task
+from prefetch_kit.registrar.spool import Spool
+
+
+class Apps:
+    """So many apps, and how many of them were taken."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for number in range(self.count):
+            self.taken += 1
+            yield f"wx{number}", ""
+
+
+def schedule(apps: Apps, *, canary: int = 0, stop_at: float = 2) -> Schedule:
+    stopping = threading.Event()
+    return Schedule(apps, total=apps.count, canary=canary, stop_at=stop_at, stopping=stopping)
+
+
+def following(made: Schedule) -> Task:
+    task = made.next()
+    assert task is not None
+    return task
+
+
+def test_each_app_has_its_turn_and_then_it_is_over() -> None:
+    """In the order of the list."""
+    made = schedule(Apps(3))
+    for number in range(3):
+        task = following(made)
+        assert task.appid == f"wx{number}"
+        made.finish(task, fine=True, failed=False)
+    assert made.next() is None
+
+
+def test_an_app_that_may_try_again_comes_before_new_ones() -> None:
+    """As soon as its time has come, with one try behind it."""
+    made = schedule(Apps(3))
+    assert made.again(following(made), delay_s=0)
+    assert following(made) == Task("wx0", "", tries=1)
+
+
+def test_four_tries_and_no_more() -> None:
+    """Whatever the budget has left."""
+    made = schedule(Apps(1))
+    for _ in range(3):
+        assert made.again(following(made), delay_s=0)
+    assert not made.again(following(made), delay_s=0)
+
+
+def test_the_retries_of_all_apps_have_one_budget() -> None:
+    """A hundred, and one more for each five apps that were begun."""
+    made = schedule(Apps(1000))
+    retried = sum(made.again(following(made), delay_s=3600) for _ in range(1000))
+    assert retried == 300
+
+
+def test_a_fleet_that_is_stopping_tries_nothing_again() -> None:
+    """What is not done then is for the next run."""
+    made = schedule(Apps(2))
+    task = following(made)
+    made.stop("enough")
+    assert not made.again(task, delay_s=0)
+    assert made.next() is None
+
+
+def test_only_so_many_wait_for_their_next_try() -> None:
+    """Then nobody new is taken from the list: what waits is bounded, not the fleet."""
+    apps = Apps(100_000)
+    made = schedule(apps)
+    waiting = 0
+    while waiting < _MOST_WAITING:
+        task = following(made)
+        if made.again(task, delay_s=3600):
+            waiting += 1
+        else:
+            made.finish(task, fine=True, failed=False)
+    taken = apps.taken
+    waiter = threading.Thread(target=made.next)
+    waiter.start()
+    waiter.join(0.2)
+    assert waiter.is_alive()
+    assert apps.taken == taken
+    made.stop("enough")
+    waiter.join(10)
+    assert not waiter.is_alive()
+
+
+def test_a_canary_that_failed_is_named_with_its_flag() -> None:
+    """Whoever has to go on without it reads what to give; also where the fleet is smaller."""
+    made = schedule(Apps(3), canary=5)
+    made.finish(following(made), fine=False, failed=True)
+    assert made.next() is None
+    said = "wx0 is one of the first (--canary 5), and was not done"
+    assert made.stopped_because == said
+    assert "--canary 0" in made.way_on
+
+
+def test_a_deferred_canary_needs_nothing_but_time() -> None:
+    """The same command later."""
+    made = schedule(Apps(3), canary=1)
+    made.finish(following(made), fine=False, failed=False)
+    assert "wx0 is one of the first" in str(made.stopped_because)
+    assert made.way_on.startswith("Run the same command again")
+
+
+def own(made: Schedule) -> None:
+    """The next one fails for a reason of its own account."""
+    made.finish(following(made), fine=False, failed=True, is_its_own=True)
+
+
+def test_a_canary_whose_account_is_bad_is_replaced() -> None:
+    """By the next one, up to as many as there are canaries."""
+    made = schedule(Apps(10), canary=2)
+    own(made)
+    own(made)
+    assert made.stopped_because is None
+    assert following(made).is_canary
+    own(made)
+    assert "wx3 is one of the first" in str(made.stopped_because)
+
+
+def test_bad_accounts_alone_come_to_an_end() -> None:
+    """Where nobody is left to take their place."""
+    made = schedule(Apps(2), canary=5)
+    own(made)
+    own(made)
+    assert made.next() is None
+    assert made.stopped_because is None
+
+
+def test_who_has_nothing_to_do_proves_nothing() -> None:
+    """Others begin, and only one of them has anything sent until it is done."""
+    made = schedule(Apps(4), canary=1)
+    made.finish(following(made), fine=True, failed=False)
+    first, second = following(made), following(made)
+    assert made.may_send(first)
+    waiter = threading.Thread(target=made.may_send, args=(second,))
+    waiter.start()
+    waiter.join(0.2)
+    assert waiter.is_alive()
+    made.finish(first, fine=True, failed=False)
+    waiter.join(10)
+    assert not waiter.is_alive()
+
+
+def test_who_tries_again_leaves_its_place_to_others() -> None:
+    """Else all workers would wait for one who waits for a worker."""
+    made = schedule(Apps(2), canary=1)
+    made.finish(following(made), fine=True, failed=False)
+    task = following(made)
+    assert made.may_send(task)
+    assert made.again(task, delay_s=3600)
+    waiter = threading.Thread(target=made.may_send, args=(Task("wx9", ""),), daemon=True)
+    waiter.start()
+    waiter.join(10)
+    assert not waiter.is_alive()
+
+
+def test_the_first_that_is_sent_stops_the_fleet_as_well() -> None:
+    """However many had nothing to do before it; who waited is told not to send."""
+    made = schedule(Apps(3), canary=1)
+    made.finish(following(made), fine=True, failed=False)
+    first, second = following(made), following(made)
+    assert made.may_send(first)
+    made.finish(first, fine=False, failed=True)
+    assert "wx1 is one of the first" in str(made.stopped_because)
+    assert not made.may_send(second)
+
+
+def test_nobody_but_the_canaries_is_taken_before_they_are_fine() -> None:
+    """The list is not even read further."""
+    apps = Apps(10)
+    made = schedule(apps, canary=2)
+    first, second = following(made), following(made)
+    made.finish(first, fine=True, failed=False)
+    waiter = threading.Thread(target=made.next)
+    waiter.start()
+    waiter.join(0.2)
+    assert waiter.is_alive()
+    assert apps.taken == 2
+    made.finish(second, fine=True, failed=False)
+    waiter.join(10)
+    assert apps.taken == 3
+
+
+@pytest.mark.parametrize(("failures", "stops"), [(1, False), (2, True)])
+def test_a_share_counts_twenty_at_least(failures: int, stops: bool) -> None:
+    """Of the first few, one failure is a large share and says little."""
+    made = schedule(Apps(1000), stop_at=0.1)
+    for _ in range(failures):
+        made.finish(following(made), fine=False, failed=True)
+    assert (made.next() is None) is stops
+
+
+def test_a_small_fleet_counts_as_it_is() -> None:
+    """One of five is more than a tenth."""
+    made = schedule(Apps(5), stop_at=0.1)
+    made.finish(following(made), fine=False, failed=True)
+    assert made.next() is None
+    assert "1 of 1 failed" in str(made.stopped_because)
+    assert "larger --stop-at" in made.way_on
+
+
+def test_the_spool_keeps_order_and_finds_doubles() -> None:
+    """Page by page, and no appid twice."""
+    with Spool() as spool:
+        for number in range(1000):
+            assert spool.add(f"wx{number}", str(number))
+        assert not spool.add("wx5", "")
+        spool.note("wx7", "x")
+        assert [aim for _, aim in spool] == [str(number) for number in range(1000)]
+        assert list(spool.found()) == [("wx7", "x")]
+        assert len(spool) == 1000
+
+
+def test_the_tally_has_a_bounded_number_of_causes() -> None:
+    """However many different sentences come."""
+    tally = Tally()
+    for number in range(10_000):
+        tally.add(f"wx{number}", "failed", f"cause {number}")
+    assert len(tally.groups()) == 101
+    assert tally["failed"] == 10_000
+    assert max(len(group.examples) for group in tally.groups()) == 3
+
+
+def test_the_tally_does_not_tell_who_was_quicker() -> None:
+    """The same fleet prints the same lines, in whatever order its apps came through."""
+    came: list[tuple[str, FleetOutcome, str]] = [
+        ("wx2", "done", "b"),
+        ("wx1", "done", "b"),
+        ("wx3", "failed", "a"),
+        ("wx4", "done", "a"),
+    ]
+    tallies = Tally(), Tally()
+    for tally, order in zip(tallies, (came, reversed(came)), strict=True):
+        for each in order:
+            tally.add(*each)
+    assert tallies[0].groups() == tallies[1].groups()
+    assert [group.count for group in tallies[0].groups()] == [2, 1, 1]

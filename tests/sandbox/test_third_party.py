@@ -1,0 +1,320 @@
+"""A third-party platform in the played WeChat: pushes, tokens, authorizations, refusals."""
+
+import base64
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+from xml.etree import ElementTree as ET
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from prefetch_kit.sandbox import Sandbox, SandboxError
+
+if TYPE_CHECKING:
+    from tests.sandbox.conftest import Client
+
+APPID, COMPONENT = "wx01", "wxplatform"
+SECRET, TOKEN, AES_KEY = "canary-component-secret", "canary-message-token", "k" * 43
+
+
+class Receiver:
+    """A service provider's server: it remembers what was pushed and answers as it was told."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answer = b"success"
+        self.received: list[tuple[dict[str, str], bytes]] = []
+
+    def event(self) -> dict[str, str | None]:
+        """The members of the last event, whose signature is right; decrypted by hand."""
+        query, body = self.received[-1]
+        sealed = ET.fromstring(body).findtext("Encrypt") or ""  # noqa: S314 - the sandbox's own
+        parts = sorted([TOKEN, query["timestamp"], query["nonce"], sealed])
+        assert query["msg_signature"] == hashlib.sha1("".join(parts).encode()).hexdigest()  # noqa: S324
+        key = base64.b64decode(AES_KEY + "=")
+        aes = Cipher(algorithms.AES(key), modes.CBC(key[:16])).decryptor()
+        plain = aes.update(base64.b64decode(sealed)) + aes.finalize()
+        length = int.from_bytes(plain[16:20])
+        assert plain[20 + length : -plain[-1]] == COMPONENT.encode()
+        return {each.tag: each.text for each in ET.fromstring(plain[20 : 20 + length])}  # noqa: S314
+
+
+@pytest.fixture
+def receiver(wx: Sandbox) -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            hears.received.append((dict(parse_qsl(urlsplit(self.path).query)), body))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(hears.answer)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        hears = Receiver(f"http://127.0.0.1:{server.server_port}")
+        yield hears
+        server.shutdown()
+
+
+@pytest.fixture
+def platform(wx: Sandbox, receiver: Receiver) -> str:
+    """A third-party platform that hears of everything."""
+    url = "https://provider.example/wechat"
+    wx.add_platform(COMPONENT, secret=SECRET, token=TOKEN, aes_key=AES_KEY, receive_url=url)
+    wx.map_origin("provider.example", receiver.url)
+    return COMPONENT
+
+
+class Provider:
+    """Makes a service provider's calls by hand."""
+
+    def __init__(self, wx: Sandbox, client: "Client", receiver: Receiver) -> None:
+        self.wx, self.client, self.receiver = wx, client, receiver
+
+    def ticket(self) -> str:
+        assert self.wx.push_ticket(COMPONENT).accepted
+        return str(self.receiver.event()["ComponentVerifyTicket"])
+
+    def component_token(self, ticket: str | None = None, **changed: str) -> dict[str, Any]:
+        body = {"component_appid": COMPONENT, "component_appsecret": SECRET, **changed}
+        body["component_verify_ticket"] = self.ticket() if ticket is None else ticket
+        return self.client.post("/cgi-bin/component/api_component_token", body)
+
+    def call(self, name: str, *, token: str | None = None, **body: object) -> dict[str, Any]:
+        token = token or self.component_token()["component_access_token"]
+        sent = {"component_appid": COMPONENT, **body}
+        path = f"/cgi-bin/component/{name}"
+        return self.client.post(path, sent, component_access_token=token)
+
+    def authorized(self, **options: Any) -> dict[str, Any]:
+        """What api_query_auth says of a merchant that has just authorized."""
+        assert self.wx.authorize(COMPONENT, APPID, **options).accepted
+        code = self.receiver.event()["AuthorizationCode"]
+        info = self.call("api_query_auth", authorization_code=code)["authorization_info"]
+        assert isinstance(info, dict)
+        return info
+
+    def refresh(self, refresh_token: str) -> dict[str, Any]:
+        given = {"authorizer_appid": APPID, "authorizer_refresh_token": refresh_token}
+        return self.call("api_authorizer_token", **given)
+
+    def settings(self, token: str) -> int:
+        answer = self.client.post("/wxa/fetchdatasetting", {"action": "get"}, access_token=token)
+        return int(answer["errcode"])
+
+
+@pytest.fixture
+def provider(wx: Sandbox, client: "Client", receiver: Receiver, platform: str) -> Provider:
+    return Provider(wx, client, receiver)
+
+
+def test_the_chain_from_ticket_to_settings(wx: Sandbox, provider: Provider) -> None:
+    """Ticket, component token, merchant's token, and a call with it where an own one is refused."""
+    wx.switches.own_token_accepted = False
+    info = provider.authorized()
+    assert (info["authorizer_appid"], info["expires_in"]) == (APPID, 7200)
+    assert info["func_info"] == [{"funcscope_category": {"id": 18}}]
+    assert provider.settings(info["authorizer_access_token"]) == 0
+    assert provider.settings(wx.access_token(APPID)) == 48001
+
+
+def test_a_refresh_token_rotates_and_the_old_one_ends(wx: Sandbox, provider: Provider) -> None:
+    """The new one is good, the old one answers 61023, after the grace there is."""
+    first = provider.authorized()["authorizer_refresh_token"]
+    wx.switches.refresh_token_grace_s = 60
+    second = provider.refresh(first)["authorizer_refresh_token"]
+    third = provider.refresh(first)["authorizer_refresh_token"]
+    assert len({first, second, third}) == 3
+    wx.advance(61)
+    assert provider.refresh(first)["errcode"] == 61023
+    wx.switches.refresh_token_rotates = False
+    assert provider.refresh(third)["authorizer_refresh_token"] == third
+
+
+def test_the_list_is_paged(wx: Sandbox, provider: Provider) -> None:
+    """At most 500 at a time; refresh tokens of those whose code was exchanged."""
+    info = provider.authorized()
+    for n in range(501):
+        wx.add_app(f"wx1{n:03}", secret="s")
+        wx.authorize(COMPONENT, f"wx1{n:03}")
+    page = provider.call("api_get_authorizer_list", offset=0, count=500)
+    assert (page["total_count"], len(page["list"])) == (502, 500)
+    assert page["list"][0]["refresh_token"] == info["authorizer_refresh_token"]
+    assert "refresh_token" not in page["list"][1]
+    rest = provider.call("api_get_authorizer_list", offset=500, count=500)["list"]
+    assert [each["authorizer_appid"] for each in rest] == ["wx1499", "wx1500"]
+    assert provider.call("api_get_authorizer_list", offset=0, count=501)["errcode"] == 47001
+
+
+def test_a_merchant_changes_its_mind(wx: Sandbox, provider: Provider) -> None:
+    """Granted, changed, taken back: a push each, and the tokens of before are of no use."""
+    info = provider.authorized()
+    assert provider.receiver.event()["InfoType"] == "component_verify_ticket"  # by its own calls
+    wx.authorize(COMPONENT, APPID)
+    assert provider.receiver.event()["InfoType"] == "updateauthorized"
+    assert provider.refresh(info["authorizer_refresh_token"])["errcode"] == 61023
+    wx.revoke(COMPONENT, APPID)
+    event = provider.receiver.event()
+    assert (event["InfoType"], event["AuthorizerAppid"]) == ("unauthorized", APPID)
+    assert provider.settings(info["authorizer_access_token"]) == 61003
+    with pytest.raises(SandboxError, match="has not authorized"):
+        wx.revoke(COMPONENT, APPID)
+
+
+def old_ticket(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+    wx.switches.ticket_every_s = None
+    ticket = provider.ticket()
+    wx.advance(12 * 3600)
+    return provider.component_token(ticket)
+
+
+def denied(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+    wx.deny(COMPONENT, 61004)
+    return provider.component_token()
+
+
+def used_code(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+    wx.authorize(COMPONENT, APPID)
+    code = provider.receiver.event()["AuthorizationCode"]
+    provider.call("api_query_auth", authorization_code=code)
+    return provider.call("api_query_auth", authorization_code=code)
+
+
+def not_granted(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+    return {"errcode": provider.settings(provider.authorized(permissions=[1])[TOKEN_KEY])}
+
+
+def component_token_for_settings(_: Sandbox, provider: Provider) -> dict[str, Any]:
+    return {"errcode": provider.settings(provider.component_token()["component_access_token"])}
+
+
+TOKEN_KEY = "authorizer_access_token"
+LIST: dict[str, Any] = {"offset": 0, "count": 1}
+REFUSALS: dict[str, tuple[int, Callable[[Sandbox, Provider], dict[str, Any]]]] = {
+    "old ticket": (61005, old_ticket),
+    "wrong ticket": (61006, lambda _, provider: provider.component_token("nonsense")),
+    "wrong secret": (
+        40125,
+        lambda _, provider: provider.component_token(component_appsecret="wrong"),
+    ),
+    "not a platform": (61011, lambda _, provider: provider.component_token(component_appid=APPID)),
+    "another platform's token": (
+        61011,
+        lambda _, provider: provider.call("api_get_authorizer_list", component_appid="wx2", **LIST),
+    ),
+    "address": (61004, denied),
+    "used code": (61010, used_code),
+    "unknown code": (
+        61009,
+        lambda _, provider: provider.call("api_query_auth", authorization_code="nonsense"),
+    ),
+    "not authorized": (61003, lambda _, provider: provider.refresh("nonsense")),
+    "permission": (61007, not_granted),
+    "own token for the platform's call": (
+        61014,
+        lambda wx, provider: provider.call(
+            "api_get_authorizer_list", token=wx.access_token(APPID), **LIST
+        ),
+    ),
+    "platform's token for settings": (61015, component_token_for_settings),
+    "no token": (
+        41001,
+        lambda _, provider: provider.client.post("/cgi-bin/component/api_query_auth", {"a": 1}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(wx: Sandbox, provider: Provider, name: str) -> None:
+    """Each has its own cause, the way the platform's table of codes tells."""
+    errcode, provoke = REFUSALS[name]
+    assert provoke(wx, provider)["errcode"] == errcode
+
+
+def test_login_through_the_platform(wx: Sandbox, provider: Provider, client: "Client") -> None:
+    """A code of an authorized mini program is exchanged without its secret."""
+    query = {"appid": APPID, "grant_type": "authorization_code", "component_appid": COMPONENT}
+    query["component_access_token"] = provider.component_token()["component_access_token"]
+    path, code = "/sns/component/jscode2session", wx.login_code(APPID, "o1")
+    assert client.get(path, js_code=code, **query)["errcode"] == 61003
+    wx.authorize(COMPONENT, APPID)
+    assert client.get(path, js_code=code, **query)["openid"] == "o1"
+    assert client.get(path, js_code=code, **query)["errcode"] == 40163
+
+
+def test_a_push_that_is_not_answered_is_repeated_and_recorded(
+    wx: Sandbox, receiver: Receiver, platform: str
+) -> None:
+    """Anything but `success` is no answer; how often it is repeated is a switch."""
+    wx.switches.push_retries = 2
+    receiver.answer = b"<html>oops"
+    pushed = wx.push_ticket(COMPONENT)
+    assert (pushed.accepted, pushed.attempts, pushed.status) == (False, 3, 200)
+    assert len(receiver.received) == 3
+    assert wx.pushes() == [pushed]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [(None, "no receive_url"), ("https://nowhere.example/", "no origin")]
+)
+def test_a_push_that_has_no_way(wx: Sandbox, url: str | None, reason: str) -> None:
+    """It says so, and nothing is sent anywhere."""
+    wx.add_platform(COMPONENT, secret=SECRET, token=TOKEN, aes_key=AES_KEY, receive_url=url)
+    assert (wx.push_ticket(COMPONENT).reason, wx.pushes()[0].attempts) == (reason, 0)
+
+
+def test_tickets_come_by_themselves(wx: Sandbox, receiver: Receiver, platform: str) -> None:
+    """Ten minutes of the sandbox's time later, one is there."""
+    wx.advance(601)
+    ends_at = time.monotonic() + 30
+    while not receiver.received:
+        assert time.monotonic() < ends_at, "no ticket came"
+        time.sleep(0.02)
+    assert receiver.event()["InfoType"] == "component_verify_ticket"
+
+
+def test_over_http(wx: Sandbox, client: "Client", receiver: Receiver) -> None:
+    """The control API adds a platform, lets a merchant in and out, and tells of the pushes."""
+    whole = {"appid": COMPONENT, "secret": SECRET, "token": TOKEN, "aes_key": AES_KEY}
+    client.post("/_sandbox/platforms", whole)
+    path = f"/_sandbox/platforms/{COMPONENT}"
+    merchant = f"{path}/authorizers/{APPID}"
+    assert client.post(f"{path}/ticket", {})["pushed"]["reason"] == "no receive_url"
+    assert client.post(merchant, {"permissions": ["18"]})["error"].startswith("'permissions' has")
+    assert client.post(merchant, {"permissions": [18]})["pushed"]["info_type"] == "authorized"
+    assert client.send("DELETE", merchant).json()["pushed"]["info_type"] == "unauthorized"
+    assert len(client.get("/_sandbox/pushes")["pushes"]) == 3
+
+
+def test_nothing_secret_is_told(
+    wx: Sandbox, provider: Provider, receiver: Receiver, told: list[str]
+) -> None:
+    """Neither the lines nor the log hold what a platform and WeChat tell each other."""
+    info = provider.authorized()
+    ticket = provider.ticket()
+    said = f"{told} {wx.requests()} {wx.pushes()} {wx.state.components}"
+    secrets = [SECRET, TOKEN, AES_KEY, ticket, info[TOKEN_KEY], info["authorizer_refresh_token"]]
+    assert [secret for secret in secrets if secret in said] == []
+    assert f"push authorized {APPID} to {COMPONENT}: success" in told
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"appid": APPID}, "was added before"),
+        ({"aes_key": "short"}, "aes_key"),
+        ({"receive_url": "http://127.0.0.1:1/"}, "receive_url"),
+    ],
+)
+def test_a_platform_that_cannot_be(wx: Sandbox, changed: dict[str, str], said: str) -> None:
+    """What WeChat's own form would not take, with what to write instead."""
+    given = {"appid": COMPONENT, "secret": SECRET, "token": TOKEN, "aes_key": AES_KEY}
+    with pytest.raises(SandboxError, match=said):
+        wx.add_platform(**(given | changed))

@@ -1,0 +1,515 @@
+"""The chain from the ticket to a merchant's token, and the refresh token that is never lost."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prefetch_kit.errors import OutcomeUnknown, Refused, TokenRejected, TokenSourceError
+from prefetch_kit.sandbox import Fault, Sandbox
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin import redis_store
+from prefetch_kit.weixin.authorizers import Authorizers, AuthorizerToken
+from prefetch_kit.weixin.grants import GRANT_CODEC, Grant
+from prefetch_kit.weixin.redis_store import RedisStores
+from prefetch_kit.weixin.settings import FetchSetting, SettingsApi
+from prefetch_kit.weixin.stores import Stores
+from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_store import Store, StoredToken
+from prefetch_kit.weixin.transport import Transport
+
+APPID, COMPONENT = "wx01", "wxplatform"
+REFRESH = "api_authorizer_token"
+
+Authorize = Callable[..., str]
+Calls = Callable[[str], int]
+
+
+@pytest.fixture
+def store(stores: Stores) -> Store[Grant]:
+    """Where the merchant's grant is kept."""
+    return stores.open(APPID, f"granted-to-{COMPONENT}", GRANT_CODEC)
+
+
+@pytest.fixture
+def forget_access(store: Store[Grant]) -> Callable[[], None]:
+    """Take the access token out of the store, so that the next one has to be asked for."""
+
+    def forget() -> None:
+        with store.lock():
+            store.save(replace(kept(store), access=None))
+
+    return forget
+
+
+def kept(store: Store[Grant]) -> Grant:
+    grant = store.load()
+    assert grant is not None
+    return grant
+
+
+def test_a_merchants_settings_are_set_with_its_token(
+    wx: Sandbox, transport: Transport, provider: ThirdParty, authorize: Authorize
+) -> None:
+    """The whole chain, where WeChat takes no token but the platform's for the merchant."""
+    wx.switches.own_token_accepted = False
+    wx.add_domain(APPID, "shop.example")
+    assert authorize() == APPID
+    api = SettingsApi(transport, provider.authorizers.token(APPID), sleep=lambda _: None)
+    api.put("pre_fetch", FetchSetting(True, "server", "https://shop.example/p"))
+    assert wx.settings(APPID)["pre_fetch_url"] == "https://shop.example/p"
+
+
+def test_tokens_are_asked_for_once_and_kept(
+    provider: ThirdParty, authorize: Authorize, calls: Calls, forget_access: Callable[[], None]
+) -> None:
+    """One component token for all, and the merchant's own token until it ends."""
+    authorize()
+    forget_access()
+    tokens = {provider.authorizers.token(APPID).get() for _ in range(5)}
+    assert (len(tokens), calls("api_component_token"), calls(REFRESH)) == (1, 1, 1)
+
+
+def test_an_expired_component_token_is_renewed_on_the_way(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, calls: Calls
+) -> None:
+    """WeChat rejects the platform's token inside a merchant's renewal: one renewal of each."""
+    authorize()
+    token = provider.authorizers.token(APPID).get()
+    wx.expire_tokens(COMPONENT)
+    assert provider.authorizers.token(APPID).renew(token) != token
+    assert (calls("api_component_token"), calls(REFRESH)) == (2, 2)
+
+
+def test_a_rejected_component_token_is_not_renewed_without_end(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, calls: Calls
+) -> None:
+    """Rejected again right after its renewal: the caller hears of it."""
+    authorize()
+    token = provider.authorizers.token(APPID).get()
+    wx.inject(Fault(kind="errcode", path=f"/cgi-bin/component/{REFRESH}", errcode=40001, times=9))
+    with pytest.raises(TokenRejected):
+        provider.authorizers.token(APPID).renew(token)
+    assert (calls("api_component_token"), calls(REFRESH)) == (2, 2)
+
+
+def test_a_rotated_refresh_token_is_saved(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """The new one and the one before it stand in the store when the token is handed out."""
+    authorize()
+    (first,) = kept(store).refresh_tokens
+    source = provider.authorizers.token(APPID)
+    token = source.renew(source.get())
+    rotated = Secret(wx.refresh_token(COMPONENT, APPID))
+    assert kept(store).refresh_tokens == (rotated, first)
+    source.renew(token)
+    newest = Secret(wx.refresh_token(COMPONENT, APPID))
+    assert kept(store).refresh_tokens == (newest, rotated)
+
+
+def test_a_refresh_token_that_stays_is_kept_once(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """Where WeChat gives the same again, there is nothing older to keep."""
+    wx.switches.refresh_token_rotates = False
+    authorize()
+    source = provider.authorizers.token(APPID)
+    source.renew(source.get())
+    assert kept(store).refresh_tokens == (Secret(wx.refresh_token(COMPONENT, APPID)),)
+
+
+def test_an_answer_without_a_refresh_token_changes_none(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """What was used goes on being used."""
+    authorize()
+    before = kept(store).refresh_tokens
+    body = '{"authorizer_access_token": "abc", "expires_in": 7200}'
+    wx.inject(Fault(kind="raw", path=f"/cgi-bin/component/{REFRESH}", body=body))
+    source = provider.authorizers.token(APPID)
+    assert source.renew(source.get()) == Secret("abc")
+    assert kept(store).refresh_tokens == before
+
+
+def test_the_previous_refresh_token_is_tried_when_the_newest_is_refused(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], calls: Calls
+) -> None:
+    """The newest stored one is no good, the one before it still is: no list is asked for."""
+    authorize()
+    (good,) = kept(store).refresh_tokens
+    with store.lock():
+        store.save(replace(kept(store), refresh_tokens=(Secret("no-good"), good), access=None))
+    provider.authorizers.token(APPID).get()
+    assert (calls(REFRESH), calls("api_get_authorizer_list")) == (2, 0)
+    assert kept(store).refresh_tokens == (Secret(wx.refresh_token(COMPONENT, APPID)), good)
+
+
+def test_a_lost_rotated_refresh_token_is_rescued_from_the_list(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], calls: Calls
+) -> None:
+    """WeChat rotated it and the answer never came: the next renewal finds it again."""
+    authorize()
+    source = provider.authorizers.token(APPID)
+    token = source.get()
+    wx.inject(Fault(kind="lose", path=f"/cgi-bin/component/{REFRESH}"))
+    with pytest.raises(OutcomeUnknown):
+        source.renew(token)
+    assert kept(store).access is not None  # the old one stays until there is a new one
+    assert source.renew(token) != token
+    assert calls("api_get_authorizer_list") == 1
+    assert kept(store).refresh_tokens[0] == Secret(wx.refresh_token(COMPONENT, APPID))
+
+
+@pytest.fixture
+def machine(
+    wx: Sandbox, transport: Transport, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., ThirdParty]:
+    """`machine()`: the platform and its merchant, as one more machine has them in a Redis."""
+    for limit in ("_SILENCE_S", "_ANSWER_S"):
+        monkeypatch.setattr(redis_store, limit, 30.0)
+
+    def machine(*, lease_s: float = 30.0) -> ThirdParty:
+        stores = RedisStores(Secret(redis_server.url), prefix="kit", lease_s=lease_s)
+        return ThirdParty(transport, COMPONENT, Secret("canary-component-secret"), stores)
+
+    with wx.lock:
+        ticket = wx.component(COMPONENT).issue_ticket(now=wx.now())
+    machine().tickets.keep(Secret(ticket), pushed_at=wx.now())
+    since = wx.authorize(COMPONENT, APPID).at
+    machine().authorizers.accept(Secret(*wx.component(COMPONENT).codes), since=since)
+    return machine
+
+
+@pytest.fixture
+def grant(redis_server: Any) -> Callable[[], Grant]:
+    """What the machines keep of the merchant."""
+    stores = RedisStores(Secret(redis_server.url), prefix="kit")
+    store = stores.open(APPID, f"granted-to-{COMPONENT}", GRANT_CODEC)
+    return lambda: kept(store)
+
+
+@pytest.fixture
+def outrun(wx: Sandbox, machine: Callable[..., ThirdParty]) -> Callable[..., None]:
+    """`outrun(meanwhile)`: a machine pauses past its lease, then refreshes all the same."""
+    wx.switches.refresh_token_grace_s = 300.0
+    wx.switches.listed_refresh_tokens = "never"
+    old = machine().authorizers.token(APPID).get()
+
+    def run(meanwhile: Callable[[AuthorizerToken], object]) -> None:
+        late = machine(lease_s=0.05).authorizers
+        refreshed = late.refreshed
+
+        def paused(*given: Any) -> Grant:
+            time.sleep(0.1)
+            with ThreadPoolExecutor(1) as elsewhere:
+                elsewhere.submit(meanwhile, machine().authorizers.token(APPID)).result(60)
+            return refreshed(*given)
+
+        late.refreshed = paused  # type: ignore[method-assign, assignment]
+        late.token(APPID).renew(old)
+
+    def renewed(source: AuthorizerToken) -> None:
+        source.renew(old)
+
+    return lambda meanwhile=renewed: run(meanwhile)
+
+
+def test_a_refresh_token_that_came_late_is_kept_too(
+    wx: Sandbox,
+    machine: Callable[..., ThirdParty],
+    outrun: Callable[..., None],
+    grant: Callable[[], Grant],
+) -> None:
+    """From then on WeChat takes no other, and no list shows it."""
+    outrun()
+    wx.advance(301)
+    stands = grant().access
+    assert stands is not None
+    assert machine().authorizers.token(APPID).renew(stands.value) != stands.value
+
+
+def test_refresh_tokens_that_come_late_do_not_pile_up(
+    wx: Sandbox, outrun: Callable[..., None], grant: Callable[[], Grant]
+) -> None:
+    """Two machines that paused: the last of them has the one that counts."""
+    outrun(lambda _: outrun())
+    assert len(grant().refresh_tokens) == 3
+    assert Secret(wx.refresh_token(COMPONENT, APPID)) in grant().refresh_tokens
+
+
+def test_what_comes_late_brings_no_merchant_back(
+    wx: Sandbox,
+    machine: Callable[..., ThirdParty],
+    outrun: Callable[..., None],
+    grant: Callable[[], Grant],
+) -> None:
+    """Who took the authorization back meanwhile has taken it back."""
+    with pytest.raises(TokenSourceError, match="taken away meanwhile"):
+        outrun(lambda _: machine().authorizers.drop(APPID, since=wx.now() + 1))
+    assert grant().refresh_tokens == ()
+
+
+def test_a_lost_store_is_filled_from_the_list(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], calls: Calls
+) -> None:
+    """One call for every 500 merchants brings back all that are missing, and only those."""
+    for n in range(3):
+        wx.add_app(f"wx1{n}", secret="s")
+        authorize(f"wx1{n}")
+    authorize()
+    with store.lock():
+        store.save(Grant((), None, 0.0))
+    assert provider.authorizers.recover() == 1
+    assert provider.authorizers.recover() == 0
+    assert (calls("api_get_authorizer_list"), calls(REFRESH)) == (2, 0)
+    assert kept(store).refresh_tokens == (Secret(wx.refresh_token(COMPONENT, APPID)),)
+
+
+def test_what_the_list_does_not_show_is_lost(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize
+) -> None:
+    """Then only the merchant can help, and the error says so."""
+    authorize()
+    source = provider.authorizers.token(APPID)
+    wx.replace_refresh_token(COMPONENT, APPID)
+    wx.switches.listed_refresh_tokens = "never"
+    with pytest.raises(TokenSourceError, match="no refresh token is kept here") as caught:
+        source.renew(source.get())
+    assert caught.value.remedy.startswith("Let the merchant authorize the platform")
+
+
+def test_a_list_that_helps_nothing(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, calls: Calls
+) -> None:
+    """It shows what was just refused: that is not tried again without end."""
+    authorize()
+    path = f"/cgi-bin/component/{REFRESH}"
+    wx.inject(Fault(kind="errcode", path=path, errcode=61023, times=None))
+    source = provider.authorizers.token(APPID)
+    with pytest.raises(TokenSourceError, match="the very refresh token that its list shows"):
+        source.renew(source.get())
+    assert calls(REFRESH) == 1
+
+
+def test_a_code_that_could_not_be_exchanged_is_with_the_next_token(
+    wx: Sandbox, provider: ThirdParty, store: Store[Grant]
+) -> None:
+    """It came before anything else could be done: no list would show what it gives."""
+    since = wx.authorize(COMPONENT, APPID).at
+    (code,) = map(Secret, wx.component(COMPONENT).codes)
+    provider.authorizers.note(APPID, code, since=since)
+    assert not provider.authorizers.holds(APPID, since=since)
+    provider.authorizers.token(APPID).get()
+    assert provider.authorizers.holds(APPID, since=since)
+    assert kept(store).refresh_tokens == (Secret(wx.refresh_token(COMPONENT, APPID)),)
+
+
+def test_a_code_of_another_merchant_gives_nothing(wx: Sandbox, provider: ThirdParty) -> None:
+    """One merchant's settings are never written with another's token."""
+    since = wx.authorize(COMPONENT, APPID).at
+    (code,) = map(Secret, wx.component(COMPONENT).codes)
+    provider.authorizers.note("wx02", code, since=since)
+    with pytest.raises(TokenSourceError, match="wx02: the merchant has not authorized"):
+        provider.authorizers.token("wx02").get()
+
+
+def test_a_code_that_is_spent_is_passed_over(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """Exchanged by a process that was killed before it kept what came: the list has it."""
+    authorize()
+    (code,) = map(Secret, wx.component(COMPONENT).codes)
+    with store.lock():
+        store.save(Grant((), None, kept(store).since, code))
+    provider.authorizers.token(APPID).get()
+    assert kept(store).code is None
+
+
+def test_a_merchant_who_never_authorized(provider: ThirdParty, calls: Calls) -> None:
+    """It is not in the list; the error names it and what to do."""
+    with pytest.raises(TokenSourceError, match="wx01: the merchant has not authorized"):
+        provider.authorizers.token(APPID).get()
+    assert calls(REFRESH) == 0
+
+
+def test_a_merchant_nobody_asked_about_yet(wx: Sandbox, provider: ThirdParty) -> None:
+    """It is in the list without a refresh token, since its code was never exchanged."""
+    wx.authorize(COMPONENT, APPID)
+    with pytest.raises(TokenSourceError, match="the list of merchants shows none"):
+        provider.authorizers.token(APPID).get()
+
+
+def test_the_list_is_read_to_its_end(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, calls: Calls
+) -> None:
+    """1,100 merchants are three calls; those whose code was exchanged come with a token."""
+    for n in range(1099):
+        wx.add_app(f"wx1{n:04}", secret="s")
+        wx.authorize(COMPONENT, f"wx1{n:04}")
+    authorize()
+    listed = list(provider.authorizers.listed())
+    assert (len({each.appid for each in listed}), calls("api_get_authorizer_list")) == (1100, 3)
+    assert [each.appid for each in listed if each.refresh_token] == [APPID]
+
+
+def test_the_list_is_searched_once_a_minute(
+    wx: Sandbox, provider: ThirdParty, store: Store[Grant], calls: Calls
+) -> None:
+    """Many that look at once share one reading; a minute later it is read again."""
+    now = 1_900_000_000.0
+    merchants = Authorizers(provider.calls, lambda _: store, clock=lambda: now)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(merchants.find, [APPID] * 8))
+    wx.authorize(COMPONENT, APPID)
+    assert (*found, merchants.find(APPID)) == (None,) * 9
+    assert calls("api_get_authorizer_list") == 1
+    now += 60
+    assert merchants.find(APPID) is not None
+
+
+def test_a_merchant_takes_it_back(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """The tokens are gone at once; a new authorization is a new beginning."""
+    authorize()
+    assert provider.authorizers.drop(APPID, since=wx.revoke(COMPONENT, APPID).at)
+    assert kept(store).refresh_tokens == ()
+    with pytest.raises(TokenSourceError, match="has not authorized"):
+        provider.authorizers.token(APPID).get()
+    authorize()
+    provider.authorizers.token(APPID).get()
+
+
+def test_late_news_of_an_earlier_end_ends_nothing(
+    provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """Taken back, granted again, and only then told of the first: the new grant stays."""
+    authorize()
+    assert not provider.authorizers.drop(APPID, since=kept(store).since - 1)
+    assert kept(store).refresh_tokens
+
+
+def test_a_late_40001_about_a_merchants_old_token_keeps_the_fresh_one(
+    provider: ThirdParty, authorize: Authorize, calls: Calls
+) -> None:
+    """Eight callers that failed with the old token at once: one renewal, one token for all."""
+    authorize()
+    old = provider.authorizers.token(APPID).get()
+    with ThreadPoolExecutor(8) as pool:
+        fresh = set(pool.map(lambda _: provider.authorizers.token(APPID).renew(old), range(8)))
+    assert (len(fresh), calls(REFRESH)) == (1, 1)
+    assert provider.authorizers.token(APPID).renew(old) in fresh
+
+
+def test_a_merchants_old_token_stays_until_the_new_one_exists(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+) -> None:
+    """Whoever looks during a renewal finds the old one, then the new one, never none."""
+    authorize()
+    source = provider.authorizers.token(APPID)
+    old = source.get()
+    wx.inject(Fault(kind="delay", path=f"/cgi-bin/component/{REFRESH}", delay_s=0.2))
+    seen = [old]
+    with ThreadPoolExecutor(1) as pool:
+        renewal = pool.submit(source.renew, old)
+        while not renewal.done():
+            seen.append((kept(store).access or StoredToken(Secret("none"), 0)).value)
+    assert list(dict.fromkeys([*seen, source.get()])) == [old, renewal.result()]
+
+
+def test_no_ticket_yet(started: ThirdParty) -> None:
+    """Nothing is asked; the error says where tickets come from."""
+    with pytest.raises(TokenSourceError, match="no component_verify_ticket came yet"):
+        started.token.get()
+
+
+def test_the_newest_ticket_is_kept(wx: Sandbox, started: ThirdParty) -> None:
+    """Pushed again late, an older one changes nothing."""
+    started.tickets.keep(Secret("second"), pushed_at=wx.now())
+    started.tickets.keep(Secret("first"), pushed_at=wx.now() - 600)
+    assert started.tickets.newest() == Secret("second")
+
+
+def test_a_ticket_that_is_too_old_is_named(wx: Sandbox, provider: ThirdParty) -> None:
+    """WeChat says 61005, and the remedy says where the next one comes from."""
+    wx.advance(12 * 3600)
+    with pytest.raises(Refused, match="too old") as caught:
+        provider.token.get()
+    assert (caught.value.errcode, "each ten minutes" in caught.value.remedy) == (61005, True)
+
+
+UNREADABLE = [
+    "{}",
+    '{"authorizer_access_token": "abc", "expires_in": 7200, "authorizer_refresh_token": 7}',
+    '{"authorizer_access_token": "abc", "expires_in": 7200, "authorizer_refresh_token": "a b"}',
+    '{"authorizer_access_token": "", "expires_in": 7200, "authorizer_refresh_token": "r"}',
+    '{"authorizer_access_token": "abc", "authorizer_refresh_token": "r"}',
+]
+
+
+@pytest.mark.parametrize("body", UNREADABLE)
+def test_an_unreadable_renewal_changes_nothing(
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], body: str
+) -> None:
+    """The outcome is unknown; what is stored stays, and the next renewal works."""
+    authorize()
+    before = kept(store)
+    source = provider.authorizers.token(APPID)
+    wx.inject(Fault(kind="raw", path=f"/cgi-bin/component/{REFRESH}", body=body))
+    with pytest.raises(OutcomeUnknown):
+        source.renew(source.get())
+    assert kept(store) == before
+    source.renew(source.get())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        '{"total_count": "1", "list": []}',
+        '{"total_count": 1, "list": [{"authorizer_appid": "../x"}]}',
+        '{"total_count": 1, "list": [7]}',
+        '{"total_count": 1, "list": {}}',
+    ],
+)
+def test_an_unreadable_list_is_said_to_be(wx: Sandbox, provider: ThirdParty, body: str) -> None:
+    """No merchant is taken for one who left, and no name for a path."""
+    path = "/cgi-bin/component/api_get_authorizer_list"
+    wx.inject(Fault(kind="raw", path=path, body=body))
+    with pytest.raises(OutcomeUnknown, match="no list of merchants"):
+        provider.authorizers.find(APPID)
+
+
+GRANTS = [
+    Grant((Secret("a"), Secret("b")), StoredToken(Secret("c"), 7.5), 7.0),
+    Grant((Secret("a"),), None, 7.0),
+    Grant((), None, 0.0),
+    Grant((), None, 1.0, Secret("code")),
+]
+
+
+@pytest.mark.parametrize("grant", GRANTS)
+def test_what_is_kept_is_read_as_it_was_written(store: Store[Grant], grant: Grant) -> None:
+    """With and without an access token, and once all is taken back."""
+    with store.lock():
+        assert store.save(grant) == grant
+    assert store.load() == grant
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {},
+        {"refresh_tokens": "ab", "since": 1},
+        {"refresh_tokens": [7], "since": 1},
+        {"refresh_tokens": ["a b"], "since": 1},
+        {"refresh_tokens": ["a"], "since": "1"},
+    ],
+)
+def test_what_is_no_grant_is_none(plain: dict[str, object]) -> None:
+    """It counts as lost, and what is lost is rescued."""
+    assert GRANT_CODEC.decode(plain) is None

@@ -1,0 +1,162 @@
+"""Commands, token files and texts that hold secrets, and show none."""
+
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+import pytest
+
+from prefetch_kit.errors import TokenSourceError
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import scrub
+from prefetch_kit.weixin.command_token import CommandToken
+from prefetch_kit.weixin.token_store import FileTokenStore, StoredToken
+from prefetch_kit.weixin.tokens import StableToken
+from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.weixin.conftest import Serve, Watch
+
+TOKEN = 'Tq7/z+8=W"ä%41 access-token-0123456789'
+FRESH = "Fm3~y+5=fresh-token-of-the-answer-9876543210"
+APP_SECRET = 'Sx9/w+2=K"ö%42 app-secret-0123456789'
+
+
+@pytest.fixture
+def watch(watch_for: "Callable[..., Watch]") -> "Watch":
+    return watch_for(TOKEN, FRESH, APP_SECRET)
+
+
+COMMANDS = {
+    "ends with an error": "print(token); sys.exit(1)",
+    "shouts": "sys.exit(token)",
+    "prints two": "print(token, token)",
+    "prints much": "print(token * 1000)",
+    "prints bad JSON": "print('{' + token)",
+    "prints no token": "print(json.dumps({'other': token}))",
+    "prints a bad end": "print(json.dumps({'access_token': token, 'expires_in': '1'}))",
+    "hangs": "print(token, flush=True); time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_that_fail(watch: "Watch", monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Nothing that the command prints is shown."""
+    monkeypatch.setenv("CANARY", FRESH)
+    program = f"import json, os, sys, time; token = os.environ['CANARY']; {COMMANDS[name]}"
+    # Generous for the others: an interpreter takes its time to start.
+    source = CommandToken([sys.executable, "-c", program], deadline_s=1 if name == "hangs" else 30)
+    watch.failure(source.get)
+
+
+def test_a_command_that_is_missing(watch: "Watch") -> None:
+    """Its name is shown, its arguments are not."""
+    source = CommandToken(["/nowhere/token", "--key", APP_SECRET])
+    with pytest.raises(TokenSourceError, match="/nowhere/token") as caught:
+        source.get()
+    error = caught.value
+    lines = traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    watch.nothing_in(*lines, repr(vars(error)))
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def below_a_file(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.write_text(TOKEN)
+
+
+def readable_by_others(path: Path) -> None:
+    path.write_text(json.dumps({"access_token": TOKEN, "expires_at": 9e9}))
+    path.chmod(0o644)
+
+
+def a_link(path: Path) -> None:
+    path.with_name("other").write_text(json.dumps({"access_token": TOKEN, "expires_at": 9e9}))
+    path.symlink_to(path.with_name("other"))
+
+
+def load(store: FileTokenStore) -> object:
+    return store.load()
+
+
+def save(store: FileTokenStore) -> None:
+    store.save(StoredToken(Secret(TOKEN), 9e9))
+
+
+STORES = [
+    (a_directory, load),
+    (a_directory, save),
+    (below_a_file, load),
+    (below_a_file, save),
+    (readable_by_others, load),
+    (a_link, load),
+]
+
+
+@pytest.fixture
+def token_path(tmp_path: Path) -> Path:
+    path = tmp_path / "state" / "token"
+    path.parent.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(("state", "use"), STORES)
+def test_token_files_that_cannot_be_used(
+    watch: "Watch",
+    token_path: Path,
+    state: Callable[[Path], None],
+    use: Callable[[FileTokenStore], object],
+) -> None:
+    """The error names the file and nothing that stands in it."""
+    state(token_path)
+    error = watch.failure(partial(use, FileTokenStore(token_path)))
+    assert str(token_path) in str(error)
+
+
+def test_a_fresh_token_that_cannot_be_saved(
+    serve: "Serve", http: Callable[..., bytes], watch: "Watch", token_path: Path
+) -> None:
+    """The answer was good, the file is not."""
+    body = json.dumps({"access_token": FRESH, "expires_in": 7200})
+    with Transport(base_url=serve.answers(http(body.encode())).url) as transport:
+        store = FileTokenStore(token_path)
+        source = StableToken(transport, "wx01", Secret(APP_SECRET), store)
+        (token_path.parent / "token.lock").touch()
+        with store.lock():
+            token_path.mkdir()
+        watch.failure(partial(source.renew, Secret(TOKEN)))
+
+
+@pytest.mark.parametrize("spell", [str, str.upper, quote, partial(quote, safe=""), quote_plus])
+def test_scrubbed_to_the_last_character(spell: Callable[[str], str]) -> None:
+    """A secret of reserved characters only, in each of its spellings."""
+    secret = "/a +=/b +=/c +=/d +="
+    assert scrub(f"bad <{spell(secret)}>\0!", [Secret(secret)]) == "bad <***> !"
+
+
+def test_scrubbing_leaves_other_text() -> None:
+    """Short runs that only happen to occur in a secret say nothing about it."""
+    assert scrub("secret of wx01", [Secret("a-secret-of-48-characters")]) == "secret of wx01"
+
+
+@pytest.mark.parametrize("leak", [TOKEN, TOKEN[:12], quote(TOKEN, safe=""), TOKEN.upper()])
+@pytest.mark.parametrize("way", [print, logging.getLogger("any").debug, warnings.warn, OSError])
+def test_the_watch_sees_a_leak(watch: "Watch", leak: str, way: Callable[[str], object]) -> None:
+    """What the tests above rely on."""
+
+    def leaking() -> None:
+        way(leak)
+        raise RuntimeError("x") from (OSError(leak) if way is OSError else None)
+
+    with pytest.raises(AssertionError):
+        watch.failure(leaking)
