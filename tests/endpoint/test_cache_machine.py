@@ -22,6 +22,7 @@ from cachetools import TTLCache
 from flask import Flask
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     precondition,
@@ -610,6 +611,26 @@ def search(store: Store, clock: Clock, *, times: int, **given: Any) -> None:
         run_state_machine_as_test(machine, settings=chosen)
 
 
+def wrong_answer(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a long search finds; threads and Redis may not let it find the same a second time."""
+    check, found = Pulls.check, []
+
+    def noting_check(*said: Any) -> None:
+        try:
+            check(*said)
+        except WrongAnswer as error:
+            found.append(str(error))
+            raise
+
+    monkeypatch.setattr(Pulls, "check", noting_check)
+    try:
+        search(store, clock, times=100, phases=[Phase.generate])
+    except (WrongAnswer, Flaky):
+        if not found:
+            raise
+    return found[0] if found else ""
+
+
 @pytest.mark.parametrize("make_app", IN_MEMORY.values(), ids=list(IN_MEMORY))
 def test_each_answer_is_the_pulls_own(make_app: MakeApp, clock: Clock) -> None:
     """Whatever came before: no other's answer, none that was forgotten, none that is too old."""
@@ -731,8 +752,7 @@ def test_weakened_keys_are_caught(
 ) -> None:
     """With one part of the care left out, the same machine finds a wrong answer."""
     weaken(monkeypatch)
-    with pytest.raises(WrongAnswer):
-        search(Store([in_memory]), clock, times=100, phases=[Phase.generate])
+    assert wrong_answer(Store([in_memory]), clock, monkeypatch)
 
 
 # These two are seen to within a process, whatever it shares.
@@ -749,8 +769,7 @@ def test_weakened_keys_are_caught_in_redis(
 ) -> None:
     """The same where nothing is kept elsewhere."""
     weaken(monkeypatch)
-    with pytest.raises(WrongAnswer):
-        search(in_redis_alone, clock, times=100, phases=[Phase.generate])
+    assert wrong_answer(in_redis_alone, clock, monkeypatch)
 
 
 def taken_as(weak: Callable[[Entry], Entry]) -> Weaken:
@@ -783,5 +802,4 @@ def test_weakened_sharing_is_caught(
 ) -> None:
     """What only answers out of Redis need is left out."""
     weaken(monkeypatch)
-    with pytest.raises(WrongAnswer):
-        search(over_redis, clock, times=100, phases=[Phase.generate])
+    assert wrong_answer(over_redis, clock, monkeypatch)
