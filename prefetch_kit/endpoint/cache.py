@@ -234,7 +234,9 @@ class AnswerCache:
         """The outcome of a run, here or in another process."""
         if (shared := self._shared) is None:
             return self._run(place, pull, handle)
-        outcome, token = self._made_by_others(shared, name, place, pull, is_refresh=is_refresh)
+        outcome, token = self._made_by_others(
+            shared, name, place, pull, handle, is_refresh=is_refresh
+        )
         if outcome is None:
             outcome = self._run(place, pull, handle)
 
@@ -256,37 +258,41 @@ class AnswerCache:
         return outcome
 
     def _made_by_others(
-        self, shared: SharedTier, name: bytes, place: Registered, pull: Pull, *, is_refresh: bool
+        self,
+        shared: SharedTier,
+        name: bytes,
+        place: Registered,
+        pull: Pull,
+        handle: Work,
+        *,
+        is_refresh: bool,
     ) -> tuple[Outcome | None, bytes | None]:
         """What another process made, or a token for the right to make it (None without Redis)."""
+
+        def taken(found: tuple[ReadSet, bytes, Entry] | None) -> Outcome | None:
+            if found is None:
+                return None
+            names, kept_as, entry = found
+            is_fresh = entry.is_fresh(time.monotonic())
+            if (is_refresh and not is_fresh) or not self._keep(kept_as, entry):
+                return None
+            place.read_sets.add(names)
+            if not is_fresh:  # here it may be too large to be kept, and be seen by no later pull
+                self._refresh(kept_as, place, pull, lambda: handle)
+            return Outcome(entry.body, names=names, key=kept_as)
+
         visit = Visit(is_refresh=is_refresh)
         lease_s = min(self._deadline_of(place), _LONGEST_LEASE_S)
-        if found := self._taken(shared.look(place, pull, visit), place, is_refresh=is_refresh):
-            return found, None
+        if outcome := taken(shared.look(place, pull, visit)):
+            return outcome, None
         token = shared.lease(name, lease_s, visit)
         if token is not None:
             # Another process may have ended its run since we looked.
-            found = self._taken(shared.look(place, pull, visit), place, is_refresh=is_refresh)
-            return found, token
+            return taken(shared.look(place, pull, visit)), token
         if is_refresh:
             return Outcome(), None  # another process is at it
         until = time.monotonic() + lease_s
-        found = self._taken(
-            shared.wait_for_other(place, pull, name, until), place, is_refresh=False
-        )
-        return found, None
-
-    def _taken(
-        self, found: tuple[ReadSet, bytes, Entry] | None, place: Registered, *, is_refresh: bool
-    ) -> Outcome | None:
-        """Another process's answer, kept here too; a refresh wants a fresh one."""
-        if found is None or (is_refresh and not found[2].is_fresh(time.monotonic())):
-            return None
-        names, name, entry = found
-        if not self._keep(name, entry):
-            return None
-        place.read_sets.add(names)
-        return Outcome(entry.body, names=names, key=name)
+        return taken(shared.wait_for_other(place, pull, name, until)), None
 
     def _run(self, place: Registered, pull: Pull, handle: Work) -> Outcome:
         reads, begun, began_at = Reads(), self._forgotten.at, time.monotonic()
