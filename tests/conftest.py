@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_sessionstart() -> None:
+    """Let Ctrl-C reach what tests start, also where they run in the background.
+
+    There it is ignored, and whatever is started ignores it too; a handler is not handed on.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class RedisServer:
