@@ -139,6 +139,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--allow-disable", is_flag=True, help="Let pulls that are on be switched off.")
 @click.option("--allow-takeover", is_flag=True, help="Let sources that are not ours be replaced.")
+@click.option("--ensure-domain", is_flag=True, help="Add hosts to the business domains first.")
 @click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
 def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **flags: Any) -> None:
     """Point WeChat at every app's URLs, or carry out a saved plan, and read that back."""
@@ -179,12 +180,10 @@ def status(config: Path, *, as_json: bool, live: bool) -> None:
         sys.exit(run_fleet(printer, made.plan).exit_code)
 
 
-def _limits(
-    *, max_changes: int | None, allow_takeover: bool, allow_disable: bool = False
-) -> Limits:
+def _limits(*, allow_takeover: bool, allow_disable: bool = False, **others: Any) -> Limits:
     flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
     allow = frozenset(guard for guard, given in flags.items() if given)
-    return Limits(allow, max_changes)
+    return Limits(allow, **others)
 
 
 def _ask(question: str, *, yes: bool) -> None:

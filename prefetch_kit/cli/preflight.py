@@ -6,8 +6,7 @@ import click
 
 from prefetch_kit.cli.app import AppAtHand
 from prefetch_kit.errors import ConfigError, TokenSourceError, WeixinError
-from prefetch_kit.registrar.domains import HostDomains
-from prefetch_kit.weixin.domains import MiniProgramDomains, PlatformDomains
+from prefetch_kit.registrar.domains import HostDomains, MerchantDomains
 from prefetch_kit.weixin.third_party import third_party_of
 
 
@@ -22,15 +21,7 @@ def domains_of(at_hand: AppAtHand) -> HostDomains:
             remedy="Without a platform, look into the mini program's console: 开发管理, 业务域名",
         )
     host = urlsplit(at_hand.url(at_hand.routes[0])).hostname or ""
-    return HostDomains(
-        at_hand.appid,
-        host,
-        transport=at_hand.transport,
-        platform=PlatformDomains(at_hand.transport, platform.token),
-        mini_program=MiniProgramDomains(
-            at_hand.transport, platform.authorizers.token(at_hand.appid)
-        ),
-    )
+    return MerchantDomains(platform, at_hand.transport).of(at_hand.appid, host)
 
 
 def check_domain(at_hand: AppAtHand) -> None:

@@ -4,7 +4,9 @@ A host has to be a business domain (业务域名) of the third-party platform an
 program, or of the mini program alone if it was set there directly and released.
 """
 
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +25,7 @@ from prefetch_kit.weixin.domains import (
     MiniProgramHosts,
     PlatformDomains,
 )
+from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.transport import Transport
 
 _NOT_GRANTED: Final = 61007
@@ -164,6 +167,38 @@ class HostDomains:
 
     def _standing(self, verdicts: list[Verdict]) -> Standing:
         return Standing(self._appid, self._host, tuple(verdicts))
+
+
+class MerchantDomains:
+    """The business domains of all the mini programs that a platform serves; for many threads."""
+
+    def __init__(self, platform: ThirdParty, transport: Transport) -> None:
+        self._platform = platform
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._known: set[str] = set()
+
+    def of(self, appid: str, host: str) -> HostDomains:
+        """One host and one mini program."""
+        return HostDomains(
+            appid,
+            host,
+            transport=self._transport,
+            platform=PlatformDomains(self._transport, self._platform.token),
+            mini_program=MiniProgramDomains(
+                self._transport, self._platform.authorizers.token(appid)
+            ),
+        )
+
+    def ensure(self, appid: str, host: str) -> None:
+        """Add a host wherever it is missing, through the platform.
+
+        Raises as `HostDomains.ensure` does, and DomainMissing where it does not count yet.
+        """
+        # One at a time until the platform has it, whose list is the same for all of them.
+        with nullcontext() if host in self._known else self._lock:
+            self.of(appid, host).ensure(directly=False).check()
+        self._known.add(host)
 
 
 _PERMITTED: Final = Verdict("permission", kept=True, says="the merchant granted permission set 18")

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
-from prefetch_kit.errors import NoSuchRun, NothingToRollBack, PlanUnusable
+from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
 from prefetch_kit.registrar.aims import (
     Planned,
     changes_of,
@@ -30,6 +31,7 @@ from prefetch_kit.registrar.carry import (
     check_guards,
 )
 from prefetch_kit.registrar.crew import Crew, LeftAlone, Summary
+from prefetch_kit.registrar.domains import MerchantDomains
 from prefetch_kit.registrar.fleet_journal import FleetHistory, FleetJournal
 from prefetch_kit.registrar.fleet_lock import only_fleet
 from prefetch_kit.registrar.journal import Action
@@ -79,11 +81,13 @@ class Report(Protocol):
 class Limits:
     """What may be sent: which guards are lifted, and how many changes there may be at most.
 
-    Where `max_changes` is left out, the project's own is meant.
+    Where `max_changes` is left out, the project's own is meant. With `ensure_domain` hosts are
+    made business domains before a URL of theirs is set.
     """
 
     allow: frozenset[Guard] = frozenset()
     max_changes: int | None = None
+    ensure_domain: bool = False
 
 
 class Fleet:
@@ -203,6 +207,15 @@ class Fleet:
         platform = self._tokens.platform
         return None if platform is None else platform.authorizers
 
+    def _domains(self) -> MerchantDomains:
+        if (platform := self._tokens.platform) is None:
+            raise ConfigError(
+                f"{self._project.path}: [tokens] component_appid",
+                "is missing, and WeChat lets nobody but third-party platforms add domains",
+                remedy="Give it with component_secret, or leave out --ensure-domain",
+            )
+        return MerchantDomains(platform, self._transport)
+
     @contextmanager
     def _targets(self) -> Iterator[Spool]:
         with Spool() as spool:
@@ -230,6 +243,7 @@ class Fleet:
         unread: int = 0,
     ) -> Summary:
         path = self._project.fleet_dir / _JOURNAL
+        domains = self._domains() if limits.ensure_domain else None
         with FleetJournal(path, on_failure=self._stopping.set) as journal:
             journal.begin_fleet(
                 action, spool.fingerprint(), apps=len(spool), returns_from=returns_from
@@ -247,6 +261,9 @@ class Fleet:
                     check_guards(plan, limits.allow, reasons)
                     if not schedule.may_send(task):
                         raise LeftAlone("it is stopping")
+                    if domains is not None:
+                        for host in _hosts(plan):
+                            domains.ensure(task.appid, host)
                     self._send(plan, action, settings, journal, changes)
                 return plan
 
@@ -318,6 +335,12 @@ class _Changes:
                 return False
             self._left -= count
             return True
+
+
+def _hosts(plan: Plan) -> set[str]:
+    """Where WeChat will pull from."""
+    urls = (change.after.url for change in plan.changes if change.after.source == "server")
+    return {urlsplit(url).hostname or "" for url in urls if url}
 
 
 def _plan_back(journal: FleetJournal) -> Planned:

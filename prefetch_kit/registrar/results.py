@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from prefetch_kit.errors import (
+    DomainMissing,
     GuardRefused,
     NotAuthorized,
     NotConfirmed,
@@ -102,7 +103,8 @@ def is_of_the_account(error: PrefetchKitError) -> bool:
     """Whether an error says something of one account, and so nothing of the others."""
     if isinstance(error, Refused):
         return error.errcode in _ITS_OWN
-    return isinstance(error, NotAuthorized)
+    # Where hosts are added, a domain is missing only if the account may have none.
+    return isinstance(error, NotAuthorized | DomainMissing)
 
 
 def judge(error: PrefetchKitError, *, tries: int) -> Verdict:
@@ -112,6 +114,8 @@ def judge(error: PrefetchKitError, *, tries: int) -> Verdict:
             return _judge_refused(error, tries)
         case OutcomeUnknown():
             return Verdict("failed", f"{error.action}: {error.cause}", _jitter(tries))
+        case DomainMissing():
+            return Verdict("failed", ". ".join(error.problems))
         case NotConfirmed():
             return Verdict("failed", "read back, WeChat holds something else", _jitter(tries))
         case GuardRefused():

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefetch_kit.errors import ListRefused, PrefetchKitError
+from prefetch_kit.errors import ConfigError, ListRefused, PrefetchKitError
 from prefetch_kit.registrar.app_list import spool_targets
+from prefetch_kit.registrar.crew import Summary
 from prefetch_kit.registrar.fleet import Fleet, Limits
 from prefetch_kit.registrar.project import Project, load_project
 from prefetch_kit.registrar.spool import Spool
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin import authorizers
+from prefetch_kit.weixin.domains import PlatformDomains
 from prefetch_kit.weixin.sources import TokenSources
 from prefetch_kit.weixin.stores import place_of
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants
+    from tests.registrar.conftest import Merchants, Origin
 
 PLATFORM, SECRET = "wxplatform", "canary-platform-secret"
 TOML = """
@@ -167,3 +169,96 @@ def test_a_platform_without_a_ticket(merchants: "Merchants", project: Project) -
         Fleet(project, merchants.told).apply(Limits())
     assert "canary" not in str(caught.value)
     assert merchants.told.fleets == []
+
+
+JUMP = "/cgi-bin/component/modify_wxa_jump_domain"
+
+
+@pytest.fixture
+def without_domains(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None], origin: "Origin"
+) -> list[str]:
+    """Six merchants, whose URLs are on a host that is nobody's business domain yet."""
+    merchants.wx.map_origin("new.example", origin.url)
+    text = project.path.read_text().replace("shop.example", "new.example")
+    project.path.write_text(text)
+    for appid in merchants.add(6):
+        authorize(appid)
+    return merchants.appids
+
+
+@pytest.fixture
+def apply(
+    merchants: "Merchants", project: Project, without_domains: list[str]
+) -> Callable[[], Summary]:
+    """Apply with `--ensure-domain`, canaries first; one failure of six stops nobody."""
+    limits = Limits(ensure_domain=True)
+
+    def apply() -> Summary:
+        again = load_project(project.path, environment={"PLATFORM_SECRET": SECRET})
+        pace = replace(again.pace, stop_at=0.5)
+        return Fleet(again, merchants.told, pace=pace).apply(limits)
+
+    return apply
+
+
+def test_domains_are_added_first(
+    merchants: "Merchants",
+    platform: ThirdParty,
+    transport: Transport,
+    apply: Callable[[], Summary],
+    origin: "Origin",
+) -> None:
+    """To the platform once, to each mini program, and not looked at again when all is set."""
+    file = PlatformDomains(transport, platform.token).confirm_file()
+    origin.reply(file.content.encode())
+    assert apply().exit_code == 0
+    assert merchants.urls() == {"pre_fetch"}
+    wx = merchants.wx
+    assert wx.count(path=JUMP, action="add") == 1
+    assert wx.count(path="/wxa/setwebviewdomain", action="add") == 6
+    asked = len(wx.requests())
+    assert apply().exit_code == 0
+    again = [request for request in wx.requests()[asked:] if request.path.startswith("/wxa/")]
+    assert [(r.path, r.action) for r in again] == [("/wxa/fetchdatasetting", "get")] * 6
+
+
+def test_no_url_is_set_without_the_confirm_file(
+    merchants: "Merchants", apply: Callable[[], Summary], origin: "Origin"
+) -> None:
+    """The canaries say what to serve, and nobody else is tried."""
+    origin.reply(b"", status="404 Not Found")
+    assert apply().exit_code == 4
+    causes = {result.cause for result in merchants.told.results.values()}
+    assert len(causes) == 1
+    assert "PREFETCH_CONFIRM_FILES" in causes.pop()
+    wx = merchants.wx
+    assert wx.count(action="add") == wx.count(action="set_pre_fetch") == 0
+
+
+def test_a_person_among_the_canaries(
+    merchants: "Merchants",
+    platform: ThirdParty,
+    transport: Transport,
+    apply: Callable[[], Summary],
+    origin: "Origin",
+) -> None:
+    """An account that may have no business domain says nothing of the others."""
+    file = PlatformDomains(transport, platform.token).confirm_file()
+    origin.reply(file.content.encode())
+    merchants.spoil(merchants.appids[:1], 89231)
+    assert apply().exit_code == 1
+    results = merchants.told.results
+    assert [results[appid].outcome for appid in merchants.appids] == ["failed"] + ["done"] * 5
+    cause = results[merchants.appids[0]].cause
+    assert "89231" in cause
+    assert merchants.appids[0] not in cause
+
+
+def test_only_a_platform_can_add_domains(merchants: "Merchants", tmp_path: Path) -> None:
+    """Said before anything is sent or written down."""
+    merchants.add(1)
+    with pytest.raises(ConfigError, match=r"component_appid.*--ensure-domain"):
+        merchants.fleet().apply(Limits(ensure_domain=True))
+    assert merchants.wx.requests() == []
+    assert not list(tmp_path.rglob("journal.sqlite3"))
