@@ -50,6 +50,10 @@ class Border(click.Group):
             return super().invoke(ctx)
         except PrefetchKitError as error:
             sentence = str(error)
+        except BrokenPipeError:
+            raise  # of this click makes a silent end
+        except OSError as error:
+            sentence = f"Input or output failed: {error.strerror}."
         raise click.ClickException(sentence)
 
 

@@ -305,3 +305,12 @@ def test_a_person_is_asked(
     assert ended.status == status
     assert "never configured" in ended.stdout
     assert wx.count(action="set_pre_fetch") == halves
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written(shell: "Shell", entry: list[str]) -> None:
+    """A full disk is said, where there is still room to say it."""
+    with open("/dev/full", "w") as full, shell.start(*entry, "plan", stdout=full) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said == "Error: Input or output failed: No space left on device.\n"
