@@ -104,9 +104,17 @@ def _wait_for(child: "subprocess.Popen[bytes]", port: int) -> None:
         time.sleep(0.05)
 
 
+def one_core() -> set[int] | None:
+    """A core to be pinned to; None where the system cannot do that."""
+    return {min(os.sched_getaffinity(0))} if hasattr(os, "sched_setaffinity") else None
+
+
 @contextmanager
 def pinned(cores: set[int] | None) -> Iterator[None]:
-    """Children started here run on these cores only, where the system can do that."""
+    """What is started here runs on these cores only, and so does this thread meanwhile.
+
+    Nothing is pinned where the system cannot do that.
+    """
     if cores is None or not hasattr(os, "sched_setaffinity"):
         yield
         return

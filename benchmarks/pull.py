@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 
 from benchmarks import kit, rivals
+from benchmarks.children import one_core, pinned
 from benchmarks.entrants import KB, Entrant, caller, check, query_string
 from benchmarks.report import Goal, Table
 from benchmarks.timing import Measure, cost_of, interleaved
@@ -18,6 +19,7 @@ _SMALL = (
     *_UNCACHED,
     *(kit.CACHED, kit.FAST),
 )
+_FREE = (rivals.BARE_FLASK, *_UNCACHED)
 _LARGE = (rivals.BARE_FLASK, rivals.JSONIFY, *_UNCACHED, kit.FAST)
 
 
@@ -34,13 +36,17 @@ _LARGE_GOALS = tuple(_goal("P4", row, rivals.JSONIFY, 0.15) for row in _UNCACHED
 
 
 def run(*, rounds: int, seconds: float = _SECONDS) -> Iterator[Table]:
-    for size, names, goals, baseline in (
-        (2 * KB, _SMALL, _SMALL_GOALS, rivals.BARE_FLASK),
-        (200 * KB, _LARGE, _LARGE_GOALS, rivals.JSONIFY),
+    for size, names, goals, baseline, is_pinned in (
+        (2 * KB, _SMALL, _SMALL_GOALS, rivals.BARE_FLASK, True),
+        (2 * KB, _FREE, (), rivals.BARE_FLASK, False),
+        (200 * KB, _LARGE, _LARGE_GOALS, rivals.JSONIFY, True),
     ):
-        measures = {name: _measure(name, size, seconds) for name in names}
-        samples = interleaved(measures, rounds=rounds)
-        yield Table(f"pull, {size // KB} KB", samples, goals, baseline)
+        # As a worker is that shares the machine with as many others as there are cores.
+        with pinned(one_core() if is_pinned else None):
+            measures = {name: _measure(name, size, seconds) for name in names}
+            samples = interleaved(measures, rounds=rounds)
+        note = "on one core" if is_pinned else "its threads on any core"
+        yield Table(f"pull, {size // KB} KB", samples, goals, baseline, note=note)
 
 
 def _measure(name: str, size: int, seconds: float) -> Measure | None:
