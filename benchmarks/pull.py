@@ -45,8 +45,8 @@ def run(*, rounds: int, seconds: float = _SECONDS) -> Iterator[Table]:
         with pinned(one_core() if is_pinned else None):
             measures = {name: _measure(name, size, seconds) for name in names}
             samples = interleaved(measures, rounds=rounds)
-        note = "on one core" if is_pinned else "its threads on any core"
-        yield Table(f"pull, {size // KB} KB", samples, goals, baseline, note=note)
+        where = "" if is_pinned else ", threads on any core"
+        yield Table(f"pull, {size // KB} KB{where}", samples, goals, baseline)
 
 
 def _measure(name: str, size: int, seconds: float) -> Measure | None:
