@@ -152,7 +152,7 @@ def test_a_new_merchant_is_registered_at_once(folder: Path, second_terminal: Ter
     with Sandbox() as wx, socket.create_server(("127.0.0.1", 0)) as listening:
         wx.switches.own_token_accepted = False
         wx.add_app(merchant, secret="only the merchant knows it")
-        wx.add_domain(merchant, "shop.example")
+        wx.add_domain(merchant, "shop.example", level="platform")
         wx.map_origin("shop.example", f"http://127.0.0.1:{listening.getsockname()[1]}")
         url = "https://shop.example/wechat/events"
         wx.add_platform("wx9", secret="s", token="t", aes_key="k" * 43, receive_url=url)

@@ -137,6 +137,10 @@ class AppAtHand:
     def transport(self) -> Transport:
         return Transport(base_url=self.config.api_base_url, ca_file=self.config.ca_file)
 
+    @cached_property
+    def tokens(self) -> TokenSources:
+        return TokenSources(self.config, self.transport)
+
     @property
     def place(self) -> str:
         """The WeChat that is talked to. What was done to one says nothing about another."""
@@ -151,8 +155,7 @@ class AppAtHand:
 
     def registrar(self) -> Registrar:
         state_dir = self.config.state_dir / self.place / quote(self.appid, safe="")
-        tokens = TokenSources(self.config, self.transport).of(self.appid)
-        settings = SettingsApi(self.transport, tokens, sleep=_wait)
+        settings = SettingsApi(self.transport, self.tokens.of(self.appid), sleep=_wait)
         return Registrar(self.appid, settings=settings, state_dir=state_dir)
 
 

@@ -6,22 +6,21 @@ import click
 
 from prefetch_kit.cli.app import AppAtHand
 from prefetch_kit.errors import ConfigError, TokenSourceError, WeixinError
-from prefetch_kit.registrar.domains import HostDomains, MerchantDomains
-from prefetch_kit.weixin.third_party import third_party_of
+from prefetch_kit.registrar.domains import HostDomains
 
 
 def domains_of(at_hand: AppAtHand) -> HostDomains:
     """The business domains of the app's host. Raises ConfigError where no platform is set."""
-    config = at_hand.config
-    platform = third_party_of(config, at_hand.transport)
-    if platform is None:
+    if (platform := at_hand.tokens.platform) is None:
         raise ConfigError(
             "PREFETCH_COMPONENT_APPID",
             "is missing, and WeChat lets nobody but third-party platforms ask for this",
             remedy="Without a platform, look into the mini program's console: 开发管理, 业务域名",
         )
     host = urlsplit(at_hand.url(at_hand.routes[0])).hostname or ""
-    return MerchantDomains(platform, at_hand.transport).of(at_hand.appid, host)
+    return HostDomains.of_merchant(
+        at_hand.appid, host, platform=platform, transport=at_hand.transport
+    )
 
 
 def check_domain(at_hand: AppAtHand) -> None:
@@ -29,9 +28,7 @@ def check_domain(at_hand: AppAtHand) -> None:
 
     What cannot be asked is told, and left to WeChat, which judges for itself.
     """
-    config = at_hand.config
-    own = config.access_token or config.token_command or config.app_secrets.get(at_hand.appid)
-    if own or config.component_appid is None:
+    if not at_hand.tokens.are_of_platform(at_hand.appid):
         return
     try:
         standing = domains_of(at_hand).inspect()

@@ -4,11 +4,10 @@ A host has to be a business domain (业务域名) of the third-party platform an
 program, or of the mini program alone if it was set there directly and released.
 """
 
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from prefetch_kit.errors import (
     ConfirmFileMissing,
@@ -47,6 +46,10 @@ class Standing:
     def broken(self) -> tuple[Verdict, ...]:
         return tuple(verdict for verdict in self.verdicts if not verdict.kept)
 
+    def keeps(self, rule: str) -> bool:
+        """Whether a rule was looked at, and is kept."""
+        return any(verdict.kept for verdict in self.verdicts if verdict.rule == rule)
+
     def check(self) -> None:
         """Raises DomainMissing where WeChat would not pull from the host."""
         if self.broken:
@@ -57,6 +60,7 @@ class Standing:
 class HostDomains:
     """One host and one mini program, which a third-party platform serves.
 
+    `turn` is entered where the platform's list is changed, which is one for all its mini programs.
     Methods raise `RegistrarError`, `WeixinError` and `TokenSourceError`. Whatever is reported as
     added was read back.
     """
@@ -69,12 +73,34 @@ class HostDomains:
         transport: Transport,
         platform: PlatformDomains,
         mini_program: MiniProgramDomains,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._appid = appid
         self._host = host
         self._transport = transport
         self._platform = platform
         self._mini_program = mini_program
+        self._turn = turn
+
+    @classmethod
+    def of_merchant(
+        cls,
+        appid: str,
+        host: str,
+        *,
+        platform: ThirdParty,
+        transport: Transport,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Self:
+        """Those of one who authorized a platform."""
+        return cls(
+            appid,
+            host,
+            transport=transport,
+            platform=PlatformDomains(transport, platform.token),
+            mini_program=MiniProgramDomains(transport, platform.authorizers.token(appid)),
+            turn=turn,
+        )
 
     def inspect(self) -> Standing:
         """Permission, account, and both lists. Changes nothing."""
@@ -104,16 +130,20 @@ class HostDomains:
             before.check()
         if directly and missing:
             self._ensure_direct(checks_file=checks_file)
-        if not directly and "platform" in missing:
+        # Of a host that was set directly nobody has asked yet whether the platform has it.
+        if not directly and missing and not before.keeps("platform"):
             self._ensure_platform(checks_file=checks_file)
         if not directly and "mini program" in missing:
             self._add(self._mini_program.add, lambda: self._mini_program.hosts().effective)
         return self.inspect()
 
     def _ensure_platform(self, *, checks_file: bool) -> None:
-        if checks_file:
-            self._check_file(self._platform.confirm_file())
-        self._add(self._platform.add, self._platform.hosts)
+        with self._turn():
+            if self._judge_platform().kept:  # since it was looked at
+                return
+            if checks_file:
+                self._check_file(self._platform.confirm_file())
+            self._add(self._platform.add, self._platform.hosts)
 
     def _ensure_direct(self, *, checks_file: bool) -> None:
         if self._host in self._mini_program.hosts().direct:
@@ -167,38 +197,6 @@ class HostDomains:
 
     def _standing(self, verdicts: list[Verdict]) -> Standing:
         return Standing(self._appid, self._host, tuple(verdicts))
-
-
-class MerchantDomains:
-    """The business domains of all the mini programs that a platform serves; for many threads."""
-
-    def __init__(self, platform: ThirdParty, transport: Transport) -> None:
-        self._platform = platform
-        self._transport = transport
-        self._lock = threading.Lock()
-        self._known: set[str] = set()
-
-    def of(self, appid: str, host: str) -> HostDomains:
-        """One host and one mini program."""
-        return HostDomains(
-            appid,
-            host,
-            transport=self._transport,
-            platform=PlatformDomains(self._transport, self._platform.token),
-            mini_program=MiniProgramDomains(
-                self._transport, self._platform.authorizers.token(appid)
-            ),
-        )
-
-    def ensure(self, appid: str, host: str) -> None:
-        """Add a host wherever it is missing, through the platform.
-
-        Raises as `HostDomains.ensure` does, and DomainMissing where it does not count yet.
-        """
-        # One at a time until the platform has it, whose list is the same for all of them.
-        with nullcontext() if host in self._known else self._lock:
-            self.of(appid, host).ensure(directly=False).check()
-        self._known.add(host)
 
 
 _PERMITTED: Final = Verdict("permission", kept=True, says="the merchant granted permission set 18")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from prefetch_kit.registrar.carry import (
     check_guards,
 )
 from prefetch_kit.registrar.crew import Crew, LeftAlone, Summary
-from prefetch_kit.registrar.domains import MerchantDomains
+from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.fleet_journal import FleetHistory, FleetJournal
 from prefetch_kit.registrar.fleet_lock import only_fleet
 from prefetch_kit.registrar.journal import Action
@@ -51,6 +52,7 @@ _JOURNAL: Final = "journal.sqlite3"
 
 # A read does no harm, so none is held up, and no failures stop the others.
 _NEVER: Final = 2.0
+_STOPPING: Final = "it is stopping"
 
 _Found = Iterator[tuple[str, FetchSettings]]
 
@@ -207,14 +209,27 @@ class Fleet:
         platform = self._tokens.platform
         return None if platform is None else platform.authorizers
 
-    def _domains(self) -> MerchantDomains:
+    def _domains(self, changes: "_Changes") -> Callable[[str, str], HostDomains]:
+        """From an appid and a host."""
         if (platform := self._tokens.platform) is None:
             raise ConfigError(
                 f"{self._project.path}: [tokens] component_appid",
                 "is missing, and WeChat lets nobody but third-party platforms add domains",
                 remedy="Give it with component_secret, or leave out --ensure-domain",
             )
-        return MerchantDomains(platform, self._transport)
+        lock = threading.Lock()
+
+        @contextmanager
+        def turn() -> Iterator[None]:
+            with lock:
+                # Who was let in before --max-changes was reached still goes on.
+                if self._stopping.is_set() and not changes.are_used_up:
+                    raise LeftAlone(_STOPPING)
+                yield
+
+        return partial(
+            HostDomains.of_merchant, platform=platform, transport=self._transport, turn=turn
+        )
 
     @contextmanager
     def _targets(self) -> Iterator[Spool]:
@@ -243,15 +258,14 @@ class Fleet:
         unread: int = 0,
     ) -> Summary:
         path = self._project.fleet_dir / _JOURNAL
-        domains = self._domains() if limits.ensure_domain else None
+        most = limits.max_changes
+        changes = _Changes(self._pace.max_changes if most is None else most)
+        domains = self._domains(changes) if limits.ensure_domain else None
         with FleetJournal(path, on_failure=self._stopping.set) as journal:
             journal.begin_fleet(
                 action, spool.fingerprint(), apps=len(spool), returns_from=returns_from
             )
             self._report.begun(Begun(action, len(spool), journal.fleet, journal.resumed, unread))
-            most = limits.max_changes
-            changes = _Changes(self._pace.max_changes if most is None else most)
-
             schedule = self._schedule(spool, self._pace.canary, self._pace.stop_at)
 
             def work(task: Task) -> Plan:
@@ -260,11 +274,13 @@ class Fleet:
                 if plan.changes:
                     check_guards(plan, limits.allow, reasons)
                     if not schedule.may_send(task):
-                        raise LeftAlone("it is stopping")
-                    if domains is not None:
+                        raise LeftAlone(_STOPPING)
+                    if not changes.take(len(plan.changes)):
+                        raise LeftAlone("another change would be one more than --max-changes")
+                    if domains is not None and self._tokens.are_of_platform(task.appid):
                         for host in _hosts(plan):
-                            domains.ensure(task.appid, host)
-                    self._send(plan, action, settings, journal, changes)
+                            domains(task.appid, host).ensure(directly=False).check()
+                    carry_out(plan, journal.begin(plan, action), settings, journal)
                 return plan
 
             plan_of = planned or _plan_back(journal)
@@ -275,18 +291,6 @@ class Fleet:
             is_back = summary.exit_code == 0
             journal.end_fleet(ended=summary.is_ended if action == "apply" else is_back)
         return summary
-
-    def _send(
-        self,
-        plan: Plan,
-        action: Action,
-        settings: SettingsApi,
-        journal: FleetJournal,
-        changes: "_Changes",
-    ) -> None:
-        if not changes.take(len(plan.changes)):
-            raise LeftAlone("another change would be one more than --max-changes")
-        carry_out(plan, journal.begin(plan, action), settings, journal)
 
     def _schedule(self, spool: Spool, canary: int, stop_at: float) -> Schedule:
         return Schedule(
@@ -326,12 +330,14 @@ class _Changes:
     def __init__(self, most: int | None) -> None:
         self._lock = threading.Lock()
         self._left = most
+        self.are_used_up = False
 
     def take(self, count: int) -> bool:
         with self._lock:
             if self._left is None:
                 return True
             if self._left < count:
+                self.are_used_up = True
                 return False
             self._left -= count
             return True

@@ -3,9 +3,15 @@
 import threading
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.transport import Transport
+
+_TOKEN_CALLS: Final = frozenset(
+    {"token", "stable_token", "api_component_token", "api_authorizer_token", "api_query_auth"}
+    | {"api_get_authorizer_list"}
+)
 
 
 class Rate:
@@ -19,16 +25,23 @@ class Rate:
 
     def wait(self) -> None:
         """Wait for the next turn; a fleet that is stopping waits no more."""
-        if not self._every_s:
-            return
+        if self._every_s:
+            self._stopping.wait(self.take() - time.monotonic())
+
+    def take(self) -> float:
+        """Take the next turn, and say when it is, in seconds of the monotonic clock."""
         with self._lock:
             turn = max(self._next, time.monotonic())
             self._next = turn + self._every_s
-        self._stopping.wait(turn - time.monotonic())
+        return turn
 
 
 class PacedTransport(Transport):
-    """A transport whose calls keep to a rate, those for tokens too."""
+    """A transport whose calls keep to a rate.
+
+    Those for tokens take their turns, and later calls wait for it, but they do not wait
+    themselves: they are made under locks for which others wait, and not for long.
+    """
 
     def __init__(self, rate: Rate, *, base_url: str, ca_file: str | None) -> None:
         super().__init__(base_url=base_url, ca_file=ca_file)
@@ -43,7 +56,10 @@ class PacedTransport(Transport):
         query: Mapping[str, str | Secret],
         body: Mapping[str, object] | None = None,
     ) -> dict[str, object]:
-        self._rate.wait()
+        if action in _TOKEN_CALLS:
+            self._rate.take()
+        else:
+            self._rate.wait()
         return super().call(action, method, path, query=query, body=body)
 
 

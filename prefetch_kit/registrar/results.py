@@ -25,6 +25,8 @@ _EXAMPLES: Final = 3
 _MOST_CAUSES: Final = 100
 # No mini program, not allowed to use the API, not authorized, and authorized without it.
 _ITS_OWN: Final = frozenset({40166, 48001, 61003, 61007})
+# Too many business domains, or the account of a person; of the platform's list they say the same.
+_ITS_OWN_DOMAINS: Final = frozenset({89029, 89231})
 _WHY: Final = {
     "change": "to change",
     "drift": "drifted: WeChat no longer holds what was read back last",
@@ -102,7 +104,8 @@ def done_cause(plan: Plan, *, sent: bool) -> str:
 def is_of_the_account(error: PrefetchKitError) -> bool:
     """Whether an error says something of one account, and so nothing of the others."""
     if isinstance(error, Refused):
-        return error.errcode in _ITS_OWN
+        is_full = error.action == "setwebviewdomain" and error.errcode in _ITS_OWN_DOMAINS
+        return is_full or error.errcode in _ITS_OWN
     # Where hosts are added, a domain is missing only if the account may have none.
     return isinstance(error, NotAuthorized | DomainMissing)
 

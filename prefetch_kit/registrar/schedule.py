@@ -127,8 +127,8 @@ class Schedule:
             progress = self._progress
             progress.in_flight -= 1
             progress.finished += 1
-            progress.failed += failed
-            self._finish_canary(task, fine=fine, failed=failed, is_its_own=is_its_own)
+            is_replaced = self._finish_canary(task, fine=fine, failed=failed, is_its_own=is_its_own)
+            progress.failed += failed and not is_replaced
             if failed and progress.failed >= self._stop_at * self._judged():
                 self._stop(
                     f"{progress.failed} of {progress.finished} failed, and --stop-at is "
@@ -137,7 +137,8 @@ class Schedule:
                 )
             self._changed.notify_all()
 
-    def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> None:
+    def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> bool:
+        """Whether it was a canary, and another takes its place."""
         progress = self._progress
         is_sent = task.appid in progress.places
         progress.places.discard(task.appid)
@@ -147,11 +148,13 @@ class Schedule:
         elif task.is_canary or is_sent:
             progress.canaries_begun -= task.is_canary
             progress.canaries_replaced += is_its_own
-            if not is_its_own or progress.canaries_replaced > self._canary:
-                self._stop(
-                    f"{task.appid} is one of the first (--canary {self._canary}), and was not done",
-                    "Mend it or take it off the list, or go on with --canary 0" if failed else None,
-                )
+            if is_its_own and progress.canaries_replaced <= self._canary:
+                return True
+            self._stop(
+                f"{task.appid} is one of the first (--canary {self._canary}), and was not done",
+                "Mend it or take it off the list, or go on with --canary 0" if failed else None,
+            )
+        return False
 
     def stop(self, because: str) -> None:
         """Begin nothing more; what is under way is finished."""

@@ -59,6 +59,12 @@ class TokenSources:
             "third-party platform, PREFETCH_COMPONENT_APPID; in prefetch.toml see [tokens]",
         )
 
+    def are_of_platform(self, appid: str) -> bool:
+        """Whether one mini program's tokens come through the third-party platform."""
+        settings = self._settings
+        own = settings.access_token or settings.token_command or settings.app_secrets.get(appid)
+        return own is None and self.platform is not None
+
     def _own(self, appid: str, secret: Secret) -> TokenSource:
         if self._settings.token_call == "token":  # noqa: S105 - the name of a call
             store = self._stores.open(appid, "plain_access_token", TOKEN_CODEC)

@@ -122,6 +122,21 @@ def test_directly(
     assert broken(domains.inspect()) == []
 
 
+def test_through_the_platform_though_it_was_set_directly(
+    wx: Sandbox,
+    domains: HostDomains,
+    platform: PlatformDomains,
+    merchant: MiniProgramDomains,
+    origin: "Origin",
+) -> None:
+    """It need not wait for the release: with the platform's it counts at once."""
+    serve(origin, merchant.confirm_file())
+    domains.ensure(directly=True)
+    serve(origin, platform.confirm_file())
+    assert broken(domains.ensure(directly=False)) == []
+    assert wx.count(path=JUMP, action="add") == 1
+
+
 @pytest.mark.parametrize("directly", [True, False])
 @pytest.mark.parametrize(
     ("before", "status", "says"),

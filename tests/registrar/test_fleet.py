@@ -1,6 +1,8 @@
 """Many mini programs at once, in front of a sandbox."""
 
 import re
+import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -10,12 +12,14 @@ import pytest
 from prefetch_kit.errors import ListRefused, NoSuchRun, NothingToRollBack
 from prefetch_kit.registrar import results
 from prefetch_kit.registrar.fleet import Limits
+from prefetch_kit.registrar.pace import PacedTransport, Rate
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.weixin.settings import FetchSetting
 
 if TYPE_CHECKING:
     from tests.registrar.conftest import Merchants
 
+APPID = "wx01"
 THEIRS = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://old.example/x"}
 
 
@@ -409,3 +413,15 @@ def test_a_rate_for_each_app_is_kept(merchants: "Merchants") -> None:
     times = [r.at for r in merchants.wx.requests() if r.path == "/wxa/fetchdatasetting"]
     assert len(times) == 4
     assert max(times) - min(times) >= 0.7 * 3 / 4
+
+
+def test_a_call_for_a_token_takes_its_turn_and_waits_for_none(wx: Sandbox) -> None:
+    """Others wait for the lock that it is made under, and not for long."""
+    rate = Rate(1 / 60, stopping=threading.Event())
+    body = {"grant_type": "client_credential", "appid": APPID, "secret": "canary-app-secret"}
+    began = time.monotonic()
+    with PacedTransport(rate, base_url=wx.base_url, ca_file=None) as transport:
+        for _ in range(3):
+            transport.call("stable_token", "POST", "/cgi-bin/stable_token", query={}, body=body)
+    assert time.monotonic() - began < 50
+    assert rate.take() - began > 170

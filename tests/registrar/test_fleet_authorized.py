@@ -1,10 +1,11 @@
 """A fleet of all merchants who authorized a third-party platform."""
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -171,7 +172,10 @@ def test_a_platform_without_a_ticket(merchants: "Merchants", project: Project) -
     assert merchants.told.fleets == []
 
 
-JUMP = "/cgi-bin/component/modify_wxa_jump_domain"
+JUMP, WEBVIEW = "/cgi-bin/component/modify_wxa_jump_domain", "/wxa/setwebviewdomain"
+
+
+Apply = Callable[..., Summary]
 
 
 @pytest.fixture
@@ -188,35 +192,32 @@ def without_domains(
 
 
 @pytest.fixture
-def apply(
-    merchants: "Merchants", project: Project, without_domains: list[str]
-) -> Callable[[], Summary]:
-    """Apply with `--ensure-domain`, canaries first; one failure of six stops nobody."""
-    limits = Limits(ensure_domain=True)
+def apply(merchants: "Merchants", project: Project, without_domains: list[str]) -> Apply:
+    """Apply with `--ensure-domain`, canaries first."""
 
-    def apply() -> Summary:
+    def apply(max_changes: int | None = None, **pace: Any) -> Summary:
         again = load_project(project.path, environment={"PLATFORM_SECRET": SECRET})
-        pace = replace(again.pace, stop_at=0.5)
-        return Fleet(again, merchants.told, pace=pace).apply(limits)
+        made = Fleet(again, merchants.told, pace=replace(again.pace, **pace))
+        return made.apply(Limits(ensure_domain=True, max_changes=max_changes))
 
     return apply
 
 
-def test_domains_are_added_first(
-    merchants: "Merchants",
-    platform: ThirdParty,
-    transport: Transport,
-    apply: Callable[[], Summary],
-    origin: "Origin",
-) -> None:
-    """To the platform once, to each mini program, and not looked at again when all is set."""
+@pytest.fixture
+def confirmed(platform: ThirdParty, transport: Transport, origin: "Origin") -> None:
+    """The host serves the platform's confirm file."""
     file = PlatformDomains(transport, platform.token).confirm_file()
     origin.reply(file.content.encode())
-    assert apply().exit_code == 0
+
+
+@pytest.mark.usefixtures("confirmed")
+def test_domains_are_added_first(merchants: "Merchants", apply: Apply) -> None:
+    """To the platform once, to each mini program, and not looked at again when all is set."""
+    assert apply(canary=0).exit_code == 0
     assert merchants.urls() == {"pre_fetch"}
     wx = merchants.wx
     assert wx.count(path=JUMP, action="add") == 1
-    assert wx.count(path="/wxa/setwebviewdomain", action="add") == 6
+    assert wx.count(path=WEBVIEW, action="add") == 6
     asked = len(wx.requests())
     assert apply().exit_code == 0
     again = [request for request in wx.requests()[asked:] if request.path.startswith("/wxa/")]
@@ -224,35 +225,84 @@ def test_domains_are_added_first(
 
 
 def test_no_url_is_set_without_the_confirm_file(
-    merchants: "Merchants", apply: Callable[[], Summary], origin: "Origin"
+    merchants: "Merchants", apply: Apply, origin: "Origin"
 ) -> None:
     """The canaries say what to serve, and nobody else is tried."""
     origin.reply(b"", status="404 Not Found")
     assert apply().exit_code == 4
-    causes = {result.cause for result in merchants.told.results.values()}
+    results = merchants.told.results.values()
+    causes = {result.cause for result in results if result.outcome == "failed"}
     assert len(causes) == 1
     assert "PREFETCH_CONFIRM_FILES" in causes.pop()
     wx = merchants.wx
     assert wx.count(action="add") == wx.count(action="set_pre_fetch") == 0
 
 
-def test_a_person_among_the_canaries(
-    merchants: "Merchants",
-    platform: ThirdParty,
-    transport: Transport,
-    apply: Callable[[], Summary],
-    origin: "Origin",
+def test_who_waits_for_the_platforms_list_stops_too(
+    merchants: "Merchants", project: Project, without_domains: list[str], origin: "Origin"
 ) -> None:
-    """An account that may have no business domain says nothing of the others."""
-    file = PlatformDomains(transport, platform.token).confirm_file()
-    origin.reply(file.content.encode())
-    merchants.spoil(merchants.appids[:1], 89231)
+    """Ctrl-C while the first one is at it: the others send nothing any more."""
+    again = load_project(project.path, environment={"PLATFORM_SECRET": SECRET})
+    fleet = Fleet(again, merchants.told, pace=replace(again.pace, canary=0))
+
+    def refuse(connection: socket.socket) -> None:
+        fleet._stopping.set()
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    origin.play = refuse
+    fleet.apply(Limits(ensure_domain=True))
+    assert len(origin.heads) == 1
+    assert merchants.outcomes() == {"failed": 1, "left": 5}
+
+
+@pytest.mark.usefixtures("confirmed")
+def test_no_host_is_added_beyond_max_changes(merchants: "Merchants", apply: Apply) -> None:
+    """Whose URL is not set needs no domain."""
+    assert apply(max_changes=2, canary=0).exit_code == 1
+    wx = merchants.wx
+    assert wx.count(path=WEBVIEW, action="add") == wx.count(action="set_pre_fetch") == 2
+    assert merchants.outcomes()["done"] == 2
+
+
+@pytest.mark.usefixtures("confirmed")
+@pytest.mark.parametrize("why", ["89231", "89029"])
+def test_accounts_that_can_have_no_more_domains(
+    merchants: "Merchants", apply: Apply, why: str
+) -> None:
+    """A person's, or one with 300: among the canaries they say nothing of the others."""
+    odd = merchants.appids[:2]
+    for appid in odd:
+        if why == "89231":
+            merchants.wx.deny(appid, 89231)
+        else:
+            with merchants.wx.lock:
+                webview = merchants.wx.app(appid).webview
+                webview.third += [f"https://{n}.example" for n in range(300)]
     assert apply().exit_code == 1
     results = merchants.told.results
-    assert [results[appid].outcome for appid in merchants.appids] == ["failed"] + ["done"] * 5
-    cause = results[merchants.appids[0]].cause
-    assert "89231" in cause
-    assert merchants.appids[0] not in cause
+    outcomes = [results[appid].outcome for appid in merchants.appids]
+    assert outcomes == ["failed"] * 2 + ["done"] * 4
+    for appid in odd:
+        assert why in results[appid].cause
+        assert appid not in results[appid].cause
+
+
+@pytest.mark.usefixtures("confirmed")
+def test_an_app_with_a_secret_of_its_own(
+    merchants: "Merchants", project: Project, without_domains: list[str]
+) -> None:
+    """It has its domains from elsewhere: its URL is set, and nothing else of it looked at."""
+    merchants.wx.add_app("wxown", secret="its own")
+    merchants.wx.add_domain("wxown", "new.example")
+    (project.path.parent / "apps.csv").write_text(f"appid\nwxown\n{without_domains[0]}\n")
+    again = load_project(project.path, environment={"PLATFORM_SECRET": SECRET})
+    mixed = replace(
+        again,
+        apps=project.path.parent / "apps.csv",
+        app_secrets={"wxown": Secret("its own")},
+    )
+    assert Fleet(mixed, merchants.told).apply(Limits(ensure_domain=True)).exit_code == 0
+    assert merchants.wx.count(path=WEBVIEW, action="add") == 1
 
 
 def test_only_a_platform_can_add_domains(merchants: "Merchants", tmp_path: Path) -> None:

@@ -249,3 +249,13 @@ def test_the_tally_does_not_tell_who_was_quicker() -> None:
             tally.add(*each)
     assert tallies[0].groups() == tallies[1].groups()
     assert [group.count for group in tallies[0].groups()] == [2, 1, 1]
+
+
+def test_a_replaced_canary_is_no_failure_of_the_fleet() -> None:
+    """Five of the first six say something of their own accounts alone; then it goes on."""
+    made = schedule(Apps(100), canary=5, stop_at=0.1)
+    for _ in range(5):
+        made.finish(following(made), fine=False, failed=True, is_its_own=True)
+    for _ in range(95):
+        made.finish(following(made), fine=True, failed=False)
+    assert (made.next(), made.stopped_because) == (None, None)

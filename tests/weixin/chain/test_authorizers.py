@@ -346,14 +346,23 @@ def test_a_merchant_nobody_asked_about_yet(wx: Sandbox, provider: ThirdParty) ->
 def test_the_list_is_read_to_its_end(
     wx: Sandbox, provider: ThirdParty, authorize: Authorize, calls: Calls
 ) -> None:
-    """1,100 merchants are three calls; those whose code was exchanged come with a token."""
+    """1,100 merchants are six calls; those whose code was exchanged come with a token."""
     for n in range(1099):
         wx.add_app(f"wx1{n:04}", secret="s")
         wx.authorize(COMPONENT, f"wx1{n:04}")
     authorize()
     listed = list(provider.authorizers.listed())
-    assert (len({each.appid for each in listed}), calls("api_get_authorizer_list")) == (1100, 3)
+    assert (len({each.appid for each in listed}), calls("api_get_authorizer_list")) == (1100, 6)
     assert [each.appid for each in listed if each.refresh_token] == [APPID]
+
+
+def test_a_page_of_refresh_tokens_can_be_read(wx: Sandbox, provider: ThirdParty) -> None:
+    """However long they are here, no page is longer than what is read of an answer."""
+    wx.switches.listed_refresh_tokens = "always"
+    for n in range(600):
+        wx.add_app(f"wx5e0f00d5ca1a{n:04}", secret="s")
+        wx.authorize(COMPONENT, f"wx5e0f00d5ca1a{n:04}")
+    assert sum(each.refresh_token is not None for each in provider.authorizers.listed()) == 600
 
 
 def test_the_list_is_searched_once_a_minute(
