@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from logging import Logger
 from typing import NamedTuple, Protocol
 
 from prefetch_kit.endpoint.cache import AnswerCache, Freshness, Served, Work
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.endpoint.pages import Handler, Registered, Route
 from prefetch_kit.endpoint.parse import Inputs
 from prefetch_kit.endpoint.payload import TooLarge, encode
@@ -50,7 +50,7 @@ class Desk(Protocol):
     @property
     def debug(self) -> bool: ...
     @property
-    def logger(self) -> Logger: ...
+    def logger(self) -> SteadyLogger: ...
 
     def admits(self, appid: str) -> bool: ...
 
@@ -242,7 +242,7 @@ def _warn_of_size(body: bytes, handler: Handler, kind: Kind, desk: Desk) -> None
         )
 
 
-def _note_refusal(refusal: PullRefused, kind: Kind, logger: Logger) -> str | None:
+def _note_refusal(refusal: PullRefused, kind: Kind, logger: SteadyLogger) -> str | None:
     if refusal.status < 500:
         logger.info("%s refused (%d %s): %s", kind, refusal.status, refusal.reason, refusal.detail)
         return None
@@ -258,7 +258,9 @@ def _note_refusal(refusal: PullRefused, kind: Kind, logger: Logger) -> str | Non
     return incident
 
 
-def _note_failure(error: BaseException, kind: Kind, handler: Handler | None, logger: Logger) -> str:
+def _note_failure(
+    error: BaseException, kind: Kind, handler: Handler | None, logger: SteadyLogger
+) -> str:
     incident = secrets.token_hex(6)
     logger.error(
         "%s of page %r failed (incident %s)",

@@ -2,10 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Final
 
 import flask
-from flask import Flask, Request, Response, request_finished, request_started, request_tearing_down
+from flask import (
+    Flask,
+    Request,
+    Response,
+    got_request_exception,
+    request_finished,
+    request_started,
+    request_tearing_down,
+)
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
@@ -20,7 +29,10 @@ _STEPS: Final = (
     *("dispatch_request", "make_response", "finalize_request", "process_response"),
     *("handle_user_exception", "handle_exception", "do_teardown_request"),
 )
-_SIGNALS: Final = (request_started, request_finished, request_tearing_down)
+_SIGNALS: Final = (
+    *(request_started, request_finished, request_tearing_down),
+    got_request_exception,  # whoever listens there looks at the request
+)
 
 
 def is_plain(app: Flask, inside: "WSGIApplication") -> bool:
@@ -34,9 +46,11 @@ def is_plain(app: Flask, inside: "WSGIApplication") -> bool:
 
 
 def _is_flasks_own(step: object) -> bool:
-    # By where its code stands: a wrapper takes over the name and the module of what it wraps.
-    code = getattr(getattr(step, "__func__", None), "__code__", None)
-    return code is not None and code.co_filename.startswith(_FLASK)
+    # By where its code stands: a wrapper takes over the name and the module of what it wraps, and
+    # some pass for a method, whose function is what they wrap.
+    if type(step) is not MethodType or type(step.__func__) is not FunctionType:
+        return False
+    return step.__func__.__code__.co_filename.startswith(_FLASK)
 
 
 def is_left_alone(app: Flask, endpoint: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 from blinker import Namespace
-from flask import Blueprint, Flask, Response, current_app, got_request_exception, request
+from flask import Blueprint, Flask, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
 from flask.sansio.scaffold import setupmethod
 from marshmallow import Schema
@@ -21,6 +21,7 @@ from prefetch_kit.endpoint.desk import (
     kitchen_of,
     send,
     state_of,
+    tell_of,
 )
 from prefetch_kit.endpoint.identity import CodeUser, Login, TokenVerifier
 from prefetch_kit.endpoint.pages import (
@@ -205,7 +206,7 @@ class Prefetch(Blueprint):
             for rule in app.url_map.iter_rules(endpoint):
                 # Every method comes to the view, which answers it: the app's own error page
                 # for 405 is HTML, and a phone could keep that as data.
-                rule.methods = None
+                rule.methods = _EveryMethod(_METHODS)
             state.routes.append(route)
 
     def _refuse_hopeless(self, app: Flask, config: Config) -> None:
@@ -235,10 +236,17 @@ class Prefetch(Blueprint):
             if done.error is not None:
                 if propagates(app):
                     _raise_on(done.error)
-                send(app, got_request_exception, exception=done.error)
+                tell_of(app, done.error)
             return respond(app, done)
 
         return view
+
+
+class _EveryMethod(set[str]):
+    """GET and HEAD for whoever lists an app's routes; for the router there is no other."""
+
+    def __contains__(self, _method: object) -> bool:
+        return True
 
 
 def _answer(route: Route, desk: FlaskDesk, route_values: Mapping[str, object]) -> Answer:

@@ -5,9 +5,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from logging import Logger
 from typing import Final, TypeVar
 
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.errors import NotAsked, OutcomeUnknown, QuotaReached, SystemBusy, WeixinError
 
 # Codes that are no good, in each process; good ones cost nothing. The code2Session page allows
@@ -38,7 +38,7 @@ class CodeBudget:
     one, and one budget for all stands above. Only a code that is no good costs.
     """
 
-    def __init__(self, appids: Iterable[str], *, logger: Logger) -> None:
+    def __init__(self, appids: Iterable[str], *, logger: SteadyLogger) -> None:
         self._logger = logger
         self._lock = threading.Lock()
         self._asking = 0

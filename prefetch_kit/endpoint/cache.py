@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from logging import Logger
 from typing import Final, Literal, NamedTuple
 
 from cachetools import TTLCache
 
 from prefetch_kit.endpoint.line import Visit
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.endpoint.pages import Registered
 from prefetch_kit.endpoint.pull import (
     TIMESTAMP,
@@ -68,7 +68,7 @@ class AnswerCache:
         *,
         max_bytes: int,
         pool: Pool,
-        logger: Logger,
+        logger: SteadyLogger,
         forgotten: Forgotten,
         shared: SharedTier | None,
         deadline_s: float,
@@ -128,7 +128,9 @@ class AnswerCache:
                 sets.proved_useful(names)
             if is_fresh:
                 return Found(name, entry, is_fresh=True)
-            stale = stale or Found(name, entry, is_fresh=False)
+            # An older one may read less only because a handler reads more since.
+            if stale is None or entry.began_at > stale.entry.began_at:
+                stale = Found(name, entry, is_fresh=False)
         return stale
 
     def forget(self, marks: Sequence[Mark]) -> None:
@@ -209,9 +211,13 @@ class AnswerCache:
         self, name: bytes, place: Registered, pull: Pull, work: Callable[[], Work]
     ) -> None:
         def refresh() -> Outcome:
-            outcome = Outcome()
+            outcome, began_at = Outcome(), time.monotonic()
             try:
                 outcome = self._made(name, place, pull, handle, is_refresh=True)
+                if outcome.replaces(name):
+                    self._drop(name, began_at)
+                    if self._shared is not None:
+                        self._shared.drop(name)
             finally:
                 with self._lock:
                     self._refreshing.discard(name)
@@ -302,6 +308,7 @@ class AnswerCache:
         except BaseException as raised:  # noqa: BLE001 (raised on in whoever waits)
             error = raised
         names = reads.names()
+        place.read_sets.saw(names)
         if TIMESTAMP in names:
             self._warn_of_timestamp(place)
             return Outcome(body, error, names)

@@ -4,7 +4,7 @@ import contextvars
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from logging import INFO, WARNING, Logger
+from logging import INFO, WARNING
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from prefetch_kit.endpoint.identity import (
     TokenVerifier,
     may_be_code,
 )
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.endpoint.pages import Route
 from prefetch_kit.endpoint.parse import Inputs
 from prefetch_kit.endpoint.runs import Pool
@@ -71,6 +72,7 @@ class Kitchen:
 
     def __init__(self, app: Flask, config: Config) -> None:
         self._app = app
+        self._logger = SteadyLogger(app.logger)
         self.pool = Pool(config.threads, lost=self._report)
         # Of their own: handlers that hang must not keep anybody from what is kept for a user.
         self.askers = Pool(config.threads, lost=self._report)
@@ -78,20 +80,20 @@ class Kitchen:
         self.cache = AnswerCache(
             max_bytes=config.cache_bytes,
             pool=self.pool,
-            logger=app.logger,
+            logger=self._logger,
             forgotten=forgotten,
-            shared=_shared_tier(config, forgotten, app.logger),
+            shared=_shared_tier(config, forgotten, self._logger),
             deadline_s=config.deadline_s,
         )
 
     def _report(self, error: BaseException) -> None:
         """Tell of a run that failed when nobody waited for it any more."""
-        self._app.logger.error("a run that no pull waited for failed", exc_info=error)
+        self._logger.error("a run that no pull waited for failed", exc_info=error)
         with self._app.app_context():
-            send(self._app, got_request_exception, exception=error)
+            tell_of(self._app, error)
 
 
-def _shared_tier(config: Config, forgotten: Forgotten, logger: Logger) -> SharedTier | None:
+def _shared_tier(config: Config, forgotten: Forgotten, logger: SteadyLogger) -> SharedTier | None:
     if config.cache_url is None:
         return None
     return SharedTier(
@@ -113,8 +115,16 @@ def kitchen_of(app: Flask) -> Kitchen:
 def send(app: Flask, signal: NamedSignal, **facts: object) -> None:
     try:
         signal.send(app, _async_wrapper=app.ensure_sync, **facts)
-    except Exception:  # a receiver's failure must not cost the mini program its answer
-        app.logger.exception("a receiver of the signal %s failed", signal.name)
+    except Exception:  # noqa: BLE001 (a receiver's failure must not cost the mini program its answer)
+        SteadyLogger(app.logger).exception("a receiver of the signal %s failed", signal.name)
+
+
+def tell_of(app: Flask, error: BaseException) -> None:
+    """Send Flask's signal of a failure. Some error trackers look at `sys.exc_info()` then."""
+    try:
+        raise error  # noqa: TRY301 (to be the one that is handled)
+    except BaseException:  # noqa: BLE001 (whatever it was)
+        send(app, got_request_exception, exception=error)
 
 
 def join(app: Flask) -> AppState:
@@ -162,8 +172,8 @@ class FlaskDesk:
         return self._app.debug
 
     @property
-    def logger(self) -> Logger:
-        return self._app.logger
+    def logger(self) -> SteadyLogger:
+        return SteadyLogger(self._app.logger)
 
     def admits(self, appid: str) -> bool:
         return self._config.admits(appid)
@@ -284,7 +294,7 @@ def _logins(app: Flask, config: Config) -> CodeLogins:
                 return None
             raise
 
-    budget = CodeBudget({*config.app_secrets, *config.appids}, logger=app.logger)
+    budget = CodeBudget({*config.app_secrets, *config.appids}, logger=SteadyLogger(app.logger))
     return CodeLogins(ask, budget=budget, wait_s=_LOGIN_DEADLINE_S)
 
 

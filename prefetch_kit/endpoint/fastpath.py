@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, got_request_exception
+from flask import Flask, Response
 
 from prefetch_kit.endpoint.answer import Answer, answer
 from prefetch_kit.endpoint.around import is_left_alone, is_plain, leads_to
@@ -21,7 +21,7 @@ from prefetch_kit.endpoint.blueprint import (
     respond,
 )
 from prefetch_kit.endpoint.cache import AnswerCache
-from prefetch_kit.endpoint.desk import EXTENSION, FlaskDesk, kitchen_of, send, state_of
+from prefetch_kit.endpoint.desk import EXTENSION, FlaskDesk, kitchen_of, state_of
 from prefetch_kit.endpoint.pages import Registered, Route
 from prefetch_kit.endpoint.pull import Pull
 
@@ -124,9 +124,6 @@ class FastPath:
                 query_string.encode("latin-1"), route=door.route, desk=door.desk, route_values={}
             )
             announce(self._app, done)
-        if done.error is not None:
-            with self._app.app_context():
-                send(self._app, got_request_exception, exception=done.error)
         return done
 
 

@@ -4,9 +4,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from logging import Logger
 from typing import Any, Final
 
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.endpoint.runs import Pool, due
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.secret import Secret
@@ -49,7 +49,7 @@ class Line:
     spent: name resolution, a handshake or a reply that drips have no other bound.
     """
 
-    def __init__(self, url: Secret, logger: Logger) -> None:
+    def __init__(self, url: Secret, logger: SteadyLogger) -> None:
         self._logger = logger
         self._threads = Pool(_QUESTIONS_AT_ONCE, lost=_leave)
         self._lock = threading.Lock()

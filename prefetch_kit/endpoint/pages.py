@@ -64,18 +64,22 @@ class ReadSets:
 
     def __init__(self) -> None:
         self._order: tuple[ReadSet, ...] = ()
-        self._added: ReadSet | None = None
+        self._seen: ReadSet | None = None
         self.for_lookup: tuple[ReadSet, ...] = ()
         self.useful: ReadSet | None = None
 
     @property
     def likeliest(self) -> ReadSet | None:
         """What the next run will read, as far as one can tell."""
-        return self._added if self.useful is None else self.useful
+        return self._seen if self.useful is None else self.useful
+
+    def saw(self, names: ReadSet) -> None:
+        """Note what a run read, whatever came of it."""
+        self._seen = names
 
     def add(self, names: ReadSet) -> None:
-        """Note a set that a run read; behind those that were useful already."""
-        self._added = names
+        """Note a set that an answer was kept by; behind those that were useful already."""
+        self._seen = names
         if names not in self._order:
             self._set((*self._order[:_PROVED], names, *self._order[_PROVED:]))
 

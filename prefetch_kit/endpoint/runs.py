@@ -4,6 +4,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Outcome:
     names: ReadSet = ()
     key: bytes | None = None
     entry: Entry | None = None
+
+    def replaces(self, name: bytes) -> bool:
+        """Whether what is kept under a name would be found under another one now, or nowhere."""
+        return self.error is None and self.key != name and bool(self.key or self.names)
 
     @property
     def is_no_data(self) -> bool:
@@ -175,8 +180,14 @@ class Pool:
                 self._free += 1
             error = outcome.error
             if not (run.end(outcome) or error is None or isinstance(error, PullRefused)):
-                self._lost(error)
+                self._tell(error)
             del run, work, outcome, error  # they hold a pull, which nobody needs while we wait
+
+    def _tell(self, error: BaseException) -> None:
+        try:
+            self._lost(error)
+        except BaseException:  # noqa: BLE001 (this thread has to go on; it is counted on)
+            traceback.print_exc(chain=False)
 
     def _may_end(self) -> bool:
         with self._lock:

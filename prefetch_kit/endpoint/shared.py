@@ -3,16 +3,17 @@
 import secrets
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
-from logging import Logger
 from typing import Any, Final
 from urllib.parse import quote
 
 from prefetch_kit.endpoint.line import Line, Visit
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.endpoint.pages import Registered
 from prefetch_kit.endpoint.pull import Pull, ReadSet, key
 from prefetch_kit.endpoint.records import (
@@ -38,6 +39,8 @@ _READ_SETS_KEPT_S: Final = 86_400
 # How many calls of `forget` are kept, and how many a run takes in within its budget.
 _MARKS: Final = 10_000
 _MARKS_AT_ONCE: Final = 100
+# How many wait for Redis to be back.
+_UNTOLD: Final = 10_000
 _NOTHING: Final[Position] = (0, 0)
 _RELEASE: Final = "if redis.call('get',KEYS[1])==ARGV[1] then redis.call('del',KEYS[1]) end"
 
@@ -49,7 +52,13 @@ class SharedTier:
     """
 
     def __init__(
-        self, url: Secret, *, namespace: str, release: str, forgotten: Forgotten, logger: Logger
+        self,
+        url: Secret,
+        *,
+        namespace: str,
+        release: str,
+        forgotten: Forgotten,
+        logger: SteadyLogger,
     ) -> None:
         self._url = url
         # With a colon in one of them, two deployments could have the same keys.
@@ -61,7 +70,7 @@ class SharedTier:
         self._lock = threading.Lock()
         self._made_line: Line | None = None
         self._heard = _NOTHING
-        self._untold: deque[Sequence[Mark]] = deque(maxlen=_MARKS)
+        self._untold: deque[Sequence[Mark] | None] = deque()
 
     def look(
         self, place: Registered, pull: Pull, visit: Visit
@@ -146,12 +155,16 @@ class SharedTier:
         if at is not None:
             self._forgotten.add(marks, at=at)
         else:
-            self._untold.append(marks)
+            if len(self._untold) >= _UNTOLD:
+                self._untold.clear()
+                self._untold.append(None)  # too many to keep: tell them to forget everything
+            else:
+                self._untold.append(marks)
             self._logger.error(
                 "Redis is away: until it is back, other processes keep what was to be forgotten"
             )
 
-    def listen(self) -> Line:
+    def listen(self) -> None:
         """Hear once of what other processes forgot, and tell them what they could not be told."""
         line, heard = self._line, self._heard  # a run may hear more while this asks
         marks = self._marks_since(heard, line)
@@ -169,7 +182,6 @@ class SharedTier:
             if new is None and not _forgets_all(marks, after=before):
                 self._forget_all(line)
             self._tell_late(line)
-        return line
 
     def _marks_since(self, heard: Position, line: Line) -> list[tuple[object, object]] | None:
         reply = line.check(lambda pipe: self._ask_for_marks(pipe, heard))
@@ -203,10 +215,14 @@ class SharedTier:
         if self._made_line is None:
             with self._lock:
                 if self._made_line is None:
-                    self._made_line = Line(self._url, self._logger)
+                    line = Line(self._url, self._logger)
                     threading.Thread(
-                        target=_listen, args=[weakref.ref(self)], name="prefetch_kit", daemon=True
+                        target=_listen,
+                        args=[weakref.ref(self), line],
+                        name="prefetch_kit",
+                        daemon=True,
                     ).start()
+                    self._made_line = line
         return self._made_line
 
     def _hear(self, marks: Iterable[tuple[object, object]]) -> None:
@@ -255,9 +271,12 @@ class SharedTier:
         return self._prefix + b"reads:" + _short(place.name)
 
 
-def _listen(tier: "weakref.ref[SharedTier]") -> None:
+def _listen(tier: "weakref.ref[SharedTier]", line: Line) -> None:
     while (found := tier()) is not None:
-        line = found.listen()
+        try:
+            found.listen()
+        except Exception:  # noqa: BLE001 (without it nobody would hear of a `forget` any more)
+            traceback.print_exc()
         del found
         line.rest()
 

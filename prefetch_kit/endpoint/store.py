@@ -116,9 +116,12 @@ class Forgotten:
             if marks is None:
                 self._floor = max(self._floor, at)
             for mark in marks or ():
-                self._marks[mark] = max(at, self._marks.pop(mark, at))
+                self._marks[mark] = max(at, self._marks.get(mark, at))
+                self._marks.move_to_end(mark)
             while len(self._marks) > MAX_MARKS:
-                self._floor = max(self._floor, self._marks.popitem(last=False)[1])
+                # In this order, as `has` asks without the lock: never is one in neither place.
+                self._floor = max(self._floor, next(iter(self._marks.values())))
+                self._marks.popitem(last=False)
 
     def has(self, entry: Entry) -> bool:
         """Whether an answer may not be handed out any more; never where it begun at `at`."""

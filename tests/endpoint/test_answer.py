@@ -1,6 +1,7 @@
 """The way of a pull: the order of its refusals, and what a failing handler costs."""
 
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -204,6 +205,17 @@ def test_error_trackers_hear_of_a_failure_once(
         except ZeroDivisionError:
             assert testing
     assert [type(error) for error in heard] == [ZeroDivisionError]
+
+
+def test_a_tracker_may_look_at_the_exception_that_is_handled(
+    make_app: App, prefetch: Prefetch, ask: Ask
+) -> None:
+    """Some do, and not at the signal's argument."""
+    prefetch.pre_fetch()(divide)
+    app, heard = make_app(prefetch), list[object]()
+    with got_request_exception.connected_to(lambda *_, **__: heard.append(sys.exc_info()[0]), app):
+        ask(app)
+    assert heard == [ZeroDivisionError]
 
 
 def test_traceback_shows_no_credential(make_app: App, prefetch: Prefetch, ask: Ask) -> None:

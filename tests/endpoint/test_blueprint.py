@@ -175,3 +175,11 @@ def test_handler_added_after_registration_is_an_error(prefetch: Prefetch, method
     """As Flask itself has it: what is checked at registration stays checked."""
     with pytest.raises(AssertionError, match=f"'{method}' can no longer be called"):
         getattr(prefetch, method)(lambda *_: None)
+
+
+def test_routes_can_be_listed(app: Flask) -> None:
+    """As tools that describe an app's API do it."""
+    rules = {rule.endpoint: rule for rule in app.url_map.iter_rules()}
+    methods = rules["prefetch.pre_fetch"].methods
+    assert methods is not None
+    assert methods.difference({"HEAD", "OPTIONS"}) == {"GET"}

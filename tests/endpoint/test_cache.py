@@ -5,7 +5,8 @@ import math
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from threading import Event
@@ -19,6 +20,7 @@ from werkzeug.wrappers import Response
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, fast_path, pull_refused, pull_served
 from prefetch_kit.endpoint import cache, identity, parse, runs
+from prefetch_kit.endpoint.desk import kitchen_of
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -107,6 +109,84 @@ def test_stale_answer_is_served_at_once_and_made_anew_once(
     gate.set()
     until(lambda: ask(app).json == 2)
     assert [ask(app).json for _ in range(20)] == [2] * 20
+
+
+@pytest.mark.parametrize("then", [NO_DATA, "new", None])
+def test_a_handler_that_reads_more_than_before(
+    make_app: App, prefetch: Prefetch, ask: Ask, until: Until, clock: Clock, then: object
+) -> None:
+    """What it answered when it read less is over, also where it answers each user by himself now.
+
+    None stands for a handler that reads when its pull came, and is not cached any more.
+    """
+    state: list[object] = ["old"]
+
+    @prefetch.pre_fetch(cache=POLICY)
+    def page(pull: Pull) -> object:
+        if state == ["old"]:
+            return ["old"]
+        return [str(pull.timestamp)] if then is None else (pull.user_id, then)[1]
+
+    app = make_app(prefetch)
+    assert ask(app).json == ["old"]
+    state.append("changed")
+    clock.now += 40
+    assert ask(app).json == ["old"]
+    until(lambda: b"old" not in ask(app).data)
+    clock.now += 40
+    assert b"old" not in ask(app).data
+
+
+def test_of_two_stale_answers_the_later_is_served(
+    make_app: App, prefetch: Prefetch, ask: Ask, clock: Clock, gate: Event
+) -> None:
+    """Though the older one was found by less."""
+    ran: list[int] = []
+
+    @prefetch.pre_fetch(cache=POLICY)
+    def page(pull: Pull) -> int:
+        ran.append(1)
+        if len(ran) == 2:
+            pull.query.get("id")
+        if len(ran) > 2:
+            gate.wait(30)
+        return len(ran)
+
+    app = make_app(prefetch)
+    assert ask(app).json == 1
+    clock.now += 95
+    assert ask(app).json == 2
+    kept = kitchen_of(app).cache._store._entries
+    first, second = kept.values()
+    kept[next(iter(kept))] = replace(first, made_at=second.made_at - 1)
+    clock.now += 40
+    assert ask(app).json == 2
+
+
+@pytest.mark.parametrize("way", ["no data", "time", "failure"])
+def test_who_gets_nothing_kept_waits_for_nobody_else(
+    make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, way: str
+) -> None:
+    """What such a run read is remembered as that of any other: the next user runs at once."""
+
+    @prefetch.pre_fetch(cache=60, deadline=60)
+    def page(pull: Pull) -> object:
+        if pull.user_id == "slow":
+            gate.wait(30)
+        if way == "failure":
+            raise ValueError
+        return str(pull.timestamp) if way == "time" else NO_DATA
+
+    prefetch.token_verifier(lambda _appid, token: token)
+    app = make_app(prefetch)
+    ask(app, token="first")
+    with ThreadPoolExecutor(1) as others:
+        slow = others.submit(ask, app, token="slow")
+        while not kitchen_of(app).cache._flights:
+            assert not slow.done()
+        assert ask(app, token="quick").status_code == (500 if way == "failure" else 200)
+        assert not slow.done()
+        gate.set()
 
 
 def test_each_users_stale_answer_is_made_anew_for_that_user(

@@ -23,6 +23,7 @@ from prefetch_kit.endpoint.budget import (
     CodeBudget,
 )
 from prefetch_kit.endpoint.desk import code_logins
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.errors import ConfigError, NotAsked, OutcomeUnknown, QuotaReached, WeixinError
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
@@ -61,7 +62,7 @@ def shop(make_app: App, prefetch: Prefetch, wx: Sandbox, clock: list[float]) -> 
 
 @pytest.fixture
 def allowance(clock: list[float]) -> CodeBudget:
-    return CodeBudget([f"wx{n}" for n in range(10)], logger=getLogger("shop"))
+    return CodeBudget([f"wx{n}" for n in range(10)], logger=SteadyLogger(getLogger("shop")))
 
 
 def find(shop: Flask, code: str) -> str | type[WeixinError] | None:

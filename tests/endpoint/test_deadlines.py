@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from logging import LogRecord
 from pathlib import Path
 from random import Random
 from statistics import quantiles
 from threading import Event
 
 import pytest
-from flask import Flask, got_request_exception
+from flask import Flask, g, got_request_exception, request
 from werkzeug.wrappers import Response
 
 from prefetch_kit import CachePolicy, Prefetch, Pull
+from prefetch_kit.endpoint.desk import kitchen_of
 from prefetch_kit.endpoint.runs import Outcome, Pool
 from prefetch_kit.errors import PullRefused
 
@@ -571,3 +573,38 @@ def test_step_of_the_wall_clock_costs_no_answer(
                 b'{"user":null}',
             }
     print(f"clock steps by {step_s / 3600:+.0f} h and back: {good} of {good} pulls good")
+
+
+def demand_request(_: LogRecord) -> bool:
+    """A filter as apps write it, which works wherever there is a request."""
+    return bool(request.path)
+
+
+@pytest.mark.parametrize("cache", [None, 60])
+def test_a_late_failure_that_cannot_be_told_costs_no_thread(
+    make_app: App,
+    prefetch: Prefetch,
+    ask: Ask,
+    hang: Hang,
+    gate: Event,
+    until: Until,
+    cache: float | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither a log's filter nor a teardown of the app's ends the threads that handlers need."""
+    prefetch.pre_fetch("pages/fails", deadline=0.05, cache=cache)(
+        lambda pull: hang(pull) and 1 // 0
+    )
+    prefetch.pre_fetch("pages/next", deadline=60)(lambda _: "next")
+    app = make_app(prefetch, PREFETCH_THREADS=2)
+    app.logger.addFilter(demand_request)
+    app.teardown_appcontext(lambda _: g.opened.close())
+    for _ in range(2):
+        ask(app, path="pages/fails", query=f"id={_}")
+    gate.set()
+    pool = kitchen_of(app).pool
+    until(lambda: pool._free == pool._threads)
+    app.logger.removeFilter(demand_request)
+    app.teardown_appcontext_funcs.clear()
+    assert [ask(app, path="pages/next").data for _ in range(4)] == [b"next"] * 4
+    assert "outside of request context" in capsys.readouterr().err

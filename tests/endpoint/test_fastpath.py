@@ -8,7 +8,15 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from flask import Flask, Request, Response, current_app, got_request_exception, request_started
+from flask import (
+    Flask,
+    Request,
+    Response,
+    current_app,
+    got_request_exception,
+    request,
+    request_started,
+)
 from flask.sessions import SecureCookieSessionInterface
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,6 +252,21 @@ def _wrap_step(shop: Shop) -> None:
     setattr(shop.app, step, _wrapped(getattr(shop.app, step)))
 
 
+class Proxied:
+    """A wrapper that passes for what it wraps, as those of tracers do."""
+
+    def __init__(self, method: Any) -> None:
+        self.__func__, self._method = method.__func__, method
+
+    def __call__(self, *args: Any) -> Any:
+        return self._method(*args)
+
+
+def _proxy_step(shop: Shop) -> None:
+    step = "full_dispatch_request"
+    setattr(shop.app, step, Proxied(getattr(shop.app, step)))
+
+
 def _wrap_view(shop: Shop) -> None:
     views = shop.app.view_functions
     views["prefetch.pre_fetch"] = _wrapped(views["prefetch.pre_fetch"])
@@ -254,6 +277,7 @@ def _wrap_view(shop: Shop) -> None:
     [
         (Dispatching, _nothing),
         (Flask, _wrap_step),
+        (Flask, _proxy_step),
         (Flask, _set("session_interface", Sessions())),
         (Flask, _set("request_class", Requested)),
     ],
@@ -479,3 +503,16 @@ def test_changed_key_forgets_verified_tokens() -> None:
     assert shop.ask(shop.fast, query)[2] == b'["wx1",null]'
     shop.app.config["SECRET_KEY_FALLBACKS"] = ["a key"]
     assert shop.ask(shop.fast, query)[2] == b'["wx1","alice"]'
+
+
+@pytest.mark.parametrize("query", [pull("uncached", appid="wx3"), pull("fails")])
+def test_a_filter_that_wants_a_request_costs_no_answer(
+    query: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log's failure is told on standard error, and the pull is answered as on the slow way."""
+    shop = Shop(is_bare=True)
+    shop.app.logger.setLevel("INFO")
+    shop.app.logger.addFilter(lambda _: bool(request.path))
+    slow, fast = (shop.ask(way, query) for way in (shop.slow, shop.fast))
+    assert (fast[0], fast[2]) == (slow[0], slow[2])
+    assert "outside of request context" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from werkzeug.wrappers import Response
 from prefetch_kit import Prefetch, UserIdError
 from prefetch_kit.endpoint.budget import MAX_ASKING, CodeBudget
 from prefetch_kit.endpoint.identity import BackgroundTokens, CodeLogins
+from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.errors import OutcomeUnknown
 from prefetch_kit.secret import Secret
 
@@ -242,7 +243,7 @@ class WeChat:
 
 
 def logins_of(wechat: WeChat, *, wait_s: float = 30) -> CodeLogins:
-    budget = CodeBudget(["wx1"], logger=getLogger("shop"))
+    budget = CodeBudget(["wx1"], logger=SteadyLogger(getLogger("shop")))
     return CodeLogins(wechat, budget=budget, wait_s=wait_s)
 
 

@@ -12,12 +12,14 @@ from contextlib import suppress
 from itertools import count, pairwise
 from statistics import median, quantiles
 from typing import Any, Self
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
+from prefetch_kit.endpoint import shared
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -314,5 +316,49 @@ def test_what_is_forgotten_meanwhile_is_told_later(
     assert ask(app, query=query).data != made
     assert any(said.startswith("ERROR Redis is away") for said in logged())
     assert ask(other, query=query).data == made
+    proxy.fault = ""
+    until(lambda: ask(other, query=query).data != made)
+
+
+def test_a_log_that_fails_keeps_nobody_from_hearing(
+    process: App,
+    shop: Prefetch,
+    proxy: Proxy,
+    ask: Ask,
+    until: Until,
+    until_shared: Callable[[Flask, Flask], str],
+) -> None:
+    """Redis goes away and comes back, which could not be logged: a forget is heard all the same."""
+    app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
+    query = until_shared(other, app)
+    filtering = app.logger.filter = Mock(side_effect=RuntimeError)  # type: ignore[method-assign]
+    proxy.fault = "reset"
+    until(lambda: filtering.call_count > 0)
+    proxy.fault = ""
+    made = ask(app, query=query).data
+    with other.app_context():
+        shop.forget(PAGE)
+    until(lambda: ask(app, query=query).data != made)
+
+
+def test_more_is_forgotten_meanwhile_than_can_be_told(
+    process: App,
+    shop: Prefetch,
+    proxy: Proxy,
+    ask: Ask,
+    until: Until,
+    until_shared: Callable[[Flask, Flask], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then the others are told to forget everything."""
+    monkeypatch.setattr(shared, "_UNTOLD", 2)
+    app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
+    query = until_shared(app, other)
+    made = ask(other, query=query).data
+    proxy.fault = "reset"
+    with app.app_context():
+        shop.forget(PAGE)
+        for number in range(3):
+            shop.forget(user_id=f"nobody {number}")
     proxy.fault = ""
     until(lambda: ask(other, query=query).data != made)

@@ -1,0 +1,23 @@
+"""The app's logger, as it can be used wherever no request is."""
+
+import traceback
+from logging import Logger, LoggerAdapter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    _Adapter = LoggerAdapter[Logger]
+else:
+    _Adapter = LoggerAdapter
+
+
+class SteadyLogger(_Adapter):
+    """Logs to an app's logger. Where that fails, it is told on standard error, and no pull fails.
+
+    An app's filters and formatters may ask for a request, and threads of ours have none.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        try:
+            super().log(level, msg, *args, **{"stacklevel": 2, **kwargs})
+        except Exception:  # noqa: BLE001 (a filter can raise anything)
+            traceback.print_exc(chain=False)
