@@ -2,6 +2,8 @@
 
 import ipaddress
 import re
+from importlib.util import find_spec
+from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 # The last label is never a number, in any of its spellings: that would be an address.
@@ -122,3 +124,40 @@ def _host_problem(parts: SplitResult) -> tuple[str, str] | None:
     if not _DOMAIN_NAME.fullmatch(host):
         return "its host is not a domain name", "Use the public domain name"
     return None
+
+
+# Other options set timeouts, or how replies are read, and would undo ours.
+_DB = r"db=[0-9]{1,5}"
+_FILES = r"(?:ca_certs|ca_path|certfile|keyfile)=[^&]+"
+_TLS = rf"ssl_(?:cert_reqs=(?:none|optional|required)|check_hostname=(?:true|false)|{_FILES})"
+_DB_PATH = r"/?[0-9]{0,5}"
+_REDIS_OPTION: Final = {"redis": _DB, "unix": _DB, "rediss": f"{_DB}|{_TLS}"}
+
+
+def redis_url_problem(url: str) -> tuple[str, str] | None:
+    """What is wrong with the address of a Redis, and what to do; tells nothing of the address.
+
+    A client is made for it no sooner than it is needed, and quotes it where that fails.
+    """
+    if not _is_redis(url):
+        return (
+            "is not the address of a Redis, or has options other than db and ssl_…",
+            "Write redis://host:6379/0, with %XX for what is no letter or digit in a password",
+        )
+    if find_spec("redis") is None:
+        return "needs a client for Redis", 'Install "prefetch-kit[redis]"'
+    return None
+
+
+def _is_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (raises for a port that is none)
+    except ValueError:
+        return False
+    is_unix = parts.scheme == "unix"
+    is_place = parts.path if is_unix else parts.hostname and re.fullmatch(_DB_PATH, parts.path)
+    option, options = _REDIS_OPTION.get(parts.scheme), parts.query.split("&")
+    if option is None or not is_place or parts.fragment:
+        return False
+    return options == [""] or all(re.fullmatch(option, each) for each in options)

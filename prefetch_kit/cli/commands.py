@@ -33,7 +33,7 @@ from prefetch_kit.cli.sandbox import seed
 from prefetch_kit.endpoint.desk import kitchen_of, state_of
 from prefetch_kit.errors import PrefetchKitError, ProbeFailed
 from prefetch_kit.registrar.fleet import Fleet
-from prefetch_kit.registrar.imported import project_of, write_project
+from prefetch_kit.registrar.imported import check_free, project_of, write_project
 from prefetch_kit.registrar.plan import Guard, Plan
 from prefetch_kit.registrar.probe import Probed, probe
 from prefetch_kit.registrar.saved import check_directory, write_plans
@@ -201,6 +201,7 @@ def rollback(
 @click.option("--out", type=_FILE, default="prefetch.toml", show_default=True)
 def import_command(at_hand: AppAtHand, *, as_json: bool, authorized: bool, out: Path) -> None:
     """Write prefetch.toml from what WeChat has now, for the fleet commands."""
+    check_free(out)
     project, printer = project_of(at_hand.config, out), Printer(as_json=as_json)
     made = Fleet(project, printer)
     appids = None if authorized else [at_hand.appid]

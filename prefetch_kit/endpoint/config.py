@@ -195,7 +195,7 @@ def _read(key: str, settings: Mapping[str, object], environment: Mapping[str, st
 
 def _read_file(name: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
     raise ConfigError(name, f"names {path!r}, which cannot be read: {cause}", remedy="Fix the path")

@@ -4,27 +4,19 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import split
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
 from prefetch_kit.addresses import (
     CONFIRM_FILE_CONTENT,
     CONFIRM_FILE_NAME,
     platform_url_problem,
     public_url_problem,
+    redis_url_problem,
 )
 from prefetch_kit.endpoint.parse import APPID
 from prefetch_kit.secret import Secret
-
-# Other options set timeouts, or how replies are read, and would undo ours.
-_DB = r"db=[0-9]{1,5}"
-_FILES = r"(?:ca_certs|ca_path|certfile|keyfile)=[^&]+"
-_TLS = rf"ssl_(?:cert_reqs=(?:none|optional|required)|check_hostname=(?:true|false)|{_FILES})"
-_DB_PATH = r"/?[0-9]{0,5}"
-_REDIS_OPTION: Final = {"redis": _DB, "unix": _DB, "rediss": f"{_DB}|{_TLS}"}
 
 
 class InvalidError(Exception):
@@ -149,29 +141,9 @@ def read_aes_key(value: object) -> Secret:
 
 def read_redis_url(value: object) -> Secret:
     url = read_secret(value)
-    if not _is_redis(url):
-        raise InvalidError(
-            "is not the address of a Redis, or has options other than db and ssl_…",
-            "Write redis://host:6379/0, with %XX for what is no letter or digit in a password",
-        )
-    if find_spec("redis") is None:
-        raise InvalidError("needs a client for Redis", 'Install "prefetch-kit[redis]"')
+    if problem := redis_url_problem(url.reveal()):
+        raise InvalidError(*problem)
     return url
-
-
-def _is_redis(url: Secret) -> bool:
-    """Whether a client can be made for it, which is tried no sooner than in the first pull."""
-    try:
-        parts = urlsplit(url.reveal())
-        parts.port  # noqa: B018 (raises for a port that is none)
-    except ValueError:
-        return False
-    is_unix = parts.scheme == "unix"
-    is_place = parts.path if is_unix else parts.hostname and re.fullmatch(_DB_PATH, parts.path)
-    option, options = _REDIS_OPTION.get(parts.scheme), parts.query.split("&")
-    if option is None or not is_place or parts.fragment:
-        return False
-    return options == [""] or all(re.fullmatch(option, each) for each in options)
 
 
 def read_whole_number(minimum: int, maximum: int) -> Callable[[object], int]:

@@ -18,7 +18,7 @@ from prefetch_kit.weixin.token_store import decode_secret
 
 _SECONDS: Final = re.compile(r"[0-9]{1,12}\Z")
 # The authorization code was exchanged before, or is too old.
-_SPENT: Final = 61010
+_SPENT: Final = frozenset({61009, 61010})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,11 @@ class Receiver:
         try:
             appid = merchants.accept(code, since=since)
         except Refused as refused:
-            if refused.errcode != _SPENT or not merchants.holds(appid, since=since):
+            if refused.errcode not in _SPENT:
                 raise
+            if not merchants.holds(appid, since=since):
+                # The answer to an earlier push was lost; the list of merchants has what it gave.
+                merchants.token(appid).get()
         self.logger.info("%s has authorized the platform", appid)
         self.authorized(appid)
 

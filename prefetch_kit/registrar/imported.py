@@ -46,6 +46,15 @@ def project_of(settings: Settings, path: Path) -> Project:
     )
 
 
+def check_free(path: Path) -> None:
+    """Raises `ConfigError` where a project cannot be written there, before it is asked for."""
+    for each in (path, path.with_suffix(".csv")):
+        if each.exists():
+            raise ConfigError(str(each), "is there already", remedy="Choose another with --out")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(str(path), "is in no directory", remedy="Choose another with --out")
+
+
 def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) -> Path:
     """Write the project's file, and beside it the list it names, which is returned.
 
@@ -54,9 +63,6 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
     written, or no pull is on.
     """
     listed = project.path.with_suffix(".csv")
-    for path in (project.path, listed):
-        if path.exists():
-            raise ConfigError(str(path), "is there already", remedy="Choose another with --out")
     seen = _Seen()
     try:
         with listed.open("x", encoding="utf-8", newline="") as file:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from prefetch_kit.addresses import redis_url_problem
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.registrar.project_schema import checked
 from prefetch_kit.registrar.template import Template
@@ -73,7 +74,7 @@ def load_project(path: Path, *, environment: Mapping[str, str] = os.environ) -> 
         templates={kind: read["urls"][kind] for kind in KINDS if kind in read["urls"]},
         off=frozenset(read["urls"]["off"]),
         pace=Pace(**read["fleet"]),
-        state_dir=here / read["state_dir"],
+        state_dir=_state_dir(here, read["state_dir"], environment),
         api_base_url=read["api_base_url"],
         ca_file=None if read["ca_file"] is None else str(here / read["ca_file"]),
         component_appid=read["tokens"]["component_appid"],
@@ -86,9 +87,15 @@ def load_project(path: Path, *, environment: Mapping[str, str] = os.environ) -> 
     )
 
 
+def _state_dir(here: Path, given: str | None, environment: Mapping[str, str]) -> Path:
+    if given is None and (the_apps := environment.get("PREFETCH_STATE_DIR")):
+        return Path(the_apps).absolute()  # as the app itself reads it
+    return here / (given or ".prefetch_kit")
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         problem, remedy = f"cannot be read ({error.strerror})", "Name the file with --config"
     except UnicodeDecodeError:
@@ -113,7 +120,7 @@ def _secret(
             )
         return Secret(environment[variable].strip())
     try:
-        return Secret((path.parent / reference["file"]).read_text(encoding="utf-8").strip())
+        return Secret((path.parent / reference["file"]).read_text(encoding="utf-8-sig").strip())
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except ValueError:  # not UTF-8, or nothing
@@ -131,6 +138,8 @@ def _check_tokens(
             "and component_appid need each other",
             remedy="Give both, or neither",
         )
+    if (url := secrets["store_url"]) and (problem := redis_url_problem(url.reveal())):
+        raise ConfigError(f"{path}: [tokens] store_url", problem[0], remedy=problem[1])
     ways = tokens["component_appid"], tokens["command"], secrets["app_secrets"]
     if not any(way is not None for way in ways):
         raise ConfigError(

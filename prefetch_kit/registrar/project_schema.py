@@ -196,7 +196,7 @@ class _FleetSchema(_Table):
 
 
 class _ProjectSchema(_Table):
-    state_dir = fields.String(load_default=".prefetch_kit")
+    state_dir = fields.String(load_default=None)
     api_base_url = fields.String(load_default="https://api.weixin.qq.com", validate=_check_base_url)
     ca_file = fields.String(load_default=None)
     apps = fields.Nested(_AppsSchema, required=True)

@@ -33,6 +33,7 @@ class _Progress:
     in_flight: int = 0
     finished: int = 0
     failed: int = 0
+    own: int = 0
     retried: int = 0
     canaries_begun: int = 0
     canaries_fine: int = 0
@@ -121,24 +122,27 @@ class Schedule:
     def finish(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool = False) -> None:
         """Say what became of a task; neither fine nor failed is deferred.
 
-        A canary that failed for a reason of its own account says nothing of the others.
+        One that failed for a reason of its own account says nothing of the others: it is no part
+        of the share of failures, and a canary is replaced.
         """
         with self._changed:
             progress = self._progress
             progress.in_flight -= 1
             progress.finished += 1
-            is_replaced = self._finish_canary(task, fine=fine, failed=failed, is_its_own=is_its_own)
-            progress.failed += failed and not is_replaced
-            if failed and progress.failed >= self._stop_at * self._judged():
+            self._finish_canary(task, fine=fine, failed=failed, is_its_own=is_its_own)
+            if is_its_own:
+                progress.own += 1
+            else:
+                progress.failed += failed
+            if failed and not is_its_own and progress.failed >= self._stop_at * self._judged():
                 self._stop(
-                    f"{progress.failed} of {progress.finished} failed, and --stop-at is "
-                    f"{self._stop_at:.0%}",
+                    f"{progress.failed} of {progress.finished - progress.own} failed, and "
+                    f"--stop-at is {self._stop_at:.0%}",
                     "Mend them or take them off the list, or go on with a larger --stop-at",
                 )
             self._changed.notify_all()
 
-    def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> bool:
-        """Whether it was a canary, and another takes its place."""
+    def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> None:
         progress = self._progress
         is_sent = task.appid in progress.places
         progress.places.discard(task.appid)
@@ -148,13 +152,11 @@ class Schedule:
         elif task.is_canary or is_sent:
             progress.canaries_begun -= task.is_canary
             progress.canaries_replaced += is_its_own
-            if is_its_own and progress.canaries_replaced <= self._canary:
-                return True
-            self._stop(
-                f"{task.appid} is one of the first (--canary {self._canary}), and was not done",
-                "Mend it or take it off the list, or go on with --canary 0" if failed else None,
-            )
-        return False
+            if not is_its_own or progress.canaries_replaced > self._canary:
+                self._stop(
+                    f"{task.appid} is one of the first (--canary {self._canary}), and was not done",
+                    "Mend it or take it off the list, or go on with --canary 0" if failed else None,
+                )
 
     def stop(self, because: str) -> None:
         """Begin nothing more; what is under way is finished."""
@@ -169,7 +171,8 @@ class Schedule:
         self.stopping.set()
 
     def _judged(self) -> int:
-        return max(self._progress.finished, min(self.total, _FEWEST_FOR_SHARE))
+        judged = self._progress.finished - self._progress.own
+        return max(judged, min(self.total, _FEWEST_FOR_SHARE))
 
     def _due(self, now: float) -> Task | None:
         progress = self._progress

@@ -4,13 +4,20 @@ developers.weixin.qq.com: the getAuthorizerRefreshToken, getAuthorizerAccessToke
 getAuthorizerList pages. Who loses a refresh token has to ask the merchant to authorize again.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from prefetch_kit.errors import NotAuthorized, Refused, TokenSourceError
+from prefetch_kit.errors import (
+    NotAuthorized,
+    OutcomeUnknown,
+    Refused,
+    SystemBusy,
+    TokenSourceError,
+)
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.component import ComponentCalls
 from prefetch_kit.weixin.grants import Grant, Listed, read_given, read_list
@@ -22,6 +29,7 @@ _BAD_CODE: Final = frozenset({61009, 61010})
 # The getAuthorizerList page allows 500, which with their refresh tokens are some 70 KB: more than
 # is read of an answer.
 _PAGE: Final = 200
+_PAUSE_S: Final = 2.0
 _FOUND_S: Final = 60.0
 _MOST_REFRESH_TOKENS: Final = 3
 
@@ -172,11 +180,14 @@ class Authorizers:
             lambda kept: Grant((), None, since) if kept is None or kept.since <= since else None,
         )
 
-    def listed(self) -> Iterator[Listed]:
-        """Every merchant there is, asked for by pages. Raises Refused and OutcomeUnknown."""
+    def listed(self, *, tries: int = 3) -> Iterator[Listed]:
+        """Every merchant there is, asked for by pages. Raises Refused and OutcomeUnknown.
+
+        Each page is asked for so often, where WeChat is busy or gives no answer.
+        """
         offset = 0
         while True:
-            total, page = self._page(offset)
+            total, page = self._page(offset, tries)
             yield from page
             offset += _PAGE
             if offset >= total or not page:
@@ -187,14 +198,15 @@ class Authorizers:
         with self._found.lock():
             kept = self._found.load()
             if kept is None or not 0 <= self._clock() - kept[0] < _FOUND_S:
-                found = {each.appid: each for each in self.listed()}
+                # Once: others wait for this, and whoever asks may hold a lock of its own.
+                found = {each.appid: each for each in self.listed(tries=1)}
                 kept = self._found.save((self._clock(), found))
         return kept[1].get(appid)
 
     def recover(self) -> int:
         """Keep the refresh token of each listed merchant of whom none is kept here.
 
-        For a store that was lost: one call for 500 merchants. Returns how many were kept. A
+        For a store that was lost: one call for 200 merchants. Returns how many were kept. A
         merchant whose store cannot be used is passed over: its token will say why.
         """
         return sum(self._kept_if_missing(each) for each in self.listed())
@@ -212,10 +224,17 @@ class Authorizers:
         newest = given.refresh_token or refresh_token
         return Grant(tuple(dict.fromkeys((newest, refresh_token))), given.access, since)
 
-    def _page(self, offset: int) -> tuple[int, list[Listed]]:
+    def _page(self, offset: int, tries: int) -> tuple[int, list[Listed]]:
         action = "api_get_authorizer_list"
-        page = read_list(self._calls.post(action, {"offset": offset, "count": _PAGE}))
-        return promised(action, page, what="list of merchants")
+        for left in reversed(range(tries)):
+            try:
+                page = read_list(self._calls.post(action, {"offset": offset, "count": _PAGE}))
+                return promised(action, page, what="list of merchants")
+            except (SystemBusy, OutcomeUnknown):
+                if not left:
+                    raise
+                time.sleep(random.uniform(0, _PAUSE_S))
+        raise AssertionError
 
     def _kept_if_missing(self, listed: Listed) -> bool:
         if listed.refresh_token is None:

@@ -7,6 +7,7 @@ earlier one that went on without its lease.
 
 import queue
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from prefetch_kit.weixin.token_store import LOCK_WAIT_S, Codec, Store, decoded
 LEASE_S: Final = 20.0
 _ANSWER_S: Final = 5.0
 _SILENCE_S: Final = 2.0
+_KEEPALIVE_S: Final = 60
 _POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 0.2
 
@@ -131,7 +133,11 @@ class RedisStore(Generic[_T]):
         raise _unusable(f"another renewal holds the lease for {waited_s:.1f} s already")
 
     def _decoded(self, content: object) -> _T | None:
-        return decoded(content, self._codec) if isinstance(content, bytes) else None
+        if content is None:
+            return None
+        if not isinstance(content, bytes):  # taken for nothing, it would be written over
+            raise _unusable(f"a record came as {type(content).__name__}")
+        return decoded(content, self._codec)
 
 
 class _Line:
@@ -143,7 +149,14 @@ class _Line:
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
         answers: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
-        self._made()  # apart from the time for an answer: importing it takes a busy machine long
+        try:
+            self._made()  # apart from the time for an answer: importing it may take long
+        except Exception as error:  # noqa: BLE001 - its text may hold the address
+            failure = type(error).__name__
+        else:
+            failure = ""
+        if failure:
+            raise _unusable(failure)
 
         def exchange() -> None:
             try:
@@ -175,8 +188,18 @@ class _Line:
                 socket_connect_timeout=_SILENCE_S,
                 retry=Retry(NoBackoff(), 0),  # by default a frozen server costs a minute
                 protocol=2,
+                **_keepalive(self._url),
             )
         return self._client
+
+
+def _keepalive(url: Secret) -> dict[str, Any]:
+    """Tickets come each ten minutes, and balancers forget a line that is silent for less."""
+    if url.reveal().startswith("unix:"):
+        return {}
+    idle = getattr(socket, "TCP_KEEPIDLE", None)
+    options = {} if idle is None else {idle: _KEEPALIVE_S}
+    return {"socket_keepalive": True, "socket_keepalive_options": options}
 
 
 def _unusable(problem: str) -> TokenSourceError:

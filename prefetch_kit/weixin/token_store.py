@@ -168,7 +168,8 @@ class FileStore(Generic[_T]):
         if found.st_uid != os.geteuid():
             raise self._refused("it belongs to another user")
         if found.st_mode & 0o077:
-            raise self._refused("other users may read or write it")
+            problem = "other users may read or write it"
+            raise self._refused(problem, remedy="Take it away from them (chmod go-rwx)")
 
     def _replace(self, record: _T) -> None:
         directory = self._path.parent
@@ -185,11 +186,11 @@ class FileStore(Generic[_T]):
             raise
         _sync_directory(directory)
 
-    def _refused(self, problem: str) -> TokenSourceError:
+    def _refused(self, problem: str, *, remedy: str = "Delete it") -> TokenSourceError:
         return TokenSourceError(
             str(self._path),
             problem,
-            remedy="Delete it, or point PREFETCH_STATE_DIR at another directory",
+            remedy=f"{remedy}, or point PREFETCH_STATE_DIR at another directory",
         )
 
     def _unusable(self, error: OSError) -> TokenSourceError:

@@ -79,11 +79,13 @@ def test_what_cannot_be_taken_over(
 
 
 def test_a_file_that_is_there_stays(cli: "Cli", wx: Sandbox, out: Path) -> None:
-    """Nothing is overwritten."""
+    """Nothing is overwritten, and that is said before anybody is asked."""
     wx.put_settings(APPID, half("https://shop.example/x"))
     out.write_text("mine")
     assert "is there already" in cli("import", "--out", str(out)).stderr
     assert out.read_text() == "mine"
+    assert "is in no directory" in cli("import", "--out", str(out.parent / "no" / "x")).stderr
+    assert wx.requests() == []
 
 
 @pytest.fixture

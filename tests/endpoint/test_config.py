@@ -192,11 +192,12 @@ def test_settings_go_before_the_environment() -> None:
         ("PREFETCH_ACCESS_TOKEN", "access_token", Secret('{"wx1": "s"}')),
     ],
 )
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_secrets_may_stand_in_a_file(
-    tmp_path: Path, key: str, attribute: str, read_as: object
+    tmp_path: Path, key: str, attribute: str, read_as: object, encoding: str
 ) -> None:
-    """As Docker and systemd hand them over, with a line end."""
-    (tmp_path / "secret").write_text('{"wx1": "s"}\n')
+    """As Docker and systemd hand them over, with a line end; or as editors on Windows write."""
+    (tmp_path / "secret").write_text('{"wx1": "s"}\n', encoding=encoding)
     environment = {f"{key}_FILE": str(tmp_path / "secret")}
     assert getattr(read({}, environment), attribute) == read_as
     assert getattr(read({key: '{"wx1": "own"}'}, environment), attribute) != read_as

@@ -15,7 +15,7 @@ from prefetch_kit.registrar.crew import Summary
 from prefetch_kit.registrar.fleet import Fleet, Limits
 from prefetch_kit.registrar.project import Project, load_project
 from prefetch_kit.registrar.spool import Spool
-from prefetch_kit.sandbox import Sandbox
+from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin import authorizers
 from prefetch_kit.weixin.domains import PlatformDomains
@@ -27,6 +27,7 @@ from prefetch_kit.weixin.transport import Transport
 if TYPE_CHECKING:
     from tests.registrar.conftest import Merchants, Origin
 
+LIST = "/cgi-bin/component/api_get_authorizer_list"
 PLATFORM, SECRET = "wxplatform", "canary-platform-secret"
 TOML = """
 api_base_url = "{base_url}"
@@ -126,6 +127,23 @@ def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
     results = merchants.told.results
     assert [results[appid].outcome for appid in merchants.appids] == ["done", "failed", "done"]
     assert "other users may read or write it" in results["wxm00001"].cause
+
+
+@pytest.mark.parametrize("kind", ["errcode", "lose"])
+def test_a_page_of_the_list_is_asked_for_again(
+    merchants: "Merchants",
+    project: Project,
+    authorize: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any,
+) -> None:
+    """Where WeChat is busy, or its answer is lost, no fleet ends before it began."""
+    monkeypatch.setattr("random.uniform", lambda *_: 0.0)
+    for appid in merchants.add(3):
+        authorize(appid)
+    merchants.wx.inject(Fault(kind=kind, path=LIST, times=2))
+    assert Fleet(project, merchants.told).plan().exit_code == 0
+    assert len(merchants.told.results) == 3
 
 
 def test_a_merchant_on_two_pages(

@@ -1,5 +1,6 @@
 """prefetch.toml: what it may say, and what is said about one that is wrong."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,40 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_no_secret_can_be_printed(tmp_path: Path) -> None:
     """Neither from the project nor from its parts."""
     assert "canary-" not in repr(loaded(tmp_path, SMALLEST))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:canary-pa/ss@host:6379/0",
+        "host:6379",
+        "redis://:canary@host/0?decode_responses=true",
+        "redis://:canary@host/0?socket_timeout=600",
+    ],
+)
+def test_the_address_of_a_redis_that_is_none(tmp_path: Path, url: str) -> None:
+    """Refused here, where a client would quote it, or read records otherwise than they are."""
+    text = SMALLEST + 'store_url = { env = "STORE" }'
+    (tmp_path / "prefetch.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"\[tokens\] store_url") as caught:
+        load_project(tmp_path / "prefetch.toml", environment=ENVIRONMENT | {"STORE": url})
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_apps_own_state_directory(tmp_path: Path) -> None:
+    """What pushes keep for a platform is there, unless the file names another one."""
+    (tmp_path / "prefetch.toml").write_text(SMALLEST)
+    environment = ENVIRONMENT | {"PREFETCH_STATE_DIR": "/var/lib/shop"}
+    project = load_project(tmp_path / "prefetch.toml", environment=environment)
+    assert project.state_dir == Path("/var/lib/shop")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    (tmp_path / "secret").write_text("canary-platform", encoding="utf-8-sig")
+    tokens = 'component_appid = "wx9"\ncomponent_secret = { file = "secret" }'
+    text = SMALLEST.replace('app_secrets = { env = "SECRETS" }', tokens)
+    (tmp_path / "prefetch.toml").write_text(text, encoding="utf-8-sig")
+    project = load_project(tmp_path / "prefetch.toml", environment={})
+    assert project.component_secret is not None
+    assert project.component_secret.reveal() == "canary-platform"

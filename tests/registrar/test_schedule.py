@@ -259,3 +259,16 @@ def test_a_replaced_canary_is_no_failure_of_the_fleet() -> None:
     for _ in range(95):
         made.finish(following(made), fine=True, failed=False)
     assert (made.next(), made.stopped_because) == (None, None)
+
+
+def test_what_is_wrong_with_single_accounts_stops_no_fleet() -> None:
+    """Nine of ten that are no mini programs, say; a tenth of those that count stops it."""
+    made = schedule(Apps(1000), stop_at=0.1)
+    for _ in range(90):
+        made.finish(following(made), fine=False, failed=True, is_its_own=True)
+    for _ in range(18):
+        made.finish(following(made), fine=True, failed=False)
+    assert made.stopped_because is None
+    for _ in range(2):
+        made.finish(following(made), fine=False, failed=True)
+    assert made.stopped_because == "2 of 20 failed, and --stop-at is 10%"

@@ -231,3 +231,26 @@ def test_a_full_redis_keeps_the_old_token(machine: Callable[..., TokenStore], re
     whole = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     assert CANARY not in "".join(whole.format())
     assert machine().load() == NEWER
+
+
+def test_an_address_that_no_client_takes_is_not_repeated() -> None:
+    """A client quotes it, and the password is in it."""
+    store = RedisStores(Secret("redis://:canary/pw@host:1/0"), prefix="kit").open(
+        "wx01", "access_token", TOKEN_CODEC
+    )
+    with pytest.raises(TokenSourceError, match="ValueError") as caught:
+        store.load()
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_record_that_is_no_bytes_is_not_taken_for_none(
+    redis_server: Any, machine: Callable[..., TokenStore]
+) -> None:
+    """Whoever takes it for nothing writes over it."""
+    one = machine()
+    with one.lock():
+        one.save(TOKEN)
+    url = Secret(f"{redis_server.url}/0?decode_responses=true")
+    other = RedisStores(url, prefix="kit:tokens").open("wx01", "access_token", TOKEN_CODEC)
+    with pytest.raises(TokenSourceError, match="came as str"):
+        other.load()

@@ -166,7 +166,7 @@ def test_a_file_open_to_others_is_refused(store: FileTokenStore, path: Path, gra
     path.chmod(granted)
     with pytest.raises(TokenSourceError, match="other users may read or write it") as caught:
         store.load()
-    assert (caught.value.source, caught.value.remedy[:9]) == (str(path), "Delete it")
+    assert (caught.value.source, caught.value.remedy[:12]) == (str(path), "Take it away")
     assert CANARY not in str(caught.value)
 
 
