@@ -590,6 +590,7 @@ def test_a_late_failure_that_cannot_be_told_costs_no_thread(
     until: Until,
     cache: float | None,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither a log's filter nor a teardown of the app's ends the threads that handlers need."""
     prefetch.pre_fetch("pages/fails", deadline=0.05, cache=cache)(
@@ -597,14 +598,14 @@ def test_a_late_failure_that_cannot_be_told_costs_no_thread(
     )
     prefetch.pre_fetch("pages/next", deadline=60)(lambda _: "next")
     app = make_app(prefetch, PREFETCH_THREADS=2)
-    app.logger.addFilter(demand_request)
+    monkeypatch.setattr(app.logger, "filters", [demand_request])
     app.teardown_appcontext(lambda _: g.opened.close())
     for _ in range(2):
         ask(app, path="pages/fails", query=f"id={_}")
     gate.set()
     pool = kitchen_of(app).pool
     until(lambda: pool._free == pool._threads)
-    app.logger.removeFilter(demand_request)
+    monkeypatch.undo()
     app.teardown_appcontext_funcs.clear()
     assert [ask(app, path="pages/next").data for _ in range(4)] == [b"next"] * 4
     assert "outside of request context" in capsys.readouterr().err

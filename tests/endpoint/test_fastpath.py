@@ -507,12 +507,12 @@ def test_changed_key_forgets_verified_tokens() -> None:
 
 @pytest.mark.parametrize("query", [pull("uncached", appid="wx3"), pull("fails")])
 def test_a_filter_that_wants_a_request_costs_no_answer(
-    query: str, capsys: pytest.CaptureFixture[str]
+    query: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log's failure is told on standard error, and the pull is answered as on the slow way."""
     shop = Shop(is_bare=True)
-    shop.app.logger.setLevel("INFO")
-    shop.app.logger.addFilter(lambda _: bool(request.path))
+    monkeypatch.setattr(shop.app.logger, "isEnabledFor", lambda _: True)
+    monkeypatch.setattr(shop.app.logger, "filters", [lambda _: bool(request.path)])
     slow, fast = (shop.ask(way, query) for way in (shop.slow, shop.fast))
     assert (fast[0], fast[2]) == (slow[0], slow[2])
     assert "outside of request context" in capsys.readouterr().err
