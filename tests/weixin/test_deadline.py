@@ -97,12 +97,14 @@ SCRIPTS = [
 ]
 
 
-def ends_in_time(transport: Transport, way: Way, url: str, *, sent: bool) -> None:
+def ends_in_time(
+    transport: Transport, way: Way, url: str, *, sent: bool, deadline_s: float = DEADLINE_S
+) -> None:
     started = time.monotonic()
     with pytest.raises(OutcomeUnknown) as caught:
         way(transport, url)
-    assert time.monotonic() - started < DEADLINE_S + MARGIN_S
-    assert caught.value.cause == f"no complete answer within {DEADLINE_S} s"
+    assert time.monotonic() - started < deadline_s + MARGIN_S
+    assert caught.value.cause == f"no complete answer within {deadline_s} s"
     assert caught.value.sent is sent
 
 
@@ -143,9 +145,10 @@ def test_a_slow_answer_on_a_warm_connection(
         script(peer)
 
     far = serve(good_then_slow)
-    transport = connect(far, deadline_s=DEADLINE_S)
+    # Time enough for the first, or a busy machine makes it late and its connection is not kept.
+    transport = connect(far, deadline_s=2.5)
     call(transport, far.url)
-    ends_in_time(transport, call, far.url, sent=True)
+    ends_in_time(transport, call, far.url, sent=True, deadline_s=2.5)
     assert far.connections == 1
 
 
