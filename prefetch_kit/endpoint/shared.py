@@ -276,7 +276,7 @@ def _listen(tier: "weakref.ref[SharedTier]", line: Line) -> None:
         try:
             found.listen()
         except Exception:  # noqa: BLE001 (without it nobody would hear of a `forget` any more)
-            traceback.print_exc()
+            traceback.print_exc(chain=False)
         del found
         line.rest()
 

@@ -307,9 +307,11 @@ def test_a_person_is_asked(
     assert wx.count(action="set_pre_fetch") == halves
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_output_that_cannot_be_written(shell: "Shell", entry: list[str]) -> None:
     """A full disk is said, where there is still room to say it."""
+    if not Path("/dev/full").exists():
+        assert not os.environ.get("SERVERS_REQUIRED"), "/dev/full is missing"
+        pytest.skip("no device that is always full")
     with open("/dev/full", "w") as full, shell.start(*entry, "plan", stdout=full) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
