@@ -18,7 +18,8 @@
     ├── TokenSourceError         no access token could be had
     │   └── NotAuthorized        the merchant has to authorize the platform, again or at all
     └── RegistrarError           a registration was not carried out
-        ├── UrlRefused           WeChat would not take, or not reach, this URL
+        ├── SourceRefused        WeChat could not be told to fetch from there
+        │   └── UrlRefused           WeChat would not take, or not reach, this URL
         ├── Ambiguous            several routes or apps are possible
         ├── GuardRefused         the change needs its own flag
         ├── PlanStale            WeChat changed between the plan and its carrying out
@@ -204,14 +205,33 @@ class RegistrarError(PrefetchKitError):
     """A registration was not carried out."""
 
 
-class UrlRefused(RegistrarError):
+class SourceRefused(RegistrarError):
+    """WeChat could not be told this of a pull; nothing was sent.
+
+    `field` is the attribute of `FetchSetting` that is wrong, `subject` what named it. `problem`
+    goes on from there: "names a cloud function without its environment (env)".
+    """
+
+    def __init__(self, problem: str, *, field: str, remedy: str, subject: str = "It") -> None:
+        self.subject = subject
+        self.problem = problem
+        self.field = field
+        self.remedy = remedy
+        super().__init__(f"{subject} {problem}. {remedy}.")
+
+    def of(self, subject: str) -> "SourceRefused":
+        """The same, said of the setting, flag or column that named it."""
+        return SourceRefused(self.problem, field=self.field, remedy=self.remedy, subject=subject)
+
+
+class UrlRefused(SourceRefused):
     """WeChat would not take, or could not reach, this URL."""
 
     def __init__(self, url: str, problem: str, *, remedy: str) -> None:
         self.url = url
-        self.problem = problem
-        self.remedy = remedy
-        super().__init__(f"{url!r} cannot be registered: {problem}. {remedy}.")
+        super().__init__(
+            f"cannot be registered: {problem}", field="url", remedy=remedy, subject=repr(url)
+        )
 
 
 class Ambiguous(RegistrarError):

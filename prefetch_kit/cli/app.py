@@ -3,14 +3,14 @@
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 from shlex import quote as quote_word
-from typing import Final
-from urllib.parse import quote
+from types import MappingProxyType
+from typing import Final, Literal
 
 import click
 from flask import Flask
@@ -21,16 +21,20 @@ from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.desk import AppState, bind_urls, issue_token, state_of
 from prefetch_kit.endpoint.pages import Route
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Change, Target
+from prefetch_kit.registrar.plan import Change, Unserved, Wanted
+from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.saved import read_plans
-from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.sources import TokenSources
 from prefetch_kit.weixin.stores import place_of
 from prefetch_kit.weixin.transport import Transport
 
 # Where no line of the developer's own is: the standard library, this package, and all installed.
 _FOREIGN: Final = (Path(os.__file__).parent, Path(__file__).parents[1])
+# What the flags say of the kinds of pull; app: its own URL.
+Sources = Mapping[Kind, FetchSetting | Literal["app"]]
+_NO_FLAGS: Final[Sources] = MappingProxyType({})
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
 
@@ -102,12 +106,37 @@ class AppAtHand:
             remedy="Give it a default with app.url_defaults, or register the blueprint without it",
         )
 
-    def targets(self) -> list[Target]:
-        """Where WeChat should pull from."""
-        return [
-            Target(route.kind, self.url(route), served=len(route.pages) > 0)
-            for route in self.routes
-        ]
+    def wanted(self, flags: Sources = _NO_FLAGS) -> Wanted:
+        """Where WeChat should fetch from: as the flags say, the settings, or the app's routes."""
+        each = ((kind, self._wanted(kind, flags)) for kind in KINDS)
+        return {kind: wanted for kind, wanted in each if wanted is not None}
+
+    def _wanted(self, kind: Kind, flags: Sources) -> FetchSetting | Unserved | None:
+        key = flag_of(kind) if kind in flags else f"PREFETCH_{kind.upper()}"
+        said: FetchSetting | Literal["app"] | None = flags.get(kind, getattr(self.config, kind))
+        if isinstance(said, FetchSetting) and said.source != "server":
+            return said
+        route = next(route for route in self.routes if route.kind == kind)
+        is_served = len(route.pages) > 0
+        if said is not None and not is_served:
+            raise ConfigError(
+                key,
+                f"names a URL to pull from, but the app has no handler for {kind}",
+                remedy=f"Register one with {kind}, or say off, or a cloud function",
+            )
+        if isinstance(said, FetchSetting):
+            return said
+        if self.config.base_url is None and not is_served:
+            return None  # nobody knows of a URL that it may be switched off from
+        setting = FetchSetting.server(self.url(route))
+        return setting if is_served else Unserved(setting)
+
+    def probe(self, kind: Kind, setting: FetchSetting) -> Probed:
+        """Pull where a setting leads, as WeChat will, of a page that needs no user."""
+        page = None
+        if setting.source == "server":
+            page = self.page(next(route for route in self.routes if route.kind == kind))
+        return probe_setting(self.transport, setting, appid=self.appid, kind=kind, page=page)
 
     def page(self, route: Route) -> str | None:
         """A page whose handler asks for no user, best for a pull without one."""
@@ -144,7 +173,7 @@ class AppAtHand:
     @property
     def place(self) -> str:
         """The WeChat that is talked to. What was done to one says nothing about another."""
-        return place_of(self.config)
+        return place_of(self.config.api_base_url)
 
     def saved_changes(self, path: Path) -> tuple[Change, ...]:
         """The changes of a saved plan for this mini program. Raises `PlanUnusable`."""
@@ -154,9 +183,18 @@ class AppAtHand:
         return plans.get(self.appid, ())
 
     def registrar(self) -> Registrar:
-        state_dir = self.config.state_dir / self.place / quote(self.appid, safe="")
-        settings = SettingsApi(self.transport, self.tokens.of(self.appid), sleep=_wait)
-        return Registrar(self.appid, settings=settings, state_dir=state_dir)
+        return Registrar(
+            self.appid,
+            tokens=self.tokens.of(self.appid),
+            state_dir=self.config.state_dir,
+            transport=self.transport,
+            sleep=_wait,
+        )
+
+
+def flag_of(kind: Kind) -> str:
+    """The flag that says for once where this kind of pull comes from."""
+    return f"--{kind.replace('_', '-')}"
 
 
 def _wait(seconds: float) -> None:

@@ -3,16 +3,16 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import click
 from flask.cli import ScriptInfo
 
-from prefetch_kit.cli.app import AppAtHand, load_app
+from prefetch_kit.cli.app import AppAtHand, Sources, flag_of, load_app
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.output import (
@@ -27,15 +27,16 @@ from prefetch_kit.cli.output import (
     route_record,
     settings_record,
 )
-from prefetch_kit.cli.preflight import add_domain, check_domain
+from prefetch_kit.cli.preflight import add_domains, check_domains
 from prefetch_kit.cli.pull import Credentials, pull_once
 from prefetch_kit.cli.sandbox import seed
 from prefetch_kit.endpoint.desk import kitchen_of, state_of
-from prefetch_kit.errors import PrefetchKitError, ProbeFailed
+from prefetch_kit.errors import PrefetchKitError, ProbeFailed, SourceRefused
+from prefetch_kit.fetch_setting import KINDS, FetchSetting
 from prefetch_kit.registrar.fleet import Fleet
 from prefetch_kit.registrar.imported import check_free, project_of, write_project
-from prefetch_kit.registrar.plan import Guard, Plan
-from prefetch_kit.registrar.probe import Probed, probe
+from prefetch_kit.registrar.plan import Guard, Plan, Unserved
+from prefetch_kit.registrar.probe import probe
 from prefetch_kit.registrar.saved import check_directory, write_plans
 from prefetch_kit.sandbox import Sandbox
 
@@ -86,12 +87,58 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
+def with_guards(function: _Command) -> _Command:
+    """Give a command the flags that lift a guard, and those that are lifted as `allow`."""
+
+    @click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
+    @click.option(
+        "--allow-takeover", is_flag=True, help="Let a source that is not ours be replaced."
+    )
+    @wraps(function)
+    def command(*args: Any, allow_disable: bool, allow_takeover: bool, **kwargs: Any) -> Any:
+        flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
+        allow = frozenset(guard for guard, given in flags.items() if given)
+        return function(*args, allow=allow, **kwargs)
+
+    return command
+
+
 def _check_url(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     try:
         urlsplit(value or "")
     except ValueError:
         raise click.BadParameter("it is not a URL.") from None
     return value
+
+
+def _read_source(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> FetchSetting | Literal["app"] | None:
+    try:
+        if value is None or value == "app":
+            return None if value is None else "app"
+        return FetchSetting.parse(value)
+    except SourceRefused as error:
+        raise click.BadParameter(f"it {error.problem}. {error.remedy}.") from None
+
+
+def with_sources(function: _Command) -> _Command:
+    """Give a command a flag for each kind of pull, and what they say as `sources`."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        given = {kind: kwargs.pop(kind) for kind in KINDS}
+        sources = {kind: source for kind, source in given.items() if source is not None}
+        return function(*args, sources=sources, **kwargs)
+
+    for kind in reversed(KINDS):
+        command = click.option(
+            flag_of(kind),
+            callback=_read_source,
+            metavar="SOURCE",
+            help="For once: app (its own URL), https://…, cloud:ENV/NAME, or off.",
+        )(command)
+    return command
 
 
 _url = click.argument("url", required=False, callback=_check_url)
@@ -102,7 +149,7 @@ _url = click.argument("url", required=False, callback=_check_url)
 @as_json_option
 def show(at_hand: AppAtHand, *, as_json: bool) -> None:
     """Show what WeChat has configured now."""
-    settings = at_hand.registrar().current()
+    settings = at_hand.registrar().read()
     if as_json:
         print_json({"appid": at_hand.appid, **settings_record(settings)})
     else:
@@ -112,13 +159,21 @@ def show(at_hand: AppAtHand, *, as_json: bool) -> None:
 @commands.command()
 @with_app
 @as_json_option
+@with_sources
 @click.option("--detailed-exitcode", is_flag=True, help="0: nothing to do, 3: changes.")
 @click.option("--out", type=_FILE, metavar="FILE", help="Save the plan, for apply FILE.")
-def plan(at_hand: AppAtHand, *, as_json: bool, detailed_exitcode: bool, out: Path | None) -> None:
+def plan(
+    at_hand: AppAtHand,
+    *,
+    sources: Sources,
+    as_json: bool,
+    detailed_exitcode: bool,
+    out: Path | None,
+) -> None:
     """Show what apply would change. Changes nothing."""
     if out is not None:
         check_directory(out)
-    found = at_hand.registrar().plan(at_hand.targets())
+    found = at_hand.registrar().plan(at_hand.wanted(sources))
     if out is not None:
         write_plans(out, [(found.appid, found.changes)], place=at_hand.place)
     if as_json:
@@ -134,8 +189,8 @@ def plan(at_hand: AppAtHand, *, as_json: bool, detailed_exitcode: bool, out: Pat
 @click.argument("saved", metavar="[FILE]", type=_FILE, required=False)
 @yes_option
 @as_json_option
-@click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
-@click.option("--allow-takeover", is_flag=True, help="Let a source that is not ours be replaced.")
+@with_sources
+@with_guards
 @click.option("--skip-probe", is_flag=True, help="Do not pull our own URL first.")
 @click.option("--skip-preflight", is_flag=True, help="Do not look at the business domains first.")
 @click.option("--ensure-domain", is_flag=True, help="Add our host to the business domains first.")
@@ -144,10 +199,10 @@ def apply(
     at_hand: AppAtHand,
     saved: Path | None,
     *,
+    sources: Sources,
+    allow: Collection[Guard],
     yes: bool,
     as_json: bool,
-    allow_disable: bool,
-    allow_takeover: bool,
     skip_probe: bool,
     skip_preflight: bool,
     ensure_domain: bool,
@@ -156,25 +211,27 @@ def apply(
     """Point WeChat at this app, or carry out a saved plan, and read back that it is so."""
     if directly and not ensure_domain:
         raise click.UsageError("--directly says how to --ensure-domain; add that too.")
-    allowed: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
+    if saved is not None and sources:
+        raise click.UsageError(
+            f"{saved} says where to fetch from; leave out {', '.join(map(flag_of, sources))}."
+        )
 
     def approve(found: Plan) -> None:
         if not skip_probe:
             _probe_changed(at_hand, found)
         if not (ensure_domain or skip_preflight):
-            check_domain(at_hand)
-        _ask(found, yes=yes)
+            check_domains(at_hand, found.hosts)
+        ask(found, yes=yes)
         if ensure_domain:
-            add_domain(at_hand, directly=directly, checks_file=not skip_probe)
+            add_domains(at_hand, found.hosts, directly=directly, checks_file=not skip_probe)
 
-    allow = frozenset(guard for guard, given in allowed.items() if given)
     registrar = at_hand.registrar()
     if saved is None:
-        done = registrar.apply(at_hand.targets(), allow=allow, approve=approve)
+        done = registrar.apply(at_hand.wanted(sources), allow=allow, approve=approve)
     else:
         changes = at_hand.saved_changes(saved)
-        done = registrar.apply_saved(changes, allow=allow, approve=approve)
-    _print_done(done, as_json=as_json)
+        done = registrar.apply_changes(changes, allow=allow, approve=approve)
+    print_done(done, as_json=as_json)
 
 
 @commands.command()
@@ -187,11 +244,11 @@ def rollback(
     at_hand: AppAtHand, *, yes: bool, as_json: bool, allow_takeover: bool, to: int | None
 ) -> None:
     """Restore what stood at WeChat before the last apply, or before an earlier run."""
-    allow: frozenset[Guard] = frozenset({"takeover"} if allow_takeover else ())
+    allow: list[Guard] = ["takeover"] if allow_takeover else []
     done = at_hand.registrar().rollback(
-        to=to, allow=allow, approve=lambda found: _ask(found, yes=yes)
+        to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
     )
-    _print_done(done, as_json=as_json)
+    print_done(done, as_json=as_json)
 
 
 @commands.command("import")
@@ -212,29 +269,17 @@ def import_command(at_hand: AppAtHand, *, as_json: bool, authorized: bool, out: 
 
 
 def _probe_changed(at_hand: AppAtHand, found: Plan) -> None:
-    """Pull the URLs that are about to be switched on, before anything is sent."""
-    opened = {change.kind for change in found.changes if change.after.open}
-    for probed in _probe_routes(at_hand, opened):
+    """Pull from where WeChat is about to, before anything is sent."""
+    for change in found.changes:
+        if not change.after.open:
+            continue
+        probed = at_hand.probe(change.kind, change.after)
         print_probe(probed, err=True)
         if probed.problems:
             raise ProbeFailed(probed.url, probed.problems)
 
 
-def _probe_routes(at_hand: AppAtHand, kinds: set[Any]) -> list[Probed]:
-    return [
-        probe(
-            at_hand.transport,
-            at_hand.url(route),
-            appid=at_hand.appid,
-            kind=route.kind,
-            page=at_hand.page(route),
-        )
-        for route in at_hand.routes
-        if route.kind in kinds
-    ]
-
-
-def _ask(found: Plan, *, yes: bool) -> None:
+def ask(found: Plan, *, yes: bool) -> None:
     if found.changes:
         confirm("Send this to WeChat?", yes=yes, shown=lambda: print_plan(found))
 
@@ -249,7 +294,7 @@ def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
     click.confirm(question, abort=True)
 
 
-def _print_done(done: Plan, *, as_json: bool) -> None:
+def print_done(done: Plan, *, as_json: bool) -> None:
     if as_json:
         print_plan_json(done, applied=bool(done.changes))
         return
@@ -265,7 +310,10 @@ def _print_done(done: Plan, *, as_json: bool) -> None:
 def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None:
     """Pull URL, or the app's own URLs, the way WeChat will, and judge the answers."""
     if url is None:
-        results = _probe_routes(at_hand, {route.kind for route in at_hand.routes})
+        results = [
+            at_hand.probe(kind, wanted.setting if isinstance(wanted, Unserved) else wanted)
+            for kind, wanted in at_hand.wanted().items()
+        ]
     else:
         results = [probe(at_hand.transport, url, appid=at_hand.appid, kind="pre_fetch", page=None)]
     for probed in results:

@@ -10,14 +10,17 @@ from typing import Any, Final, cast
 
 import click
 
+from prefetch_kit.cli.app import flag_of
 from prefetch_kit.cli.fleet_output import Printer, print_status
-from prefetch_kit.errors import PrefetchKitError
+from prefetch_kit.errors import PrefetchKitError, SourceRefused
+from prefetch_kit.fetch_setting import KINDS
 from prefetch_kit.registrar.crew import Summary
 from prefetch_kit.registrar.fleet import Fleet, Limits
 from prefetch_kit.registrar.plan import Guard
 from prefetch_kit.registrar.project import load_project
 from prefetch_kit.registrar.project_schema import read_rate, read_share
 from prefetch_kit.registrar.results import FleetOutcome, Tally
+from prefetch_kit.registrar.template import PullTemplate, Template
 
 
 class NothingDone(click.ClickException):
@@ -74,10 +77,25 @@ _PACE: Final = {
 }
 
 
-def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def _read_pull(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> PullTemplate | None:
+    try:
+        return None if value is None else PullTemplate((Template(value),))
+    except SourceRefused as error:
+        sentence = f"it {error.problem}. {error.remedy}."
+    except ValueError as error:
+        sentence = f"it {error}."
+    raise click.BadParameter(sentence)
+
+
+def _with_fleet(
+    *pace: str, sources: bool = False, **defaults: Any
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Give a command `--config`, `--json` and these flags, the fleet they mean, and a printer.
 
-    `defaults` go before what the project says.
+    With `sources` also those that say where each kind of pull comes from. `defaults` go before
+    what the project says.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
@@ -86,7 +104,15 @@ def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], C
         @wraps(function)
         def command(*args: Any, config: Path, as_json: bool, **options: Any) -> None:
             given = {name: options.pop(name) for name in pace}
+            said = {kind: options.pop(kind) for kind in KINDS if sources}
             project = load_project(config)
+            pulls = {kind: pull for kind, pull in said.items() if pull is not None}
+            if pulls and options.get("saved") is not None:
+                given_flags = ", ".join(map(flag_of, pulls))
+                raise click.UsageError(
+                    f"{options['saved']} says where to fetch from; leave out {given_flags}."
+                )
+            project = replace(project, pulls={**project.pulls, **pulls})
             wanted = {name: value for name, value in given.items() if value is not None}
             pace_here = replace(project.pace, **(defaults | wanted))
             printer = Printer(as_json=as_json)
@@ -95,6 +121,13 @@ def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], C
 
         for name in reversed(pace):
             command = _PACE[name](command)
+        for kind in reversed(KINDS if sources else ()):
+            command = click.option(
+                flag_of(kind),
+                callback=_read_pull,
+                metavar="SOURCE",
+                help="For once: https://…/{appid}, cloud:ENV/NAME, {column}, or off.",
+            )(command)
         return command
 
     return decorate
@@ -120,7 +153,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
 
 
 @fleet.command()
-@_with_fleet("workers", "rate")
+@_with_fleet("workers", "rate", sources=True)
 @click.option("--out", type=_FILE, metavar="FILE", help="Save the plan, for apply FILE.")
 @click.option("--detailed-exitcode", is_flag=True, help="3 where something is to be done.")
 def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: bool) -> None:
@@ -134,7 +167,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 
 
 @fleet.command()
-@_with_fleet("workers", "rate", "canary", "stop_at")
+@_with_fleet("workers", "rate", "canary", "stop_at", sources=True)
 @click.argument("saved", metavar="[FILE]", type=_FILE, required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--allow-disable", is_flag=True, help="Let pulls that are on be switched off.")

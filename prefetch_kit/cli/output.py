@@ -8,11 +8,11 @@ import click
 
 from prefetch_kit.endpoint.pages import Handler, Route
 from prefetch_kit.endpoint.pull import ReadSet
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
 from prefetch_kit.registrar.domains import Standing
 from prefetch_kit.registrar.plan import Change, Plan
 from prefetch_kit.registrar.probe import Probed, Verdict
 from prefetch_kit.registrar.saved import change_fields
-from prefetch_kit.weixin.settings import KINDS, FetchSetting, FetchSettings
 
 # The console can send a share of the pulls to a second URL, which no API call shows.
 GREY_RELEASE = (
@@ -57,8 +57,8 @@ def print_plan(plan: Plan) -> None:
         click.echo(f"  + {describe(change.after)}")
         if change.cause != "change":
             click.echo(f"  ! {_DRIFT}")
-        if change.guard:
-            click.echo(f"  ! needs --allow-{change.guard}")
+        for guard in change.guards:
+            click.echo(f"  ! needs --allow-{guard}")
         if change.note:
             click.echo(f"  ! {change.note}")
 

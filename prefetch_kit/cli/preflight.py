@@ -1,5 +1,6 @@
 """Whether WeChat would pull from the app's host: asked before anything is set."""
 
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import click
@@ -9,35 +10,40 @@ from prefetch_kit.errors import ConfigError, TokenSourceError, WeixinError
 from prefetch_kit.registrar.domains import HostDomains
 
 
-def domains_of(at_hand: AppAtHand) -> HostDomains:
-    """The business domains of the app's host. Raises ConfigError where no platform is set."""
+def domains_of(at_hand: AppAtHand, host: str | None = None) -> HostDomains:
+    """The business domains of a host, or the app's own. Raises ConfigError without a platform."""
     if (platform := at_hand.tokens.platform) is None:
         raise ConfigError(
             "PREFETCH_COMPONENT_APPID",
             "is missing, and WeChat lets nobody but third-party platforms ask for this",
             remedy="Without a platform, look into the mini program's console: 开发管理, 业务域名",
         )
-    host = urlsplit(at_hand.url(at_hand.routes[0])).hostname or ""
+    if host is None:
+        host = urlsplit(at_hand.url(at_hand.routes[0])).hostname or ""
     return HostDomains.of_merchant(
         at_hand.appid, host, platform=platform, transport=at_hand.transport
     )
 
 
-def check_domain(at_hand: AppAtHand) -> None:
-    """Raise DomainMissing where WeChat would not take the URLs, as far as it can be known.
+def check_domains(at_hand: AppAtHand, hosts: Iterable[str]) -> None:
+    """Raise DomainMissing where WeChat would not take URLs of these hosts, as far as is known.
 
     What cannot be asked is told, and left to WeChat, which judges for itself.
     """
     if not at_hand.tokens.are_of_platform(at_hand.appid):
         return
-    try:
-        standing = domains_of(at_hand).inspect()
-    except (WeixinError, TokenSourceError) as error:
-        click.echo(f"The business domains could not be looked at: {error}", err=True)
-        return
-    standing.check()
+    for host in hosts:
+        try:
+            standing = domains_of(at_hand, host).inspect()
+        except (WeixinError, TokenSourceError) as error:
+            click.echo(f"The business domains could not be looked at: {error}", err=True)
+            return
+        standing.check()
 
 
-def add_domain(at_hand: AppAtHand, *, directly: bool, checks_file: bool) -> None:
-    """Make the host a business domain; raises DomainMissing where it does not count yet."""
-    domains_of(at_hand).ensure(directly=directly, checks_file=checks_file).check()
+def add_domains(
+    at_hand: AppAtHand, hosts: Iterable[str], *, directly: bool, checks_file: bool
+) -> None:
+    """Make hosts business domains; raises DomainMissing where one does not count yet."""
+    for host in hosts:
+        domains_of(at_hand, host).ensure(directly=directly, checks_file=checks_file).check()

@@ -6,6 +6,7 @@ from typing import IO
 import click
 
 from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.registrar.probe import (
     DEADLINE_S,
     MAX_BYTES,
@@ -15,7 +16,6 @@ from prefetch_kit.registrar.probe import (
     refusal,
 )
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.settings import Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.endpoint.pages import Handler, Registered, Route
 from prefetch_kit.endpoint.parse import Inputs
 from prefetch_kit.endpoint.payload import TooLarge, encode
-from prefetch_kit.endpoint.pull import Kind, Pull, demand_user
+from prefetch_kit.endpoint.pull import Pull, demand_user
 from prefetch_kit.endpoint.runs import Pool, due
 from prefetch_kit.errors import PullRefused
+from prefetch_kit.fetch_setting import Kind
 
 
 class Answer(NamedTuple):

@@ -34,8 +34,8 @@ from prefetch_kit.endpoint.pages import (
     refuse_async,
 )
 from prefetch_kit.endpoint.parse import MAX_CODE_CHARS
-from prefetch_kit.endpoint.pull import Kind
 from prefetch_kit.errors import ConfigError
+from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.secret import Secret
 
 REFUSED_HEADER: Final = "X-Prefetch-Refused"

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from prefetch_kit.endpoint import values
 from prefetch_kit.errors import ConfigError
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
 
 PREFIX: Final = "PREFETCH_"
@@ -18,7 +19,10 @@ PLATFORM_MAX_BYTES: Final = 262_144
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What `app.config` and the environment say. `appids` is empty where a callable decides."""
+    """What `app.config` and the environment say. `appids` is empty where a callable decides.
+
+    `pre_fetch` and `period_fetch` are None where WeChat is to pull from the app itself.
+    """
 
     appids: tuple[str, ...]
     admits: Callable[[str], bool]
@@ -32,6 +36,8 @@ class Config:
     component_message_token: Secret | None
     component_aes_key: Secret | None
     base_url: str | None
+    pre_fetch: FetchSetting | None
+    period_fetch: FetchSetting | None
     confirm_files: Mapping[str, str]
     token_max_age_s: int
     max_bytes: int
@@ -75,6 +81,8 @@ TABLE: Final[Mapping[str, tuple[Callable[[Any], object], object]]] = {
     "PREFETCH_COMPONENT_MESSAGE_TOKEN": (values.read_secret, None),
     "PREFETCH_COMPONENT_AES_KEY": (values.read_aes_key, None),
     "PREFETCH_BASE_URL": (values.read_base_url, None),
+    "PREFETCH_PRE_FETCH": (values.read_fetch_setting, None),
+    "PREFETCH_PERIOD_FETCH": (values.read_fetch_setting, None),
     "PREFETCH_CONFIRM_FILES": (values.read_confirm_files, None),
     "PREFETCH_TOKEN_MAX_AGE": (values.read_whole_number(60, 366 * 86_400), 8 * 86_400),
     "PREFETCH_MAX_BYTES": (values.read_whole_number(1, PLATFORM_MAX_BYTES), PLATFORM_MAX_BYTES),
@@ -135,6 +143,8 @@ def load_config(
         component_message_token=given["PREFETCH_COMPONENT_MESSAGE_TOKEN"],
         component_aes_key=given["PREFETCH_COMPONENT_AES_KEY"],
         base_url=given["PREFETCH_BASE_URL"],
+        pre_fetch=given["PREFETCH_PRE_FETCH"],
+        period_fetch=given["PREFETCH_PERIOD_FETCH"],
         confirm_files=given["PREFETCH_CONFIRM_FILES"] or {},
         token_max_age_s=given["PREFETCH_TOKEN_MAX_AGE"],
         max_bytes=given["PREFETCH_MAX_BYTES"],

@@ -9,7 +9,8 @@ from typing import Final
 from marshmallow import Schema
 
 from prefetch_kit.endpoint.parse import PullParser
-from prefetch_kit.endpoint.pull import USER_ID, Kind, Pull, ReadSet, written
+from prefetch_kit.endpoint.pull import USER_ID, Pull, ReadSet, written
+from prefetch_kit.fetch_setting import Kind
 
 HandlerFunction = Callable[[Pull], object]
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Final, Literal, NoReturn, Self
+from typing import Final, NoReturn, Self
 
 from prefetch_kit.endpoint.parse import Inputs, read_page_query
 from prefetch_kit.errors import PullRefused, QueryKeyMissing
+from prefetch_kit.fetch_setting import Kind
 
-Kind = Literal["pre_fetch", "period_fetch"]
 # The names of what a handler read, sorted. A key of the page's query is "query=" and its name.
 ReadSet = tuple[str, ...]
 

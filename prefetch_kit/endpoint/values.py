@@ -16,6 +16,8 @@ from prefetch_kit.addresses import (
     redis_url_problem,
 )
 from prefetch_kit.endpoint.parse import APPID
+from prefetch_kit.errors import SourceRefused
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
 
 
@@ -90,6 +92,20 @@ def read_base_url(value: object) -> str:
     if problem := public_url_problem(value):
         raise InvalidError(f"cannot be pulled by WeChat: {problem[0]}", problem[1])
     return value.rstrip("/")
+
+
+def read_fetch_setting(value: object) -> FetchSetting:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            problem = "begins with a brace and is no JSON"
+            remedy = 'Write {"env": "…", "function_name": "…"}'
+            raise InvalidError(problem, remedy) from None
+    try:
+        return FetchSetting.parse(value)
+    except SourceRefused as error:
+        raise InvalidError(error.problem, error.remedy) from None
 
 
 def read_confirm_files(value: object) -> dict[str, str]:

@@ -3,20 +3,32 @@
 import json
 from collections.abc import Callable, Iterable
 
-from prefetch_kit.registrar.plan import Change, Plan, Target, plan_saved, plan_targets
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
+from prefetch_kit.registrar.plan import Change, Plan, Unserved, Wanted, plan_saved, plan_wanted
 from prefetch_kit.registrar.saved import change_fields, read_changes
-from prefetch_kit.weixin.settings import KINDS, FetchSetting, FetchSettings
 
 # From an app, its text, and what WeChat holds, to its plan.
 Planned = Callable[[str, str, FetchSettings], Plan]
 
 
-def targets_text(targets: Iterable[Target]) -> str:
-    return json.dumps([[target.kind, target.url, target.served] for target in targets])
+def wanted_text(wanted: Wanted) -> str:
+    return json.dumps(
+        {
+            kind: {"unserved": each.setting.to_dict()}
+            if isinstance(each, Unserved)
+            else each.to_dict()
+            for kind, each in wanted.items()
+        }
+    )
 
 
-def read_targets(text: str) -> list[Target]:
-    return [Target(kind, url, served=served) for kind, url, served in json.loads(text)]
+def read_wanted(text: str) -> Wanted:
+    return {
+        kind: Unserved(FetchSetting.from_dict(plain["unserved"]))
+        if "unserved" in plain
+        else FetchSetting.from_dict(plain)
+        for kind, plain in json.loads(text).items()
+    }
 
 
 def changes_text(changes: Iterable[Change]) -> str:
@@ -36,8 +48,8 @@ def read_settings(text: str) -> FetchSettings:
     return FetchSettings(**{kind: FetchSetting.from_dict(both[kind]) for kind in KINDS})
 
 
-def plan_of_targets(appid: str, text: str, current: FetchSettings) -> Plan:
-    return plan_targets(appid, current, read_targets(text))
+def plan_of_wanted(appid: str, text: str, current: FetchSettings) -> Plan:
+    return plan_wanted(appid, current, read_wanted(text))
 
 
 def plan_of_changes(appid: str, text: str, current: FetchSettings) -> Plan:

@@ -7,14 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from prefetch_kit.errors import ConfigError, ListRefused, TokenSourceError, UrlRefused, WeixinError
-from prefetch_kit.registrar.aims import targets_text
-from prefetch_kit.registrar.plan import Target
+from prefetch_kit.errors import (
+    ConfigError,
+    ListRefused,
+    SourceRefused,
+    TokenSourceError,
+    WeixinError,
+)
+from prefetch_kit.registrar.aims import wanted_text
+from prefetch_kit.registrar.plan import Wanted
 from prefetch_kit.registrar.project import Project
 from prefetch_kit.registrar.spool import Spool
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.grants import APPID_SHAPE
-from prefetch_kit.weixin.settings import KINDS
 
 _LONGEST_LINE: Final = 65_536
 _SHOWN: Final = 10
@@ -24,7 +29,7 @@ Listed = tuple[str, Mapping[str, str] | str]
 
 
 def spool_targets(project: Project, authorizers: Authorizers | None, spool: Spool) -> None:
-    """Put down where each app of the project is to be pulled from.
+    """Put down what is wanted of each app's pulls.
 
     All of it is read and checked before anything is sent. Raises `ListRefused`, which names the
     lines, and what the platform's list raises.
@@ -76,14 +81,14 @@ def _spooled(project: Project, cells: Mapping[str, str], spool: Spool) -> str | 
     if not _has_tokens(project, appid):
         return f"there is no AppSecret for {appid} where [tokens] app_secrets leads"
     try:
-        targets = _targets(project, cells)
-    except UrlRefused as error:
-        return f"{error.url!r} cannot be registered, {error.problem}"
+        wanted = _wanted(project, cells)
+    except SourceRefused as error:
+        return f"{error.subject} {error.problem}"
     except KeyError as error:
-        return f"there is no {error.args[0]}, which the URL needs"
+        return f"there is no {error.args[0]}, which prefetch.toml needs"
     except ValueError as error:
         return str(error)
-    is_new = spool.add(appid, targets_text(targets))
+    is_new = spool.add(appid, wanted_text(wanted))
     # Whoever authorizes while the platform's list is read by pages moves others to the next one.
     return None if is_new or project.apps is None else f"{appid} is there twice"
 
@@ -94,12 +99,9 @@ def _has_tokens(project: Project, appid: str) -> bool:
     return any(way is not None for way in ways)
 
 
-def _targets(project: Project, cells: Mapping[str, str]) -> list[Target]:
-    return [
-        Target(kind, url, served=kind not in project.off)
-        for kind in KINDS
-        if kind in project.templates and (url := project.templates[kind].fill(cells)) is not None
-    ]
+def _wanted(project: Project, cells: Mapping[str, str]) -> Wanted:
+    filled = ((kind, each.fill(cells)) for kind, each in project.pulls.items())
+    return {kind: wanted for kind, wanted in filled if wanted is not None}
 
 
 def read_list(path: Path) -> Iterator[Listed]:

@@ -1,19 +1,22 @@
 """Make WeChat's settings what they should be, and believe only what was read back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
 from prefetch_kit.errors import (
+    ConfigError,
     JournalFailed,
     LockHeld,
     NoSuchRun,
     NothingToRollBack,
     PlanStale,
 )
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.carry import (
     APPLY_REASONS,
     ROLLBACK_REASONS,
@@ -26,77 +29,122 @@ from prefetch_kit.registrar.plan import (
     Guard,
     Past,
     Plan,
-    Target,
+    Wanted,
+    check_wanted,
     explain,
     plan_return,
     plan_saved,
-    plan_targets,
+    plan_wanted,
 )
+from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.state_dir import make_directory
-from prefetch_kit.weixin.settings import FetchSettings, Kind, SettingsApi
+from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.settings import SettingsApi
+from prefetch_kit.weixin.stores import place_of
+from prefetch_kit.weixin.tokens import TokenFunction, TokenSource
+from prefetch_kit.weixin.transport import Transport
 
 _LOCK_WAIT_S: Final = 30.0
 
 
 class Registrar:
-    """The settings of one mini program, changed one registrar at a time.
+    """The settings of one mini program at WeChat, changed by one process at a time.
 
-    `state_dir` holds the journal and the lock. Methods raise `WeixinError`, `TokenSourceError`
-    and `RegistrarError`; they end within the deadlines of the calls they make: at most three
-    reads, for each kind of pull one more and two writes, and one lock wait of 30 s. However
-    long `approve` takes, no lock is held meanwhile.
+    `tokens` is a `TokenSource`, or a function that gives the access token to use now and is
+    asked again where WeChat rejects one. `state_dir` holds the journal that `rollback` needs:
+    the same directory (PREFETCH_STATE_DIR) for all that change this mini program. `transport`
+    says which WeChat is meant, by default the real one. `sleep` is called with seconds where
+    WeChat asks to wait.
+
+    Methods raise `WeixinError`, `TokenSourceError` and `RegistrarError`; they end within the
+    deadlines of the calls they make: at most three reads, for each kind of pull one more and two
+    writes, and one lock wait of 30 s. However long `approve` takes, no lock is held meanwhile.
+    Use it in a `with` block, which closes its connections.
     """
 
-    def __init__(self, appid: str, *, settings: SettingsApi, state_dir: Path) -> None:
+    def __init__(
+        self,
+        appid: str,
+        *,
+        tokens: TokenSource | Callable[[], str],
+        state_dir: str | Path,
+        transport: Transport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if not APPID_SHAPE.match(appid):
+            raise ConfigError("appid", "is none", remedy='Give the mini program\'s own, "wx…"')
         self._appid = appid
-        self._settings = settings
-        self._state_dir = state_dir
-        self._journal = Journal(state_dir / "journal.sqlite3")
+        self._transport = transport or Transport()
+        source = TokenFunction(tokens) if callable(tokens) else tokens
+        self._settings = SettingsApi(self._transport, source, sleep=sleep)
+        self._state_dir = Path(state_dir, place_of(self._transport.base_url), appid)
+        self._journal = Journal(self._state_dir / "journal.sqlite3")
 
-    def current(self) -> FetchSettings:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._transport.close()
+
+    def read(self) -> FetchSettings:
         """What WeChat holds now."""
         return self._settings.get()
 
-    def plan(self, targets: Sequence[Target]) -> Plan:
-        """What `apply` would change, and why; sends nothing but one read."""
-        plan = plan_targets(self._appid, self._settings.get(), targets)
+    def probe(
+        self, setting: FetchSetting, *, kind: Kind = "pre_fetch", page: str | None = None
+    ) -> Probed:
+        """Pull the URL of a setting once as WeChat will, of `page` if given, and judge it.
+
+        A cloud function cannot be pulled from here: its verdict says so.
+        """
+        return probe_setting(self._transport, setting, appid=self._appid, kind=kind, page=page)
+
+    def plan(self, wanted: Wanted) -> Plan:
+        """What `apply` would change, and why; sends nothing but one read.
+
+        Raises `SourceRefused` before that for what WeChat could not be told.
+        """
+        check_wanted(wanted)
+        plan = plan_wanted(self._appid, self._settings.get(), wanted)
         return explain(plan, self._journal.confirmed(self._appid)) if plan.changes else plan
 
     def apply(
         self,
-        targets: Sequence[Target],
+        wanted: Wanted,
         *,
-        allow: frozenset[Guard] = frozenset(),
-        approve: Callable[[Plan], object],
+        allow: Collection[Guard] = (),
+        approve: Callable[[Plan], object] = lambda _: None,
     ) -> Plan:
-        """Point WeChat at the targets and read back that it is so.
+        """Make WeChat fetch from where it is wanted, and read back that it does.
 
-        `approve` sees the plan before anything is sent, and stops it by raising: the place to
-        probe the URLs and to ask a person. It is not called where nothing is to do. Raises
+        A change that switches off what is on needs "disable" in `allow`, one that replaces a
+        source of another host or environment "takeover": else `GuardRefused` is raised, before
+        anything is sent. `approve` sees the plan before that, and stops it by raising: the place
+        to probe URLs and to ask a person. It is not called where nothing is to do. Raises
         `PlanStale` where something else is to be done by then; what another registrar has done
         by then is left out of the plan that is returned.
         """
-        return self._apply(lambda: self.plan(targets), allow, approve)
+        return self._apply(lambda: self.plan(wanted), allow, approve)
 
-    def apply_saved(
+    def apply_changes(
         self,
-        saved: Sequence[Change],
+        changes: Sequence[Change],
         *,
-        allow: frozenset[Guard] = frozenset(),
-        approve: Callable[[Plan], object],
+        allow: Collection[Guard] = (),
+        approve: Callable[[Plan], object] = lambda _: None,
     ) -> Plan:
-        """Carry out the changes of a saved plan, the same way.
+        """Carry out the changes of a plan that was made earlier, the same way.
 
         Raises `PlanStale` where WeChat has changed since, what the plan wants excepted.
         """
         return self._apply(
-            lambda: plan_saved(self._appid, self._settings.get(), saved), allow, approve
+            lambda: plan_saved(self._appid, self._settings.get(), changes), allow, approve
         )
 
     def _apply(
         self,
         planned: Callable[[], Plan],
-        allow: frozenset[Guard],
+        allow: Collection[Guard],
         approve: Callable[[Plan], object],
     ) -> Plan:
         approved = planned()
@@ -115,8 +163,8 @@ class Registrar:
         self,
         *,
         to: int | None = None,
-        allow: frozenset[Guard] = frozenset(),
-        approve: Callable[[Plan], object],
+        allow: Collection[Guard] = (),
+        approve: Callable[[Plan], object] = lambda _: None,
     ) -> Plan:
         """Undo the newest apply that was not rolled back yet, and read back that it is so.
 
@@ -140,7 +188,7 @@ class Registrar:
         self,
         run: int,
         past: Callable[[str, int], Mapping[Kind, Past]],
-        allow: frozenset[Guard],
+        allow: Collection[Guard],
         approve: Callable[[Plan], object],
     ) -> Plan:
         def planned() -> Plan:

@@ -1,6 +1,6 @@
 """A plan carried out: each change sent, looked at where nobody knows, and all read back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from prefetch_kit.errors import (
@@ -12,9 +12,10 @@ from prefetch_kit.errors import (
     TokenSourceError,
     WeixinError,
 )
+from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.registrar.journal import Outcome
 from prefetch_kit.registrar.plan import Change, Guard, Plan, same
-from prefetch_kit.weixin.settings import Kind, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 
 APPLY_REASONS: Final[Mapping[Guard, str]] = {
     "disable": "would switch off what WeChat pulls now",
@@ -32,13 +33,14 @@ class Record(Protocol):
     def mark(self, run: int, kind: Kind, outcome: Outcome, *, detail: str = "") -> None: ...
 
 
-def check_guards(plan: Plan, allow: frozenset[Guard], reasons: Mapping[Guard, str]) -> None:
-    """Raises `GuardRefused` for a change whose guard is not lifted."""
+def check_guards(plan: Plan, allow: Collection[Guard], reasons: Mapping[Guard, str]) -> None:
+    """Raises `GuardRefused` for a change of which a guard is not lifted."""
     for change in plan.changes:
-        if change.guard is not None and change.guard not in allow:
-            raise GuardRefused(
-                f"{plan.appid} {change.kind}", reasons[change.guard], flag=_FLAGS[change.guard]
-            )
+        held = [guard for guard in change.guards if guard not in allow]
+        if held:
+            reason = " and ".join(reasons[guard] for guard in held)
+            flag = " ".join(_FLAGS[guard] for guard in held)
+            raise GuardRefused(f"{plan.appid} {change.kind}", reason, flag=flag)
 
 
 def carry_out(plan: Plan, run: int, settings: SettingsApi, record: Record) -> None:

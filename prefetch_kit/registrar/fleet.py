@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
+from prefetch_kit.fetch_setting import FetchSettings
 from prefetch_kit.registrar.aims import (
     Planned,
     changes_of,
     changes_text,
     plan_of_changes,
-    plan_of_targets,
+    plan_of_wanted,
     read_settings,
     settings_text,
 )
@@ -44,7 +44,7 @@ from prefetch_kit.registrar.saved import check_directory, read_plans, write_plan
 from prefetch_kit.registrar.schedule import Schedule, Task
 from prefetch_kit.registrar.spool import Spool
 from prefetch_kit.weixin.authorizers import Authorizers
-from prefetch_kit.weixin.settings import FetchSettings, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.sources import TokenSources
 from prefetch_kit.weixin.stores import place_of
 
@@ -72,7 +72,15 @@ class Begun:
 
 
 class Report(Protocol):
-    """Who is told how a fleet goes; one call at a time."""
+    """Who is told how a fleet goes, from its threads; one call at a time."""
+
+    def begun(self, begun: Begun) -> None: ...
+
+    def app(self, result: Result) -> None: ...
+
+
+class _Silent:
+    """For whoever only wants the summary."""
 
     def begun(self, begun: Begun) -> None: ...
 
@@ -92,6 +100,9 @@ class Limits:
     ensure_domain: bool = False
 
 
+NO_GUARD_LIFTED: Final = Limits()
+
+
 class Fleet:
     """The mini programs of a project, at the pace it names, for one run.
 
@@ -104,13 +115,13 @@ class Fleet:
     def __init__(
         self,
         project: Project,
-        report: Report,
+        report: Report | None = None,
         *,
         pace: Pace | None = None,
         settings_of: Callable[[str], SettingsApi] | None = None,
     ) -> None:
         self._project = project
-        self._report = report
+        self._report = report or _Silent()
         self._pace = pace or project.pace
         self._stopping = threading.Event()
         self._settings_of = settings_of or self._own_settings
@@ -138,7 +149,7 @@ class Fleet:
 
             def work(task: Task) -> Plan:
                 current = self._settings_of(task.appid).get()
-                plan = plan_of_targets(task.appid, task.aim, current)
+                plan = plan_of_wanted(task.appid, task.aim, current)
                 if plan.changes and is_known:
                     plan = explain(plan, history.confirmed(task.appid))
                 if plan.changes and out is not None:
@@ -150,7 +161,7 @@ class Fleet:
             if out is not None and summary.stopped_because is None:
                 plans = ((appid, changes_of(text)) for appid, text in spool.found())
                 unread = summary.apps - summary.tally["done"]
-                write_plans(out, plans, place=place_of(self._project), unread=unread)
+                write_plans(out, plans, place=place_of(self._project.api_base_url), unread=unread)
         return summary
 
     def read(self, appids: Iterable[str] | None, take: Callable[[_Found], object]) -> Summary:
@@ -174,7 +185,7 @@ class Fleet:
                 take((appid, read_settings(text)) for appid, text in spool.found())
         return summary
 
-    def apply(self, limits: Limits, *, saved: Path | None = None) -> Summary:
+    def apply(self, limits: Limits = NO_GUARD_LIFTED, *, saved: Path | None = None) -> Summary:
         """Point WeChat at every app's URLs, or carry out a saved plan, and read that back.
 
         A run that was cut short is gone on with, if all that is wanted is still the same.
@@ -182,11 +193,11 @@ class Fleet:
         with only_fleet(self._project.fleet_dir):
             if saved is None:
                 with self._targets() as spool:
-                    return self._carry("apply", spool, plan_of_targets, limits)
+                    return self._carry("apply", spool, plan_of_wanted, limits)
             with self._saved(saved) as (spool, unread):
                 return self._carry("apply", spool, plan_of_changes, limits, unread=unread)
 
-    def rollback(self, limits: Limits, *, to: int | None = None) -> Summary:
+    def rollback(self, limits: Limits = NO_GUARD_LIFTED, *, to: int | None = None) -> Summary:
         """Bring back what stood there before the last apply, or before the run `to`.
 
         Raises `NothingToRollBack` and `NoSuchRun`.
@@ -241,7 +252,7 @@ class Fleet:
     def _saved(self, path: Path) -> Iterator[tuple[Spool, int]]:
         unread: list[int] = []
         with Spool() as spool:
-            place = place_of(self._project)
+            place = place_of(self._project.api_base_url)
             for appid, changes in read_plans(path, place=place, at_end=unread.append):
                 if not spool.add(appid, changes_text(changes)):
                     raise PlanUnusable(str(path), f"{appid} is there twice")
@@ -278,7 +289,7 @@ class Fleet:
                     if not changes.take(len(plan.changes)):
                         raise LeftAlone("another change would be one more than --max-changes")
                     if domains is not None and self._tokens.are_of_platform(task.appid):
-                        for host in _hosts(plan):
+                        for host in plan.hosts:
                             domains(task.appid, host).ensure(directly=False).check()
                     carry_out(plan, journal.begin(plan, action), settings, journal)
                 return plan
@@ -341,12 +352,6 @@ class _Changes:
                 return False
             self._left -= count
             return True
-
-
-def _hosts(plan: Plan) -> set[str]:
-    """Where WeChat will pull from."""
-    urls = (change.after.url for change in plan.changes if change.after.source == "server")
-    return {urlsplit(url).hostname or "" for url in urls if url}
 
 
 def _plan_back(journal: FleetJournal) -> Planned:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from prefetch_kit.addresses import public_url_problem
-from prefetch_kit.errors import ConfigError
+from prefetch_kit.errors import ConfigError, SourceRefused, UrlRefused
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.project import Pace, Project
 from prefetch_kit.weixin import sources
-from prefetch_kit.weixin.settings import KINDS, FetchSetting, FetchSettings, Kind
 
 _WECHAT: Final = "https://api.weixin.qq.com"
 
@@ -29,8 +28,7 @@ def project_of(settings: Settings, path: Path) -> Project:
     return Project(
         path=path,
         apps=None,
-        templates={},
-        off=frozenset(),
+        pulls={},
         pace=Pace(),
         state_dir=settings.state_dir,
         api_base_url=settings.api_base_url,
@@ -58,23 +56,23 @@ def check_free(path: Path) -> None:
 def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) -> Path:
     """Write the project's file, and beside it the list it names, which is returned.
 
-    A pull that is on, from a URL that can be registered, is taken over; any other is left alone,
-    and counted in a comment. Raises `ConfigError` where a file is there already, or cannot be
-    written, or no pull is on.
+    A pull that comes from a URL or a cloud function that can be registered, or is switched off,
+    is taken over; any other is left alone, and counted in a comment. Raises `ConfigError` where a
+    file is there already, or cannot be written, or nothing can be taken over.
     """
     listed = project.path.with_suffix(".csv")
     seen = _Seen()
     try:
         with listed.open("x", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["appid", *map(_column, KINDS)])
+            writer.writerow(["appid", *KINDS])
             for appid, settings in found:
-                urls = [seen.url(appid, kind, settings.for_kind(kind)) for kind in KINDS]
-                writer.writerow([appid, *urls])
+                cells = [seen.cell(appid, kind, settings.for_kind(kind)) for kind in KINDS]
+                writer.writerow([appid, *cells])
         if not seen.templates:
             listed.unlink()
-            problem = "was not written: no pull is on"
-            raise ConfigError(str(project.path), problem, remedy="Switch one on with apply first")
+            problem = "was not written: no pull is set that could be taken over"
+            raise ConfigError(str(project.path), problem, remedy="Set one with apply first")
         with project.path.open("x", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in _lines(project, listed, seen))
     except OSError as error:
@@ -85,43 +83,43 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
 
 @dataclass(slots=True)
 class _Seen:
-    """What the URLs have in common; None: not all of them are alike."""
+    """What all apps have alike, for each kind of pull; None where they differ."""
 
     templates: dict[Kind, str | None] = field(default_factory=dict)
     without: set[Kind] = field(default_factory=set)
     left: Counter[str] = field(default_factory=Counter)
 
-    def url(self, appid: str, kind: Kind, setting: FetchSetting) -> str:
-        """The cell of one app's list: its URL, or nothing."""
-        why = _why_left(setting)
-        if why is not None or setting.url is None:
+    def cell(self, appid: str, kind: Kind, setting: FetchSetting) -> str:
+        """What the list says of one app's pull, or nothing."""
+        text, why_left = _taken_over(setting)
+        if why_left is not None:
             self.without.add(kind)
-            self.left[why or "never configured"] += 1
+            self.left[why_left] += 1
             return ""
-        escaped = setting.url.replace("{", "{{").replace("}", "}}")
+        escaped = text.replace("{", "{{").replace("}", "}}")
         template = escaped.replace(appid, "{appid}")
         if self.templates.setdefault(kind, template) != template:
             self.templates[kind] = None
-        return setting.url
+        return text
 
     def template(self, kind: Kind) -> str:
         """One for all apps, or the list's column."""
         template = self.templates[kind]
-        return f"{{{_column(kind)}}}" if template is None or kind in self.without else template
+        return f"{{{kind}}}" if template is None or kind in self.without else template
 
 
-def _column(kind: Kind) -> str:
-    return f"{kind}_url"
-
-
-def _why_left(setting: FetchSetting) -> str | None:
+def _taken_over(setting: FetchSetting) -> tuple[str, str | None]:
+    """A setting as a text that can be set again, or why it is left alone."""
     if setting.source is None:
-        return "never configured"
+        return "", "never configured"
     if not setting.open:
-        return "switched off"
-    if setting.source == "cloud_function":
-        return "from a cloud function"
-    return "from a URL that cannot be registered" if public_url_problem(setting.url or "") else None
+        return FetchSetting.off().to_text(), None
+    try:
+        return setting.of_its_source().checked().to_text(), None
+    except UrlRefused:
+        return "", "from a URL that cannot be registered"
+    except SourceRefused:
+        return "", "from a cloud function that cannot be registered"
 
 
 def _lines(project: Project, listed: Path, seen: _Seen) -> Iterator[str]:
@@ -137,13 +135,26 @@ def _lines(project: Project, listed: Path, seen: _Seen) -> Iterator[str]:
     yield "[apps]"
     yield f"list = {_quoted(listed.name)}"
     yield ""
-    yield "[urls]"
-    for kind in KINDS:
-        if kind in seen.templates:
-            yield f"{kind} = {_quoted(seen.template(kind))}"
-    yield ""
+    yield from _pulls(seen)
     yield "[tokens]"
     yield from _tokens(project)
+
+
+def _pulls(seen: _Seen) -> Iterator[str]:
+    templates = {kind: seen.template(kind) for kind in KINDS if kind in seen.templates}
+    functions = {kind: text for kind, text in templates.items() if text.startswith("cloud:")}
+    if templates.keys() - functions.keys():
+        yield "[urls]"
+        for kind, text in templates.items():
+            if kind not in functions:
+                yield f"{kind} = {_quoted(text)}"
+        yield ""
+    for kind, text in functions.items():
+        env, _, function_name = text.removeprefix("cloud:").partition("/")
+        yield f"[cloud.{kind}]"
+        yield f"env = {_quoted(env)}"
+        yield f"function_name = {_quoted(function_name)}"
+        yield ""
 
 
 def _tokens(project: Project) -> Iterator[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from prefetch_kit.errors import JournalFailed
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.registrar.plan import Past, Plan
 from prefetch_kit.registrar.state_dir import make_file
-from prefetch_kit.weixin.settings import KINDS, FetchSetting, Kind
 
 Action = Literal["apply", "rollback"]
 _T = TypeVar("_T")

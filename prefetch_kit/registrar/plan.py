@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from prefetch_kit.addresses import public_url_problem
-from prefetch_kit.errors import PlanStale, UrlRefused
-from prefetch_kit.weixin.settings import FetchSetting, FetchSettings, Kind
+from prefetch_kit.errors import PlanStale, SourceRefused, UrlRefused
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
 
 Guard = Literal["disable", "takeover"]
 # Why something is to be set: we want something else than before, WeChat no longer holds what was
@@ -18,33 +17,32 @@ _CANNOT_FORGET: Final = "it had no source before; WeChat cannot forget one, so i
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Where the app serves one kind of pull, and whether a handler stands there.
+class Unserved:
+    """Where the app would serve a pull, but has no handler for it.
 
-    Raises `UrlRefused` for a URL that WeChat could not pull.
+    WeChat is switched off where it fetches from there, as that can only fail, and left alone
+    where it fetches from elsewhere.
     """
 
-    kind: Kind
-    url: str
-    served: bool
+    setting: FetchSetting
 
-    def __post_init__(self) -> None:
-        if problem := public_url_problem(self.url):
-            raise UrlRefused(self.url, problem[0], remedy=problem[1])
+
+# What is wanted of each kind of pull; a kind that is missing is left alone.
+Wanted = Mapping[Kind, FetchSetting | Unserved]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One half of the settings that has to be set.
 
-    `guard` names the permission it needs, `note` says where it is not quite what was asked for.
+    `guards` name the permissions it needs, `note` says where it is not quite what was asked for.
     `cause` depends on what the journal remembers, and so does not make two changes differ.
     """
 
     kind: Kind
     before: FetchSetting
     after: FetchSetting
-    guard: Guard | None = None
+    guards: tuple[Guard, ...] = ()
     note: str | None = None
     cause: Cause = field(default="change", compare=False)
 
@@ -56,6 +54,12 @@ class Plan:
     appid: str
     current: FetchSettings
     changes: tuple[Change, ...]
+
+    @property
+    def hosts(self) -> list[str]:
+        """From which WeChat would pull."""
+        urls = (c.after.url for c in self.changes if c.after.source == "server")
+        return sorted({urlsplit(url).hostname or "" for url in urls if url})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +79,41 @@ class Past:
         return self.before, self.wanted, *self.between
 
 
-def plan_targets(appid: str, current: FetchSettings, targets: Sequence[Target]) -> Plan:
-    """Point WeChat at the targets.
-
-    A kind the app has no handler for is left alone, unless WeChat pulls it from the app's own
-    URL: that can only fail, so it is switched off.
-    """
-    changes = []
-    for target in targets:
-        before = current.for_kind(target.kind)
-        if target.served:
-            after = FetchSetting(open=True, source="server", url=target.url)
-        elif before.open and before.url == target.url:
-            after = replace(before, open=False)
+def check_wanted(wanted: Wanted) -> None:
+    """Raises `SourceRefused` for what WeChat could not be told."""
+    for kind, each in wanted.items():
+        try:
+            (each.setting if isinstance(each, Unserved) else each).checked()
+        except UrlRefused:
+            raise  # it names the URL
+        except SourceRefused as error:
+            refused = error.of(kind)
         else:
             continue
-        if not same(before, after):
-            changes.append(Change(target.kind, before, after, guard_of(before, after)))
+        raise refused
+
+
+def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
+    """Make each kind of pull what is wanted of it. Switched off, it keeps the source it has."""
+    changes = []
+    for kind, each in wanted.items():
+        before = current.for_kind(kind)
+        after = _after(before, each)
+        if after is not None and not after.is_whole:
+            problem, remedy = "is on, but WeChat names no source", "Set it to a source first"
+            raise SourceRefused(problem, field="source", remedy=remedy, subject=kind)
+        if after is not None and not same(before, after):
+            changes.append(Change(kind, before, after, guards_of(before, after)))
     return Plan(appid, current, tuple(changes))
+
+
+def _after(before: FetchSetting, wanted: FetchSetting | Unserved) -> FetchSetting | None:
+    """What is to be set; None where it is left alone."""
+    if isinstance(wanted, Unserved):
+        return before.switched_off() if same(before, wanted.setting) else None
+    if wanted.source is not None:
+        return wanted
+    return before.switched_off() if before.open else None
 
 
 def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
@@ -105,13 +126,13 @@ def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) 
     changes = []
     for kind, past in pasts.items():
         now = current.for_kind(kind)
-        if has_source(past.before):
+        if past.before.is_whole:
             after, note = past.before, None
         else:
-            after, note = replace(now, open=False), _CANNOT_FORGET
+            after, note = now.switched_off(), _CANNOT_FORGET
         if not same(now, after):
             is_known = any(same(now, known) for known in past.known)
-            changes.append(Change(kind, now, after, None if is_known else "takeover", note))
+            changes.append(Change(kind, now, after, () if is_known else ("takeover",), note))
     return Plan(appid, current, tuple(changes))
 
 
@@ -148,30 +169,29 @@ def same(left: FetchSetting, right: FetchSetting) -> bool:
     return _meaning(left) == _meaning(right)
 
 
-def has_source(setting: FetchSetting) -> bool:
-    """Whether it names all that WeChat needs to pull from there."""
-    if setting.source == "cloud_function":
-        return bool(setting.env and setting.function_name)
-    return setting.source == "server" and bool(setting.url)
-
-
 def _meaning(setting: FetchSetting) -> tuple[object, ...]:
     if setting.source == "cloud_function":
         return bool(setting.open), setting.source, setting.env, setting.function_name
     return bool(setting.open), setting.source, setting.url
 
 
-def guard_of(before: FetchSetting, after: FetchSetting) -> Guard | None:
-    """The permission that an apply needs for this change."""
-    if not after.open:
-        return "disable"
-    return None if _is_ours(before, after) else "takeover"
+def guards_of(before: FetchSetting, after: FetchSetting) -> tuple[Guard, ...]:
+    """The permissions that an apply needs for this change."""
+    guards: list[Guard] = []
+    # Where WeChat leaves out whether a source is on, it may be.
+    if not after.open and before.open is not False and before.source is not None:
+        guards.append("disable")
+    if not _is_ours(before, after):
+        guards.append("takeover")
+    return tuple(guards)
 
 
 def _is_ours(before: FetchSetting, after: FetchSetting) -> bool:
+    """Whether nothing is replaced, or what is on the same host or in the same environment."""
     if before.source == "cloud_function":
-        return not before.function_name
-    if not before.url:
+        is_same = after.source == "cloud_function" and before.env == after.env
+        return is_same or not before.function_name
+    if not before.url or before.url == after.url:
         return True
     try:
         return urlsplit(before.url).hostname == urlsplit(after.url or "").hostname

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from prefetch_kit.addresses import is_loopback, public_url_problem
 from prefetch_kit.errors import NotFetched, OutcomeUnknown, UrlRefused
-from prefetch_kit.weixin.settings import Kind
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.weixin.transport import Reply, Transport, shown
 
 DEADLINE_S: Final = 10.0
@@ -93,6 +93,18 @@ def probe(transport: Transport, url: str, *, appid: str, kind: Kind, page: str |
         bytes=len(reply.body),
         ms=round(reply.elapsed_s * 1000),
     )
+
+
+def probe_setting(
+    transport: Transport, setting: FetchSetting, *, appid: str, kind: Kind, page: str | None
+) -> Probed:
+    """Probe where a setting leads. What is no URL cannot be pulled, and the verdict says so."""
+    if setting.source == "server" and setting.url:
+        return probe(transport, setting.url, appid=appid, kind=kind, page=page)
+    is_off = setting.source != "cloud_function"
+    what = "is off" if is_off else f"comes from cloud function {setting.function_name}"
+    says = f"{kind} {what}, so there is nothing to probe"
+    return Probed(setting.to_text(), (Verdict("source", kept=True, says=says),))
 
 
 def locate(transport: Transport, url: str) -> tuple[str, str | None]:

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from prefetch_kit.addresses import redis_url_problem
 from prefetch_kit.errors import ConfigError
+from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.registrar.project_schema import checked
-from prefetch_kit.registrar.template import Template
+from prefetch_kit.registrar.template import PullTemplate, PullTemplates
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.settings import KINDS, Kind
 from prefetch_kit.weixin.stores import place_of
 
 _SECRETS: Final = ("component_secret", "app_secrets", "store_url")
@@ -40,8 +40,7 @@ class Project:
 
     path: Path
     apps: Path | None
-    templates: Mapping[Kind, Template]
-    off: frozenset[Kind]
+    pulls: PullTemplates
     pace: Pace
     state_dir: Path
     api_base_url: str
@@ -58,11 +57,12 @@ class Project:
     @property
     def fleet_dir(self) -> Path:
         """Where the journal and the lock are; the name of no appid."""
-        return self.state_dir / place_of(self) / "+fleet"
+        return self.state_dir / place_of(self.api_base_url) / "+fleet"
 
 
-def load_project(path: Path, *, environment: Mapping[str, str] = os.environ) -> Project:
+def load_project(path: str | Path, *, environment: Mapping[str, str] = os.environ) -> Project:
     """Read prefetch.toml, and the secrets it names. Raises `ConfigError`."""
+    path = Path(path)
     given = _parse(path)
     read = checked(path, given)
     secrets = {name: _secret(path, name, read["tokens"], environment) for name in _SECRETS}
@@ -71,8 +71,7 @@ def load_project(path: Path, *, environment: Mapping[str, str] = os.environ) -> 
     return Project(
         path=path,
         apps=None if read["apps"].get("authorized") else here / read["apps"]["list"],
-        templates={kind: read["urls"][kind] for kind in KINDS if kind in read["urls"]},
-        off=frozenset(read["urls"]["off"]),
+        pulls=_pulls(path, read),
         pace=Pace(**read["fleet"]),
         state_dir=_state_dir(here, read["state_dir"], environment),
         api_base_url=read["api_base_url"],
@@ -85,6 +84,33 @@ def load_project(path: Path, *, environment: Mapping[str, str] = os.environ) -> 
         token_store_url=secrets["store_url"],
         cache_namespace=read["tokens"]["namespace"],
     )
+
+
+def _pulls(path: Path, read: Mapping[str, Any]) -> dict[Kind, PullTemplate]:
+    pulls: dict[Kind, PullTemplate] = {}
+    for kind in KINDS:
+        templates = [read[table][kind] for table in ("urls", "cloud") if kind in read[table]]
+        if len(templates) > 1 and not any(each.columns for each in templates):
+            raise ConfigError(
+                f"{path}: [cloud.{kind}]",
+                f"names a cloud function, and [urls] {kind} a URL at once",
+                remedy="Keep one of them, or fill both from columns of which one is empty",
+            )
+        if templates:
+            pulls[kind] = PullTemplate(tuple(templates), is_off=kind in read["urls"]["off"])
+    if not pulls:
+        raise ConfigError(
+            f"{path}: [urls] pre_fetch",
+            "is missing",
+            remedy="Say where at least one kind of pull comes from, here or in [cloud.pre_fetch]",
+        )
+    if nowhere := set(read["urls"]["off"]) - pulls.keys():
+        raise ConfigError(
+            f"{path}: [urls] off",
+            f"names {min(nowhere)}, of which nothing else is said",
+            remedy=f'Say where it comes from, or write {min(nowhere)} = "off" for any source',
+        )
+    return pulls
 
 
 def _state_dir(here: Path, given: str | None, environment: Mapping[str, str]) -> Path:

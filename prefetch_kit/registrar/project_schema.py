@@ -9,16 +9,17 @@ from marshmallow import (
     Schema,
     ValidationError,
     fields,
+    post_load,
     validate,
     validates,
     validates_schema,
 )
 
 from prefetch_kit.addresses import platform_url_problem
-from prefetch_kit.errors import ConfigError
+from prefetch_kit.errors import ConfigError, SourceRefused
+from prefetch_kit.fetch_setting import KINDS
 from prefetch_kit.registrar.template import Template
 from prefetch_kit.weixin.grants import APPID_SHAPE
-from prefetch_kit.weixin.settings import KINDS
 
 _SLOWEST: Final = 0.001  # a call in seventeen minutes
 
@@ -78,14 +79,21 @@ def _check_base_url(value: str) -> None:
 
 class _TemplateField(fields.String):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        remedy = "Write https://shop.example/p/{appid}/pre_fetch"
-        try:
-            template = Template(super()._deserialize(value, *args, **kwargs))
-        except ValueError as error:  # ValidationError is one too
-            raise ValidationError(_says(str(error), remedy)) from None
-        if problem := template.problem():
-            raise ValidationError(_says(f"cannot be registered: {problem[0]}", problem[1]))
-        return template
+        text = super()._deserialize(value, *args, **kwargs)
+        if text.startswith("cloud:"):
+            problem, remedy = "is no URL", "Name cloud functions in [cloud.pre_fetch]"
+            raise ValidationError(_says(problem, remedy))
+        return _template(text, remedy="Write https://shop.example/p/{appid}/pre_fetch")
+
+
+def _template(text: str, *, remedy: str) -> Template:
+    try:
+        return Template(text)
+    except SourceRefused as error:
+        problem, remedy = error.problem, error.remedy
+    except ValueError as error:
+        problem = str(error)
+    raise ValidationError(_says(problem, remedy))
 
 
 class _Rate(fields.Field[float]):
@@ -153,14 +161,22 @@ class _UrlsSchema(_Table):
     period_fetch = _TemplateField()
     off = fields.List(fields.String(validate=validate.OneOf(KINDS)), load_default=list)
 
-    @validates_schema
-    def _some_url(self, data: dict[str, Any], **_: object) -> None:
-        if not data.keys() & set(KINDS):
-            remedy = "Give the URL of at least one kind of pull"
-            raise ValidationError(_says("is missing", remedy), "pre_fetch")
-        if nowhere := set(data["off"]) - data.keys():
-            remedy = "Give its URL: only a pull from there is switched off"
-            raise ValidationError(_says(f"names {min(nowhere)}, which has none", remedy), "off")
+
+class _CloudFunctionSchema(_Table):
+    env = fields.String(required=True)
+    function_name = fields.String(required=True)
+
+    @post_load
+    def _as_template(self, data: dict[str, Any], **_: object) -> Template:
+        if "/" in data["env"]:
+            raise ValidationError(_says("holds a slash", "Give the environment alone"), "env")
+        text = f"cloud:{data['env']}/{data['function_name']}"
+        return _template(text, remedy="Write names, or {column} for what differs from app to app")
+
+
+class _CloudSchema(_Table):
+    pre_fetch = fields.Nested(_CloudFunctionSchema)
+    period_fetch = fields.Nested(_CloudFunctionSchema)
 
 
 class _TokensSchema(_Table):
@@ -200,6 +216,7 @@ class _ProjectSchema(_Table):
     api_base_url = fields.String(load_default="https://api.weixin.qq.com", validate=_check_base_url)
     ca_file = fields.String(load_default=None)
     apps = fields.Nested(_AppsSchema, required=True)
-    urls = fields.Nested(_UrlsSchema, required=True)
+    urls = fields.Nested(_UrlsSchema, load_default=lambda: {"off": []})
+    cloud = fields.Nested(_CloudSchema, load_default=dict)
     tokens = fields.Nested(_TokensSchema, required=True)
     fleet = fields.Nested(_FleetSchema, load_default=dict)

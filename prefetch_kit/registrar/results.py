@@ -94,7 +94,7 @@ def done_cause(plan: Plan, *, sent: bool) -> str:
         return "nothing to do"
     if sent:
         return "set and read back"
-    guards = sorted({f"--allow-{change.guard}" for change in plan.changes if change.guard})
+    guards = sorted({f"--allow-{guard}" for change in plan.changes for guard in change.guards})
     needs = f", needs {' and '.join(guards)}" if guards else ""
     causes = {change.cause for change in plan.changes}
     why = _WHY["both" if len(causes) > 1 else causes.pop()]

@@ -11,11 +11,10 @@ from typing import IO, Any, Final
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from prefetch_kit.addresses import public_url_problem
-from prefetch_kit.errors import PlanUnusable, UrlRefused
-from prefetch_kit.registrar.plan import Change, guard_of, has_source
+from prefetch_kit.errors import PlanUnusable
+from prefetch_kit.fetch_setting import KINDS, FetchSetting
+from prefetch_kit.registrar.plan import Change, guards_of
 from prefetch_kit.weixin.grants import APPID_SHAPE
-from prefetch_kit.weixin.settings import KINDS, FetchSetting
 
 _TYPE: Final = "prefetch_kit plan"
 _VERSION: Final = 1
@@ -26,12 +25,12 @@ SavedPlan = tuple[str, tuple[Change, ...]]
 
 
 def change_fields(change: Change) -> dict[str, object]:
-    """A change as plain JSON values."""
+    """A change as plain JSON values; `guard` is the first that it needs."""
     return {
         "kind": change.kind,
         "before": change.before.to_dict(),
         "after": change.after.to_dict(),
-        "guard": change.guard,
+        "guard": change.guards[0] if change.guards else None,
         "note": change.note,
     }
 
@@ -81,7 +80,7 @@ def read_plans(
 
     There `at_end` is told how many apps the plan lacks because they could not be read.
     Raises `PlanUnusable` for a file that is damaged, cut short, or for another WeChat, and
-    `UrlRefused`.
+    `SourceRefused`.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -159,19 +158,17 @@ def _saved(record: dict[str, Any], path: Path) -> SavedPlan:
     if len({change.kind for change in changes}) != len(changes):
         raise PlanUnusable(str(path), f"it has one kind of pull twice for {appid}")
     for change in changes:
-        if not has_source(change.after):
+        if not change.after.is_whole:
             raise PlanUnusable(str(path), f"it names no whole source for {appid}")
-        if change.after.source == "server" and (
-            problem := public_url_problem(change.after.url or "")
-        ):
-            raise UrlRefused(change.after.url or "", problem[0], remedy=problem[1])
+        if change.after.open:  # what is switched off keeps the source that it has
+            change.after.checked()
     return appid, changes
 
 
 def _change(loaded: dict[str, Any]) -> Change:
     before, after = (FetchSetting.from_dict(loaded[name]) for name in ("before", "after"))
     # What the file says of the guard is for people: who can write it could lift it.
-    return Change(loaded["kind"], before, after, guard_of(before, after), loaded["note"])
+    return Change(loaded["kind"], before, after, guards_of(before, after), loaded["note"])
 
 
 class _ChangeSchema(Schema):

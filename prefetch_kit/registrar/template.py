@@ -1,11 +1,14 @@
-"""A URL with gaps: the appid and whatever else differs from mini program to mini program."""
+"""What is wanted of a pull, with gaps: the appid and whatever else differs from app to app."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from string import Formatter
 from typing import Final
 
-from prefetch_kit.addresses import public_url_problem
+from prefetch_kit.errors import SourceRefused
+from prefetch_kit.fetch_setting import FetchSetting, Kind
+from prefetch_kit.registrar.plan import Unserved
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # Nothing that could end a host name or a path: what fills a gap stays in it.
@@ -18,7 +21,11 @@ class _Any(dict[str, str]):
 
 
 class Template:
-    """`https://shop.example/p/{appid}/pre_fetch`. Raises ValueError for what is none."""
+    """`https://shop.example/p/{appid}/pre_fetch`, `cloud:{env}/login`, `off`, or `{column}`.
+
+    Raises ValueError for what is no template, `SourceRefused` for one that can be filled with
+    nothing that WeChat could be told.
+    """
 
     def __init__(self, text: str) -> None:
         try:
@@ -28,24 +35,60 @@ class Template:
         for _, name, spec, conversion in parts:
             if name is not None and (spec or conversion or not _NAME.match(name)):
                 raise ValueError("has a placeholder that is not a plain {name}")
-        self.text = text
-        self.names = frozenset(name for _, name, _, _ in parts if name is not None)
-        self._is_whole = [part[:2] for part in parts] == [("", next(iter(self.names), None))]
+        self._text = text
+        self._names = frozenset(name for _, name, _, _ in parts if name is not None)
+        self._is_whole = [part[:2] for part in parts] == [("", next(iter(self._names), None))]
+        if not self._is_whole:
+            FetchSetting.parse(text.format_map(_Any()))
 
-    def problem(self) -> tuple[str, str] | None:
-        """Why WeChat could pull no URL made of this, and the remedy, as far as can be told."""
-        return None if self._is_whole else public_url_problem(self.fill(_Any()) or "")
+    @property
+    def columns(self) -> frozenset[str]:
+        """What differs from app to app beside the appid; without any it is never left out."""
+        return self._names - {"appid"}
 
-    def fill(self, cells: Mapping[str, str]) -> str | None:
-        """The URL; None where a cell is empty, which says that there is none for this app.
+    def fill(self, cells: Mapping[str, str]) -> FetchSetting | None:
+        """What a line of the list says; None where its cells are empty.
 
-        A template that is one placeholder takes whole URLs; elsewhere a cell is of letters,
-        digits and `._~-`. Raises ValueError, KeyError for a cell that is missing.
+        A template that is one placeholder takes all that `FetchSetting.parse` reads; elsewhere a
+        cell is of letters, digits and `._~-`. Raises ValueError, `SourceRefused`, and KeyError
+        for a cell that is missing.
         """
-        values = {name: cells[name] for name in self.names}
-        if not all(values.values()):
+        values = {name: cells[name] for name in self._names}
+        missing = sorted(name for name, value in values.items() if not value)
+        if missing and (not self._text.startswith("cloud:") or self.columns <= set(missing)):
             return None
+        if missing:
+            raise ValueError(f"column {missing[0]} is empty, which the cloud function needs")
         for name, value in values.items():
             if not self._is_whole and (not _FILLING.match(value) or value in (".", "..")):
                 raise ValueError(f"{name} is not made of letters, digits and ._~- only")
-        return self.text.format_map(values)
+        try:
+            return FetchSetting.parse(self._text.format_map(values))
+        except SourceRefused as error:
+            refused = error
+        raise refused.of(f"column {min(self._names)}") if self._is_whole else refused
+
+
+@dataclass(frozen=True, slots=True)
+class PullTemplate:
+    """What prefetch.toml wants of one kind of pull: of its templates one is filled at most.
+
+    With `is_off` the pull is only to be switched off where it comes from there.
+    """
+
+    templates: tuple[Template, ...]
+    is_off: bool = False
+
+    def fill(self, cells: Mapping[str, str]) -> FetchSetting | Unserved | None:
+        """What is wanted for one app; None where the pull is left alone. Raises as a template."""
+        filled = [found for each in self.templates if (found := each.fill(cells)) is not None]
+        if len(filled) > 1:
+            columns = ", ".join(sorted(set().union(*(each.columns for each in self.templates))))
+            raise ValueError(f"there is a URL and a cloud function at once (columns {columns})")
+        if filled and self.is_off:
+            return Unserved(filled[0])
+        return filled[0] if filled else None
+
+
+# By kind; a kind that is missing is left alone.
+PullTemplates = Mapping[Kind, PullTemplate]

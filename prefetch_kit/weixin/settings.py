@@ -7,59 +7,26 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, Self, cast, get_args
+from typing import Any, Protocol
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from prefetch_kit.errors import ConfigError, OutcomeUnknown, Refused
+from prefetch_kit.fetch_setting import (
+    KINDS,
+    SOURCES,
+    TEXTS,
+    FetchSetting,
+    FetchSettings,
+    Flag,
+    Kind,
+)
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.tokens import TokenSource
 
-Kind = Literal["pre_fetch", "period_fetch"]
-Source = Literal["server", "cloud_function"]
-
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-SOURCES: Final[tuple[Source, ...]] = get_args(Source)  # in the order of WeChat's numbers 0 and 1
-
 _PATH = "/wxa/fetchdatasetting"
-_TEXTS = ("url", "env", "function_name")
 _REPEATS: Mapping[str, int] = MappingProxyType({"renew": 1, "transient": 2, "quota_minute": 1})
-
-
-@dataclass(frozen=True, slots=True)
-class FetchSetting:
-    """One half of the settings; None means that WeChat left it out, which is not off."""
-
-    open: bool | None = None
-    source: Source | None = None
-    url: str | None = None
-    env: str | None = None
-    function_name: str | None = None
-
-    def to_dict(self) -> dict[str, bool | str | None]:
-        """The same as plain JSON values, under the names of the attributes."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, object]) -> Self:
-        """Read what `to_dict` gave. Raises ValueError for anything else."""
-        try:
-            return cls(**_PLAIN.load(plain))
-        except ValidationError as error:
-            raise ValueError(f"not a fetch setting: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class FetchSettings:
-    """Both halves, as WeChat has them."""
-
-    pre_fetch: FetchSetting
-    period_fetch: FetchSetting
-
-    def for_kind(self, kind: Kind) -> FetchSetting:
-        return self.pre_fetch if kind == "pre_fetch" else self.period_fetch
 
 
 class Calls(Protocol):
@@ -186,27 +153,8 @@ def _unreadable(action: str) -> OutcomeUnknown:
     )
 
 
-class _Flag(fields.Field[bool]):
-    """A real true or false; marshmallow's own Boolean takes 1 and "yes" as well."""
-
-    def _deserialize(self, value: object, *_: object, **__: object) -> bool:
-        if not isinstance(value, bool):
-            raise ValidationError("Not true or false.")
-        return value
-
-
-_PLAIN = Schema.from_dict(
-    {
-        "open": _Flag(required=True, allow_none=True),
-        "source": fields.String(
-            required=True, allow_none=True, validate=validate.OneOf([*SOURCES, None])
-        ),
-        **{name: fields.String(required=True, allow_none=True) for name in _TEXTS},
-    }
-)()
-
-
-def _names(kind: Kind) -> dict[str, str]:
+def wire_names(kind: Kind) -> dict[str, str]:
+    """The page's name of each attribute of a setting."""
     stem = kind.removesuffix("_fetch")
     return {
         "open": f"is_{kind}_open",
@@ -217,16 +165,25 @@ def _names(kind: Kind) -> dict[str, str]:
     }
 
 
+def spelled(kind: Kind, setting: FetchSetting) -> dict[str, object]:
+    """A setting as the page spells it; what is None is left out."""
+    values: dict[str, object] = {**setting.to_dict()}
+    if setting.source is not None:
+        values["source"] = SOURCES.index(setting.source)
+    names = wire_names(kind)
+    return {names[name]: value for name, value in values.items() if value is not None}
+
+
 def _wire_schema(kind: Kind) -> Schema:
-    names = _names(kind)
+    names = wire_names(kind)
     members: dict[str, fields.Field[Any]] = {
         "errcode": fields.Integer(strict=True, required=True),
-        "open": _Flag(data_key=names["open"]),
+        "open": Flag(data_key=names["open"]),
         "source": fields.Integer(
             strict=True, data_key=names["source"], validate=validate.OneOf([0, 1])
         ),
     }
-    texts = {name: fields.String(data_key=names[name]) for name in _TEXTS}
+    texts = {name: fields.String(data_key=names[name]) for name in TEXTS}
     return Schema.from_dict({**members, **texts})(unknown=EXCLUDE)
 
 
@@ -259,9 +216,4 @@ def _to_wire(kind: Kind, setting: FetchSetting) -> dict[str, object]:
             raise ConfigError(
                 f"{kind}.{name}", "is missing", remedy="WeChat requires it, switched off or on"
             )
-    names = _names(kind)
-    return {
-        names["open"]: setting.open,
-        names["source"]: SOURCES.index(cast("Source", setting.source)),
-        **{names[name]: getattr(setting, name) for name in needed},
-    }
+    return spelled(kind, setting.of_its_source())

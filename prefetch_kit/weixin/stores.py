@@ -42,18 +42,20 @@ class Settings(Protocol):
     def cache_namespace(self) -> str: ...
 
 
-def place_of(settings: Settings) -> str:
+def place_of(api_base_url: str) -> str:
     """The name of the WeChat that is talked to: a sandbox has a state of its own."""
-    return quote(urlsplit(settings.api_base_url).netloc, safe="")
+    return quote(urlsplit(api_base_url).netloc, safe="")
 
 
 def stores_of(settings: Settings, *, lock_wait_s: float = LOCK_WAIT_S) -> Stores:
     """The Redis of PREFETCH_TOKEN_STORE_URL, or files in the state directory."""
     if settings.token_store_url is None:
-        return FileStores(settings.state_dir / place_of(settings), lock_wait_s=lock_wait_s)
+        return FileStores(
+            settings.state_dir / place_of(settings.api_base_url), lock_wait_s=lock_wait_s
+        )
     namespace = quote(settings.cache_namespace, safe="/", errors="surrogatepass")
     return RedisStores(
         settings.token_store_url,
-        prefix=f"{namespace}:tokens:{place_of(settings)}",
+        prefix=f"{namespace}:tokens:{place_of(settings.api_base_url)}",
         lock_wait_s=lock_wait_s,
     )

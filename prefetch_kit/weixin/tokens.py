@@ -48,6 +48,36 @@ class StaticToken:
         return self._value
 
 
+class TokenFunction:
+    """The token that a function gives: a program's own token service, for instance.
+
+    It is asked each time, and once more where WeChat rejects what it gave. What it raises is
+    told by its class alone, since the text may hold a secret. Raises TokenSourceError.
+    """
+
+    def __init__(self, ask: Callable[[], str]) -> None:
+        self._ask = ask
+
+    def get(self) -> Secret:
+        outcome = self._asked()
+        if isinstance(outcome, Secret):
+            return outcome
+        raise TokenSourceError("the given function", outcome, remedy="Call it by hand to see why")
+
+    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 - only the function knows better
+        return self.get()
+
+    def _asked(self) -> Secret | str:
+        """The token, or what is wrong, as a value: raised from here it would show the token."""
+        try:
+            token: object = self._ask()
+        except Exception as error:  # noqa: BLE001 - it is the caller's own, and can be any
+            return f"it raised {type(error).__name__}"
+        if not isinstance(token, str) or not TOKEN_SHAPE.match(token):
+            return "what it gave is no access token"
+        return Secret(token)
+
+
 class Kept(Protocol):
     """A record in which there is an access token, or none yet."""
 

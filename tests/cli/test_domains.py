@@ -62,7 +62,7 @@ def authorized(wx: Sandbox, app: Flask) -> None:
         ticket = wx.component(COMPONENT).issue_ticket(now=wx.now())
     config = app.extensions["prefetch_kit"].config
     with Transport(base_url=wx.base_url) as transport:
-        stores = FileStores(config.state_dir / place_of(config))
+        stores = FileStores(config.state_dir / place_of(config.api_base_url))
         platform = ThirdParty(transport, COMPONENT, Secret(COMPONENT_SECRET), stores)
         platform.tickets.keep(Secret(ticket), pushed_at=wx.now())
         since = wx.authorize(COMPONENT, APPID).at

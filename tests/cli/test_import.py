@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Cli, Leaks
 
 APPID = "wx01"
+ALL_ITS_OWN = {"env": "{appid}", "function_name": "f-{appid}"}
 PLATFORM_SECRET = "canary/platform+secret=01234"
 
 
@@ -28,6 +29,16 @@ def half(url: str, **more: object) -> dict[str, object]:
         "is_pre_fetch_open": True,
         "pre_fetch_type": 0,
         "pre_fetch_url": url,
+        **more,
+    }
+
+
+def cloud(env: str, function_name: str, **more: object) -> dict[str, object]:
+    return {
+        "is_pre_fetch_open": True,
+        "pre_fetch_type": 1,
+        "pre_env": env,
+        "pre_function_name": function_name,
         **more,
     }
 
@@ -61,19 +72,18 @@ def test_one_app(cli: "Cli", wx: Sandbox, out: Path, secret: None) -> None:
     "settings_of_wechat",
     [
         {},
-        half("https://shop.example/x", is_pre_fetch_open=False),
         half("https://shop.example/x?a=b"),
-        {"is_pre_fetch_open": True, "pre_fetch_type": 1, "pre_env": "e", "pre_function_name": "f"},
+        cloud("e", " f"),
     ],
 )
 def test_what_cannot_be_taken_over(
     cli: "Cli", wx: Sandbox, out: Path, settings_of_wechat: dict[str, object]
 ) -> None:
-    """Without any URL there is no file."""
+    """Without anything that could be set again there is no file."""
     wx.put_settings(APPID, settings_of_wechat)
     ended = cli("import", "--out", str(out))
     assert ended.status == 1
-    assert "no pull is on" in ended.stderr
+    assert "no pull is set that could be taken over" in ended.stderr
     assert not out.exists()
     assert not out.with_suffix(".csv").exists()
 
@@ -117,6 +127,39 @@ def authorize(
     return granted
 
 
+FUNCTION = cloud("test-pfyol", "login")
+OFF = half("https://shop.example/x", is_pre_fetch_open=False)
+
+
+@pytest.mark.parametrize(
+    ("held", "table"),
+    [
+        (
+            FUNCTION,
+            {"cloud": {"pre_fetch": {"env": "test-pfyol", "function_name": "login"}}},
+        ),
+        (cloud(APPID, f"f-{APPID}"), {"cloud": {"pre_fetch": ALL_ITS_OWN}}),
+        (FUNCTION | {"is_pre_fetch_open": False}, {"urls": {"pre_fetch": "off"}}),
+        (OFF, {"urls": {"pre_fetch": "off"}}),
+    ],
+)
+def test_a_cloud_function_or_off(
+    cli: "Cli",
+    wx: Sandbox,
+    out: Path,
+    secret: None,
+    held: dict[str, object],
+    table: dict[str, object],
+) -> None:
+    """A cloud function becomes its table, off is off, and a plan finds nothing to do."""
+    wx.put_settings(APPID, held)
+    assert cli("import", "--out", str(out)).status == 0
+    read = tomllib.loads(out.read_text())
+    assert {name: read[name] for name in ("urls", "cloud") if name in read} == table
+    ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
+    assert (ended.status, "nothing to do" in ended.stdout) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("urls", "template"),
     [
@@ -124,8 +167,8 @@ def authorize(
             ["https://shop.example/{}/x", "https://shop.example/{}/x"],
             "https://shop.example/{appid}/x",
         ),
-        (["https://shop.example/{}/x", "https://shop.example/{}/y"], "{pre_fetch_url}"),
-        (["https://shop.example/{}/x", ""], "{pre_fetch_url}"),
+        (["https://shop.example/{}/x", "https://shop.example/{}/y"], "{pre_fetch}"),
+        (["https://shop.example/{}/x", ""], "{pre_fetch}"),
     ],
 )
 def test_all_merchants(
@@ -149,3 +192,32 @@ def test_all_merchants(
     assert read["tokens"]["component_secret"] == {"env": "PREFETCH_COMPONENT_SECRET"}
     ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
     assert (ended.status, "2 of 2" in ended.stdout) == (0, True)
+
+
+def test_merchants_that_differ_in_kind(
+    cli: "Cli", wx: Sandbox, out: Path, secret: None, authorize: Callable[[str], Flask]
+) -> None:
+    """A URL, a cloud function, off and nothing at all share one column of the list."""
+    held = {
+        "wx11": half("https://shop.example/x"),
+        "wx12": FUNCTION,
+        "wx13": OFF,
+        "wx14": {},
+        "wx15": cloud("e", " f"),
+    }
+    for appid, settings in held.items():
+        wx.add_app(appid, secret="s")
+        app = authorize(appid)
+        wx.put_settings(appid, settings)
+    assert cli("import", "--authorized", "--out", str(out), app=app).status == 0
+    assert tomllib.loads(out.read_text())["urls"] == {"pre_fetch": "{pre_fetch}"}
+    assert sorted(out.with_suffix(".csv").read_text().splitlines()[1:]) == [
+        "wx11,https://shop.example/x,",
+        "wx12,cloud:test-pfyol/login,",
+        "wx13,off,",
+        "wx14,,",
+        "wx15,,",
+    ]
+    assert "# 1 from a cloud function that cannot be registered" in out.read_text()
+    ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
+    assert (ended.status, "5 of 5" in ended.stdout) == (0, True)

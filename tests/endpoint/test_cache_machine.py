@@ -37,10 +37,11 @@ from prefetch_kit.endpoint import cache, pages, pull, records, runs, shared
 from prefetch_kit.endpoint.cache import AnswerCache
 from prefetch_kit.endpoint.desk import kitchen_of
 from prefetch_kit.endpoint.pages import HandlerFunction, Registered
-from prefetch_kit.endpoint.pull import Kind, Reads
+from prefetch_kit.endpoint.pull import Reads
 from prefetch_kit.endpoint.runs import Outcome, Run
 from prefetch_kit.endpoint.shared import SharedTier
 from prefetch_kit.endpoint.store import Entry, Forgotten
+from prefetch_kit.fetch_setting import Kind
 
 MakeApp = Callable[[Sequence[Prefetch]], Flask]
 Weaken = Callable[[pytest.MonkeyPatch], None]

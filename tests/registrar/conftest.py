@@ -6,18 +6,20 @@ import socketserver
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.crew import Summary
 from prefetch_kit.registrar.fleet import Begun, Fleet, Limits
-from prefetch_kit.registrar.plan import Guard, Plan, Target
+from prefetch_kit.registrar.plan import Guard, Plan
 from prefetch_kit.registrar.project import load_project
 from prefetch_kit.registrar.results import Result
 from prefetch_kit.sandbox import Sandbox
@@ -100,22 +102,38 @@ def api(wx: Sandbox, transport: Transport) -> SettingsApi:
 
 
 @pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
+    """Where everything is kept, of whatever mini program and WeChat."""
     return tmp_path / "state"
 
 
 @pytest.fixture
-def registrar(api: SettingsApi, state_dir: Path) -> Registrar:
-    return Registrar(APPID, settings=api, state_dir=state_dir)
+def state_dir(wx: Sandbox, root: Path) -> Path:
+    """Where the mini program's journal and lock are."""
+    return root / quote(wx.base_url.removeprefix("http://"), safe="") / APPID
 
 
 @pytest.fixture
-def targets() -> list[Target]:
-    """Both kinds, with handlers."""
-    return [
-        Target("pre_fetch", PRE_URL, served=True),
-        Target("period_fetch", PERIOD_URL, served=True),
-    ]
+def make_registrar(wx: Sandbox, transport: Transport) -> Callable[[Path], Registrar]:
+    """`make_registrar(root)`: one that does not wait between repeats."""
+    token = wx.access_token(APPID)
+    return lambda root: Registrar(
+        APPID, tokens=lambda: token, state_dir=root, transport=transport, sleep=lambda _: None
+    )
+
+
+@pytest.fixture
+def registrar(make_registrar: Callable[[Path], Registrar], root: Path) -> Registrar:
+    return make_registrar(root)
+
+
+@pytest.fixture
+def wanted() -> Mapping[Kind, FetchSetting]:
+    """Both kinds, from URLs of one host."""
+    return {
+        "pre_fetch": FetchSetting.server(PRE_URL),
+        "period_fetch": FetchSetting.server(PERIOD_URL),
+    }
 
 
 @pytest.fixture
@@ -125,10 +143,12 @@ def approved() -> list[Plan]:
 
 
 @pytest.fixture
-def apply(registrar: Registrar, targets: list[Target], approved: list[Plan]) -> Callable[[], Plan]:
+def apply(
+    registrar: Registrar, wanted: Mapping[Kind, FetchSetting], approved: list[Plan]
+) -> Callable[[], Plan]:
     """Apply both targets with every guard lifted."""
     allow: frozenset[Guard] = frozenset({"disable", "takeover"})
-    return lambda: registrar.apply(targets, allow=allow, approve=approved.append)
+    return lambda: registrar.apply(wanted, allow=allow, approve=approved.append)
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.errors import ListRefused
-from prefetch_kit.registrar.aims import read_targets
+from prefetch_kit.fetch_setting import FetchSetting, Kind
+from prefetch_kit.registrar.aims import read_wanted
 from prefetch_kit.registrar.app_list import spool_targets
+from prefetch_kit.registrar.plan import Unserved
 from prefetch_kit.registrar.project import load_project
 from prefetch_kit.registrar.spool import Spool
 
@@ -27,6 +29,13 @@ command = ["tool", "{{appid}}"]
 """
 
 
+def settings_of(aim: str) -> dict[Kind, FetchSetting]:
+    return {
+        kind: each.setting if isinstance(each, Unserved) else each
+        for kind, each in read_wanted(aim).items()
+    }
+
+
 @pytest.fixture
 def spooled(tmp_path: Path) -> Spooled:
     """Which URLs a list comes to, by app and kind."""
@@ -40,7 +49,7 @@ def spooled(tmp_path: Path) -> Spooled:
         with Spool() as spool:
             spool_targets(load_project(tmp_path / "prefetch.toml"), None, spool)
             return {
-                appid: {target.kind: target.url for target in read_targets(aim)}
+                appid: {kind: each.to_text() for kind, each in settings_of(aim).items()}
                 for appid, aim in spool
             }
 

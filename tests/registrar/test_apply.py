@@ -1,6 +1,6 @@
 """Applying a plan: what is sent, what is not, and what is believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +13,9 @@ from prefetch_kit.errors import (
     ProbeFailed,
     Refused,
 )
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Plan, Target
+from prefetch_kit.registrar.plan import Plan, Unserved, Wanted
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.sandbox.faults import FaultKind
 
@@ -77,16 +78,19 @@ def test_only_the_half_that_differs_is_written(
 
 
 def test_plan_changes_nothing(
-    wx: Sandbox, registrar: Registrar, targets: list[Target], actions: Callable[[], list[str]]
+    wx: Sandbox,
+    registrar: Registrar,
+    wanted: Mapping[Kind, FetchSetting],
+    actions: Callable[[], list[str]],
 ) -> None:
     """A plan is one read."""
-    assert len(registrar.plan(targets).changes) == 2
+    assert len(registrar.plan(wanted).changes) == 2
     assert actions() == ["get"]
     assert wx.settings(APPID) == {}
 
 
 def test_whoever_approves_can_stop_it(
-    registrar: Registrar, targets: list[Target], actions: Callable[[], list[str]]
+    registrar: Registrar, wanted: Mapping[Kind, FetchSetting], actions: Callable[[], list[str]]
 ) -> None:
     """An error raised by the approval comes through, and nothing was sent."""
 
@@ -94,7 +98,7 @@ def test_whoever_approves_can_stop_it(
         raise ProbeFailed(PRE_URL, ["it answers 500"])
 
     with pytest.raises(ProbeFailed):
-        registrar.apply(targets, approve=disapprove)
+        registrar.apply(wanted, approve=disapprove)
     assert actions() == ["get"]
 
 
@@ -102,17 +106,17 @@ def test_whoever_approves_can_stop_it(
 def test_takeover_needs_its_flag(
     wx: Sandbox,
     registrar: Registrar,
-    targets: list[Target],
+    wanted: Mapping[Kind, FetchSetting],
     actions: Callable[[], list[str]],
     settings: dict[str, object],
 ) -> None:
     """Another host's URL or a cloud function is replaced only when that was asked for."""
     wx.put_settings(APPID, settings)
     with pytest.raises(GuardRefused, match="--allow-takeover") as caught:
-        registrar.apply(targets, allow=frozenset({"disable"}), approve=lambda _: None)
+        registrar.apply(wanted, allow=frozenset({"disable"}), approve=lambda _: None)
     assert caught.value.flag == "--allow-takeover"
     assert (actions(), wx.settings(APPID)) == (["get"], settings)
-    registrar.apply(targets, allow=frozenset({"takeover"}), approve=lambda _: None)
+    registrar.apply(wanted, allow=frozenset({"takeover"}), approve=lambda _: None)
     assert wx.settings(APPID) == REGISTERED
 
 
@@ -121,7 +125,7 @@ def test_disable_needs_its_flag(
 ) -> None:
     """Our own URL without a handler is switched off only when that was asked for."""
     wx.put_settings(APPID, REGISTERED)
-    unserved = [Target("pre_fetch", PRE_URL, served=False)]
+    unserved: Wanted = {"pre_fetch": Unserved(FetchSetting.server(PRE_URL))}
     with pytest.raises(GuardRefused) as caught:
         registrar.apply(unserved, allow=frozenset({"takeover"}), approve=lambda _: None)
     assert (caught.value.flag, actions()) == ("--allow-disable", ["get"])
@@ -134,7 +138,7 @@ def test_a_kind_without_handler_is_left_alone(
 ) -> None:
     """Someone else's source for a kind we do not serve is not touched."""
     wx.put_settings(APPID, FOREIGN)
-    registrar.apply([Target("pre_fetch", PRE_URL, served=False)], approve=lambda _: None)
+    registrar.apply({"pre_fetch": Unserved(FetchSetting.server(PRE_URL))})
     assert (actions(), wx.settings(APPID)) == (["get"], FOREIGN)
 
 

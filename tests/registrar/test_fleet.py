@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.errors import ListRefused, NoSuchRun, NothingToRollBack
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.registrar import results
 from prefetch_kit.registrar.fleet import Limits
 from prefetch_kit.registrar.pace import PacedTransport, Rate
 from prefetch_kit.sandbox import Fault, Sandbox
-from prefetch_kit.weixin.settings import FetchSetting
 
 if TYPE_CHECKING:
     from tests.registrar.conftest import Merchants

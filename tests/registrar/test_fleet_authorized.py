@@ -121,7 +121,9 @@ def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
     """One file that others may read: that merchant fails and says so, all others are planned."""
     for appid in merchants.add(3):
         authorize(appid)
-    (granted,) = (project.state_dir / place_of(project) / "wxm00001").glob("granted-to-*.json")
+    (granted,) = (project.state_dir / place_of(project.api_base_url) / "wxm00001").glob(
+        "granted-to-*.json"
+    )
     granted.chmod(0o644)
     Fleet(project, merchants.told).plan()
     results = merchants.told.results

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from prefetch_kit.errors import JournalFailed
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
 from prefetch_kit.registrar.journal import Journal, Outcome
 from prefetch_kit.registrar.plan import Change, Past, Plan
-from prefetch_kit.weixin.settings import FetchSetting, FetchSettings
 
 OLD = FetchSetting(open=True, source="server", url="https://old.example/data")
 NEW = FetchSetting(open=True, source="server", url="https://shop.example/prefetch/pre_fetch")
@@ -113,7 +113,7 @@ def test_only_the_owner_may_enter(journal: Journal) -> None:
 
 def test_a_file_that_is_no_database(journal: Journal) -> None:
     """Garbage in the journal's place is named, not overwritten."""
-    journal.path.parent.mkdir()
+    journal.path.parent.mkdir(parents=True)
     journal.path.write_bytes(b"garbage " * 512)
     with pytest.raises(JournalFailed) as caught:
         journal.begin(PLAN, "apply")
@@ -136,7 +136,7 @@ def test_a_row_that_cannot_be_read(journal: Journal, damage: str, text: str) -> 
 
 def test_a_journal_of_another_shape(journal: Journal) -> None:
     """A file with other columns is refused."""
-    journal.path.parent.mkdir()
+    journal.path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(journal.path)) as db, db:
         db.execute("CREATE TABLE runs (id INTEGER PRIMARY KEY)")
     with pytest.raises(JournalFailed):

@@ -5,16 +5,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import pytest
 
 from prefetch_kit.errors import NothingToRollBack
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Target
 from prefetch_kit.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
@@ -72,12 +71,6 @@ STEPS = {
 
 
 @pytest.fixture
-def state_dir(wx: Sandbox, tmp_path: Path) -> Path:
-    """Where the command keeps its state, so that this process can go on from there."""
-    return tmp_path / "state" / quote(wx.base_url.removeprefix("http://"), safe="") / APPID
-
-
-@pytest.fixture
 def command(wx: Sandbox, tmp_path: Path) -> "Callable[[], subprocess.Popen[bytes]]":
     """Start `apply` as a process of its own."""
     (tmp_path / "killed_app.py").write_text(APP)
@@ -97,7 +90,7 @@ def test_kill_and_rerun_loses_nothing(
     wx: Sandbox,
     command: "Callable[[], subprocess.Popen[bytes]]",
     registrar: Registrar,
-    targets: list[Target],
+    wanted: Mapping[Kind, FetchSetting],
     rows: "Callable[[], list[Row]]",
     state_dir: Path,
     step: str,
@@ -112,9 +105,9 @@ def test_kill_and_rerun_loses_nothing(
             held_until(process, lambda: reached(wx, state_dir, rows, (halves, outcomes)))
         finally:
             process.kill()
-    registrar.apply(targets, allow=frozenset({"takeover"}), approve=lambda _: None)
-    assert wx.settings(APPID)["pre_fetch_url"] == targets[0].url
-    assert wx.settings(APPID)["period_fetch_url"] == targets[1].url
+    registrar.apply(wanted, allow=frozenset({"takeover"}), approve=lambda _: None)
+    assert wx.settings(APPID)["pre_fetch_url"] == wanted["pre_fetch"].url
+    assert wx.settings(APPID)["period_fetch_url"] == wanted["period_fetch"].url
     roll_all_back(registrar)
     assert wx.settings(APPID) == BEFORE
 

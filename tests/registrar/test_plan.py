@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetch_kit.errors import UrlRefused
-from prefetch_kit.registrar.plan import Past, Plan, Target, plan_return, plan_targets, same
-from prefetch_kit.weixin.settings import KINDS, FetchSetting, FetchSettings
+from prefetch_kit.errors import SourceRefused
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
+from prefetch_kit.registrar.plan import Past, Plan, Unserved, Wanted, plan_return, plan_wanted, same
 
 OURS = "https://shop.example/prefetch/pre_fetch"
 THEIRS = "https://old.example/data"
@@ -26,9 +26,9 @@ settings = st.builds(
     function_name=st.sampled_from([None, "main"]),
 )
 both = st.builds(FetchSettings, pre_fetch=settings, period_fetch=settings)
-two_targets = st.tuples(st.booleans(), st.booleans()).map(
-    lambda served: [Target(kind, OURS, served=is_) for kind, is_ in zip(KINDS, served, strict=True)]
-)
+SERVED = FetchSetting.server(OURS)
+UNSERVED = Unserved(SERVED)
+wants = st.fixed_dictionaries(dict.fromkeys(KINDS, st.sampled_from([SERVED, UNSERVED])))
 
 
 def applied(plan: Plan) -> FetchSettings:
@@ -37,35 +37,33 @@ def applied(plan: Plan) -> FetchSettings:
     return FetchSettings(**{kind: after.get(kind, plan.current.for_kind(kind)) for kind in KINDS})
 
 
-@given(both, two_targets)
-def test_an_applied_plan_leaves_nothing_to_do(
-    current: FetchSettings, targets: list[Target]
-) -> None:
+@given(both, wants)
+def test_an_applied_plan_leaves_nothing_to_do(current: FetchSettings, wanted: Wanted) -> None:
     """Planning again on top of an applied plan finds no change."""
-    again = plan_targets("wx01", applied(plan_targets("wx01", current, targets)), targets)
+    again = plan_wanted("wx01", applied(plan_wanted("wx01", current, wanted)), wanted)
     assert again.changes == ()
 
 
-@given(both, two_targets)
-def test_served_kinds_end_up_on_our_url(current: FetchSettings, targets: list[Target]) -> None:
+@given(both, wants)
+def test_served_kinds_end_up_on_our_url(current: FetchSettings, wanted: Wanted) -> None:
     """Whatever stood there, a kind with a handler is on and ours afterwards."""
-    after = applied(plan_targets("wx01", current, targets))
-    for target in targets:
-        setting = after.for_kind(target.kind)
-        if target.served:
+    after = applied(plan_wanted("wx01", current, wanted))
+    for kind, each in wanted.items():
+        setting = after.for_kind(kind)
+        if isinstance(each, FetchSetting):
             assert (setting.open, setting.source, setting.url) == (True, "server", OURS)
 
 
-@given(both, two_targets)
-def test_guards_are_never_missed(current: FetchSettings, targets: list[Target]) -> None:
+@given(both, wants)
+def test_guards_are_never_missed(current: FetchSettings, wanted: Wanted) -> None:
     """Switching off and replacing something foreign always carry their guard, nothing else does."""
-    for change in plan_targets("wx01", current, targets).changes:
+    for change in plan_wanted("wx01", current, wanted).changes:
         if change.before.source == "cloud_function":
             foreign = change.before.function_name is not None
         else:
             foreign = change.before.url in (THEIRS, "https://[broken")
-        expected = "takeover" if foreign else None
-        assert change.guard == (expected if change.after.open else "disable")
+        expected = ("takeover",) if foreign else ()
+        assert change.guards == (expected if change.after.open else ("disable",))
 
 
 @given(both, both, both)
@@ -92,7 +90,7 @@ def test_a_return_guards_what_others_set(
     for change in plan_return("wx01", current, pasts).changes:
         past = pasts[change.kind]
         known = same(change.before, past.before) or same(change.before, past.wanted)
-        assert change.guard == (None if known else "takeover")
+        assert change.guards == (() if known else ("takeover",))
 
 
 @pytest.mark.parametrize(
@@ -114,29 +112,29 @@ def test_a_return_guards_what_others_set(
 def test_guard_of_a_served_kind(before: FetchSetting, guard: str | None) -> None:
     """Only a source on our own host, or none at all, may be replaced without a flag."""
     current = FetchSettings(pre_fetch=before, period_fetch=NEVER)
-    (change,) = plan_targets("wx01", current, [Target("pre_fetch", OURS, served=True)]).changes
-    assert change.guard == guard
+    (change,) = plan_wanted("wx01", current, {"pre_fetch": SERVED}).changes
+    assert change.guards == ((guard,) if guard else ())
 
 
 @pytest.mark.parametrize("before", [NEVER, replace(ON, url=THEIRS), CLOUD, replace(ON, open=False)])
 def test_a_kind_without_handler_is_left_alone(before: FetchSetting) -> None:
     """What the app does not serve is none of its business."""
     current = FetchSettings(pre_fetch=before, period_fetch=NEVER)
-    assert plan_targets("wx01", current, [Target("pre_fetch", OURS, served=False)]).changes == ()
+    assert plan_wanted("wx01", current, {"pre_fetch": UNSERVED}).changes == ()
 
 
 def test_our_own_url_without_handler_is_switched_off() -> None:
     """A pull that can only fail is switched off, behind a flag, and keeps its URL."""
     current = FetchSettings(pre_fetch=ON, period_fetch=NEVER)
-    (change,) = plan_targets("wx01", current, [Target("pre_fetch", OURS, served=False)]).changes
+    (change,) = plan_wanted("wx01", current, {"pre_fetch": UNSERVED}).changes
     assert change.after == replace(ON, open=False)
-    assert change.guard == "disable"
+    assert change.guards == ("disable",)
 
 
 def test_fields_of_the_inactive_source_do_not_count() -> None:
     """What WeChat remembers of a cloud function does not make a plan."""
     current = FetchSettings(pre_fetch=replace(ON, env="e-1", function_name="f"), period_fetch=NEVER)
-    assert plan_targets("wx01", current, [Target("pre_fetch", OURS, served=True)]).changes == ()
+    assert plan_wanted("wx01", current, {"pre_fetch": SERVED}).changes == ()
 
 
 @pytest.mark.parametrize(
@@ -165,8 +163,8 @@ def test_return_to_no_source_is_off_and_says_so(earlier: FetchSetting) -> None:
         "",
     ],
 )
-def test_urls_weixin_could_not_pull_are_no_target(url: str) -> None:
+def test_urls_weixin_could_not_pull_are_refused(url: str) -> None:
     """They are refused before anything is sent, with a remedy."""
-    with pytest.raises(UrlRefused) as caught:
-        Target("pre_fetch", url, served=True)
+    with pytest.raises(SourceRefused) as caught:
+        FetchSetting.server(url)
     assert caught.value.remedy

@@ -68,7 +68,8 @@ def test_everything_at_once(tmp_path: Path) -> None:
         """,
     )
     assert project.apps is None
-    assert project.off == {"period_fetch"}
+    assert project.pulls["period_fetch"].is_off
+    assert not project.pulls["pre_fetch"].is_off
     assert project.component_secret is not None
     assert project.component_secret.reveal() == "canary-platform"
     assert (project.pace.rate, project.pace.stop_at, project.pace.max_changes) == (100, 0.025, 10)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from prefetch_kit.errors import DomainRefused, GuardRefused, NoSuchRun, NothingToRollBack
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Plan, Target
+from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.sandbox import Fault, Sandbox
 
 APPID = "wx01"
@@ -77,8 +78,10 @@ def test_rollback_twice_goes_further_back(
     """Each rollback undoes one more apply, and then there is nothing left."""
     wx.put_settings(APPID, SERVER | PERIOD)
     for version in ("v1", "v2"):
-        target = Target("pre_fetch", f"https://shop.example/{version}", served=True)
-        registrar.apply([target], allow=frozenset({"takeover"}), approve=lambda _: None)
+        target = FetchSetting.server(f"https://shop.example/{version}")
+        registrar.apply(
+            {"pre_fetch": target}, allow=frozenset({"takeover"}), approve=lambda _: None
+        )
     rollback()
     assert wx.settings(APPID)["pre_fetch_url"] == "https://shop.example/v1"
     rollback()
@@ -94,9 +97,9 @@ def test_a_refused_apply_is_not_what_is_undone(
     wx.put_settings(APPID, SERVER | PERIOD)
     apply()
     wx.inject(Fault(kind="errcode", action="set_pre_fetch", errcode=9410016))
-    moved = Target("pre_fetch", "https://shop.example/v2", served=True)
+    moved = FetchSetting.server("https://shop.example/v2")
     with pytest.raises(DomainRefused):
-        registrar.apply([moved], approve=lambda _: None)
+        registrar.apply({"pre_fetch": moved}, approve=lambda _: None)
     rollback()
     assert wx.settings(APPID) == SERVER | PERIOD
 
@@ -194,8 +197,10 @@ def versions(wx: Sandbox, registrar: Registrar) -> list[str]:
     wx.put_settings(APPID, SERVER | PERIOD)
     urls = [f"https://shop.example/v{number}" for number in (1, 2, 3)]
     for url in urls:
-        target = Target("pre_fetch", url, served=True)
-        registrar.apply([target], allow=frozenset({"takeover"}), approve=lambda _: None)
+        target = FetchSetting.server(url)
+        registrar.apply(
+            {"pre_fetch": target}, allow=frozenset({"takeover"}), approve=lambda _: None
+        )
     return urls
 
 

@@ -2,18 +2,18 @@
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prefetch_kit.errors import GuardRefused, PlanStale, PlanUnusable, UrlRefused
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Change, Plan, Target
+from prefetch_kit.registrar.plan import Change, Plan
 from prefetch_kit.registrar.saved import read_plans, write_plans
 from prefetch_kit.sandbox import Sandbox
-from prefetch_kit.weixin.settings import FetchSetting
 
 APPID = "wx01"
 PLACE = "api.weixin.qq.com"
@@ -21,11 +21,13 @@ OLD = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https:/
 
 
 @pytest.fixture
-def saved(registrar: Registrar, targets: list[Target], wx: Sandbox, tmp_path: Path) -> Path:
+def saved(
+    registrar: Registrar, wanted: Mapping[Kind, FetchSetting], wx: Sandbox, tmp_path: Path
+) -> Path:
     """A plan of both halves, where the first stands at an older URL of ours."""
     wx.put_settings(APPID, OLD)
     path = tmp_path / "plan.json"
-    write_plans(path, [(APPID, registrar.plan(targets).changes)], place=PLACE)
+    write_plans(path, [(APPID, registrar.plan(wanted).changes)], place=PLACE)
     return path
 
 
@@ -35,16 +37,16 @@ def changes(path: Path) -> tuple[Change, ...]:
 
 @pytest.fixture
 def apply_saved(registrar: Registrar, saved: Path) -> Callable[[], Plan]:
-    return lambda: registrar.apply_saved(changes(saved), approve=lambda _: None)
+    return lambda: registrar.apply_changes(changes(saved), approve=lambda _: None)
 
 
 def test_a_saved_plan_is_carried_out(
-    wx: Sandbox, apply_saved: Callable[[], Plan], targets: list[Target]
+    wx: Sandbox, apply_saved: Callable[[], Plan], wanted: Mapping[Kind, FetchSetting]
 ) -> None:
     """What was planned then is set now, and the second time nothing is."""
     assert len(apply_saved().changes) == 2
-    assert wx.settings(APPID)["pre_fetch_url"] == targets[0].url
-    assert wx.settings(APPID)["period_fetch_url"] == targets[1].url
+    assert wx.settings(APPID)["pre_fetch_url"] == wanted["pre_fetch"].url
+    assert wx.settings(APPID)["period_fetch_url"] == wanted["period_fetch"].url
     assert apply_saved().changes == ()
 
 
@@ -57,23 +59,23 @@ def test_a_stale_plan_is_refused(wx: Sandbox, apply_saved: Callable[[], Plan]) -
 
 
 def test_a_plan_half_of_which_is_done_is_not_stale(
-    wx: Sandbox, apply_saved: Callable[[], Plan], targets: list[Target]
+    wx: Sandbox, apply_saved: Callable[[], Plan], wanted: Mapping[Kind, FetchSetting]
 ) -> None:
     """Only the rest is sent."""
-    wx.put_settings(APPID, OLD | {"pre_fetch_url": targets[0].url})
+    wx.put_settings(APPID, OLD | {"pre_fetch_url": wanted["pre_fetch"].url})
     assert [change.kind for change in apply_saved().changes] == ["period_fetch"]
     assert wx.count(action="set_pre_fetch") == 0
 
 
 def test_the_guards_hold_for_a_saved_plan(
-    wx: Sandbox, registrar: Registrar, targets: list[Target], tmp_path: Path
+    wx: Sandbox, registrar: Registrar, wanted: Mapping[Kind, FetchSetting], tmp_path: Path
 ) -> None:
     """Saving a plan lifts none of them."""
     wx.put_settings(APPID, OLD | {"pre_fetch_url": "https://old.example/"})
     path = tmp_path / "plan.json"
-    write_plans(path, [(APPID, registrar.plan(targets).changes)], place=PLACE)
+    write_plans(path, [(APPID, registrar.plan(wanted).changes)], place=PLACE)
     with pytest.raises(GuardRefused, match="--allow-takeover"):
-        registrar.apply_saved(changes(path), approve=lambda _: None)
+        registrar.apply_changes(changes(path), approve=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +126,11 @@ def test_the_guard_in_the_file_is_not_believed(saved: Path) -> None:
     """It follows from what stands there and what shall, whoever wrote the file."""
     first, second = changes(saved)
     before = replace(first.before, url="https://old.example/x")
-    theirs = replace(first, before=before), replace(second, after=replace(second.after, open=False))
+    off = replace(second.after, open=False)
+    theirs = replace(first, before=before), replace(second, before=second.after, after=off)
     write_plans(saved, [(APPID, theirs)], place=PLACE)
-    assert [change.guard for change in theirs] == [None, None]
-    assert [change.guard for change in changes(saved)] == ["takeover", "disable"]
+    assert [change.guards for change in theirs] == [(), ()]
+    assert [change.guards for change in changes(saved)] == [("takeover",), ("disable",)]
 
 
 def test_what_cannot_be_set_is_refused_at_reading(saved: Path) -> None:

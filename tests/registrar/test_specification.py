@@ -7,9 +7,10 @@ import pytest
 import requests
 
 from prefetch_kit.errors import DomainRefused, QuotaReached, Refused, SystemBusy, TokenRejected
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.settings import FetchSetting, Kind, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.tokens import StaticToken
 from prefetch_kit.weixin.transport import Transport
 

@@ -1,15 +1,16 @@
 """What is sent is what was approved, however long the approval took."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from prefetch_kit.errors import NothingToRollBack, PlanStale
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar import apply as apply_module
 from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.journal import Journal
-from prefetch_kit.registrar.plan import Plan, Target
+from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.sandbox import Sandbox
 
 APPID = "wx01"
@@ -32,18 +33,23 @@ def apply_version(registrar: Registrar) -> Callable[[str], Plan]:
     """Point pre-fetch at a URL of ours that ends in a version."""
 
     def apply(version: str) -> Plan:
-        target = Target("pre_fetch", f"https://shop.example/{version}", served=True)
-        return registrar.apply([target], allow=frozenset({"takeover"}), approve=lambda _: None)
+        target = FetchSetting.server(f"https://shop.example/{version}")
+        return registrar.apply(
+            {"pre_fetch": target}, allow=frozenset({"takeover"}), approve=lambda _: None
+        )
 
     return apply
 
 
 def test_a_plan_that_went_stale_is_not_sent(
-    wx: Sandbox, registrar: Registrar, targets: list[Target], actions: Callable[[], list[str]]
+    wx: Sandbox,
+    registrar: Registrar,
+    wanted: Mapping[Kind, FetchSetting],
+    actions: Callable[[], list[str]],
 ) -> None:
     """Where somebody set something while a person was asked, the person is asked again."""
     with pytest.raises(PlanStale, match="Run it again") as caught:
-        registrar.apply(targets, approve=lambda _: wx.put_settings(APPID, FOREIGN))
+        registrar.apply(wanted, approve=lambda _: wx.put_settings(APPID, FOREIGN))
     assert caught.value.appid == APPID
     assert actions() == ["get", "get"]
     assert wx.settings(APPID) == FOREIGN
@@ -51,12 +57,12 @@ def test_a_plan_that_went_stale_is_not_sent(
 
 def test_another_apply_may_come_first(
     registrar: Registrar,
-    targets: list[Target],
+    wanted: Mapping[Kind, FetchSetting],
     apply: Callable[[], Plan],
     actions: Callable[[], list[str]],
 ) -> None:
     """The lock is free during the approval; what is done by then is neither sent nor journaled."""
-    assert registrar.apply(targets, approve=lambda _: apply()).changes == ()
+    assert registrar.apply(wanted, approve=lambda _: apply()).changes == ()
     assert (actions().count("set_pre_fetch"), actions().count("set_period_fetch")) == (1, 1)
     registrar.rollback(approve=lambda _: None)
     with pytest.raises(NothingToRollBack):
@@ -64,10 +70,10 @@ def test_another_apply_may_come_first(
 
 
 def test_what_another_left_undone_is_sent(
-    wx: Sandbox, registrar: Registrar, targets: list[Target]
+    wx: Sandbox, registrar: Registrar, wanted: Mapping[Kind, FetchSetting]
 ) -> None:
     """Half of an approved plan that is still to do is done."""
-    done = registrar.apply(targets, approve=lambda _: wx.put_settings(APPID, PRE))
+    done = registrar.apply(wanted, approve=lambda _: wx.put_settings(APPID, PRE))
     assert [change.kind for change in done.changes] == ["period_fetch"]
     assert wx.count(action="set_pre_fetch") == 0
 

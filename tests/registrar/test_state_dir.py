@@ -7,25 +7,25 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prefetch_kit.errors import JournalFailed, LockHeld
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar import apply as apply_module
 from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.journal import Journal
-from prefetch_kit.registrar.plan import Plan, Target
+from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.tokens import StaticToken
 from prefetch_kit.weixin.transport import Transport
 
 APPID = "wx01"
+PRE_URL = "https://shop.example/prefetch/pre_fetch"
 HOLDER = """
 import sys
 from filelock import FileLock
@@ -71,7 +71,7 @@ def full_disk() -> Iterator[None]:
 @pytest.fixture
 def held(state_dir: Path) -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the lock."""
-    state_dir.mkdir()
+    state_dir.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(state_dir / f"{APPID}.lock")],
         stdin=subprocess.PIPE,
@@ -88,7 +88,7 @@ def test_garbage_in_place_of_the_journal(
     wx: Sandbox, apply: Callable[[], Plan], state_dir: Path
 ) -> None:
     """What cannot be recorded is not sent."""
-    state_dir.mkdir()
+    state_dir.mkdir(parents=True)
     (state_dir / "journal.sqlite3").write_bytes(b"garbage " * 512)
     with pytest.raises(JournalFailed, match="PREFETCH_STATE_DIR"):
         apply()
@@ -99,6 +99,7 @@ def test_a_file_in_place_of_the_directory(
     wx: Sandbox, apply: Callable[[], Plan], state_dir: Path
 ) -> None:
     """A state directory that cannot be made stops the apply."""
+    state_dir.parent.mkdir(parents=True)
     state_dir.write_text("")
     with pytest.raises(JournalFailed):
         apply()
@@ -106,12 +107,14 @@ def test_a_file_in_place_of_the_directory(
 
 
 def test_a_directory_on_a_read_only_filesystem(
-    wx: Sandbox, api: SettingsApi, targets: list[Target]
+    wx: Sandbox,
+    make_registrar: Callable[[Path], Registrar],
+    wanted: Mapping[Kind, FetchSetting],
 ) -> None:
     """Nor can one be made where nothing can be written."""
-    registrar = Registrar(APPID, settings=api, state_dir=Path("/proc/self/state"))
+    registrar = make_registrar(Path("/proc/self/state"))
     with pytest.raises(JournalFailed):
-        registrar.apply(targets, approve=lambda _: None)
+        registrar.apply(wanted, approve=lambda _: None)
     assert wx.settings(APPID) == {}
 
 
@@ -154,14 +157,14 @@ def test_only_the_owner_may_read_or_write(apply: Callable[[], Plan], state_dir: 
 
 @pytest.mark.parametrize("granted", [0o770, 0o707, 0o720, 0o1777])
 def test_a_directory_others_may_write_to(
-    registrar: Registrar, journal: Path, targets: list[Target], granted: int
+    registrar: Registrar, journal: Path, wanted: Mapping[Kind, FetchSetting], granted: int
 ) -> None:
     """What lies there may be planted, so it is neither read nor locked."""
     journal.parent.chmod(granted)
     with pytest.raises(JournalFailed, match="other users may write to"):
         registrar.rollback(approve=lambda _: None)
     with pytest.raises(JournalFailed, match="other users may write to"):
-        registrar.apply([replace(targets[0], url=f"{targets[0].url}/v2")], approve=lambda _: None)
+        registrar.apply({"pre_fetch": FetchSetting.server(f"{PRE_URL}/v2")}, approve=lambda _: None)
 
 
 def test_a_directory_of_another_user(unprivileged: None) -> None:
@@ -218,14 +221,18 @@ def test_full_disk(wx: Sandbox, apply: Callable[[], Plan], approved: list[Plan])
 
 
 def test_a_result_that_cannot_be_stored_is_said(
-    wx: Sandbox, transport: Transport, targets: list[Target], state_dir: Path
+    wx: Sandbox,
+    transport: Transport,
+    wanted: Mapping[Kind, FetchSetting],
+    root: Path,
+    state_dir: Path,
 ) -> None:
     """Lost behind the last call, the journal is missed all the same."""
     token = Secret(wx.access_token(APPID))
     tokens = SpoilingTokens(token, state_dir / "journal.sqlite3")
-    registrar = Registrar(APPID, settings=SettingsApi(transport, tokens), state_dir=state_dir)
+    registrar = Registrar(APPID, tokens=tokens, state_dir=root, transport=transport)
     with pytest.raises(JournalFailed):
-        registrar.apply(targets, approve=lambda _: None)
+        registrar.apply(wanted, approve=lambda _: None)
     assert wx.count(action="set_period_fetch") == 1
 
 
@@ -253,15 +260,17 @@ def test_the_lock_ends_with_its_process(
 
 
 def test_many_registrars_write_once(
-    wx: Sandbox, api: SettingsApi, targets: list[Target], state_dir: Path
+    wx: Sandbox,
+    make_registrar: Callable[[Path], Registrar],
+    wanted: Mapping[Kind, FetchSetting],
+    root: Path,
 ) -> None:
     """Of eight that plan the same at once, one writes and seven find it done: all succeed."""
     together = threading.Barrier(8, timeout=60)
     changes: list[int] = []
 
     def run() -> None:
-        registrar = Registrar(APPID, settings=api, state_dir=state_dir)
-        done = registrar.apply(targets, approve=lambda _: together.wait())
+        done = make_registrar(root).apply(wanted, approve=lambda _: together.wait())
         changes.append(len(done.changes))
 
     threads = [threading.Thread(target=run) for _ in range(8)]

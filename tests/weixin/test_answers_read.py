@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from prefetch_kit.errors import OutcomeUnknown, Refused
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
 from prefetch_kit.weixin.grants import Grant
 from prefetch_kit.weixin.login import CodeExchange, PlatformCodeExchange
-from prefetch_kit.weixin.settings import FetchSetting, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_store import MemoryStore, MemoryTokenStore
 from prefetch_kit.weixin.tokens import StableToken, StaticToken
 from prefetch_kit.weixin.transport import Transport

@@ -12,12 +12,13 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from prefetch_kit.errors import OutcomeUnknown, Refused
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
 from prefetch_kit.weixin.grants import Grant
 from prefetch_kit.weixin.login import CodeExchange, PlatformCodeExchange
-from prefetch_kit.weixin.settings import FetchSetting, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_store import MemoryStore, MemoryTokenStore
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken
 from prefetch_kit.weixin.transport import Transport

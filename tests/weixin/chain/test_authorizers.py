@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from prefetch_kit.errors import OutcomeUnknown, Refused, TokenRejected, TokenSourceError
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin import redis_store
 from prefetch_kit.weixin.authorizers import Authorizers, AuthorizerToken
 from prefetch_kit.weixin.grants import GRANT_CODEC, Grant
 from prefetch_kit.weixin.redis_store import RedisStores
-from prefetch_kit.weixin.settings import FetchSetting, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.stores import Stores
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.token_store import Store, StoredToken

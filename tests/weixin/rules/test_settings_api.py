@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from prefetch_kit.errors import ConfigError, OutcomeUnknown, Refused
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.sandbox import Fault, Sandbox
-from prefetch_kit.weixin.settings import KINDS, FetchSetting, FetchSettings, Kind, SettingsApi
+from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.tokens import TokenSource
 from prefetch_kit.weixin.transport import Transport
 

@@ -1,0 +1,114 @@
+"""The calls of WeChat's fetchdatasetting page, one command each, every field a flag."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import click
+
+from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.cli.commands import (
+    as_json_option,
+    ask,
+    commands,
+    print_done,
+    with_app,
+    with_guards,
+    yes_option,
+)
+from prefetch_kit.cli.output import print_json
+from prefetch_kit.errors import Refused, SourceRefused
+from prefetch_kit.fetch_setting import KINDS, SOURCES, FetchSetting, Kind
+from prefetch_kit.registrar.plan import Guard, Plan
+from prefetch_kit.weixin.settings import spelled, wire_names
+
+
+@commands.group()
+def settings() -> None:
+    """One call of fetchdatasetting each, in WeChat's own spelling.
+
+    Read, journalled, guarded and read back as apply is, but nothing is probed. Where WeChat
+    holds it already, nothing is sent.
+    """
+
+
+@settings.command()
+@with_app
+@as_json_option
+def get(at_hand: AppAtHand, *, as_json: bool) -> None:
+    """Get what WeChat has now (action get)."""
+    found = _answered(at_hand.registrar().read, as_json=as_json)
+    fields = {
+        name: value for kind in KINDS for name, value in spelled(kind, found.for_kind(kind)).items()
+    }
+    if as_json:
+        _print_success(fields)
+        return
+    for name, value in fields.items():
+        click.echo(f"{name} = {str(value).lower() if isinstance(value, bool) else value}")
+
+
+def _add_set_command(kind: Kind) -> None:
+    names = wire_names(kind)
+    flags = {name: f"--{wire.replace('_', '-')}" for name, wire in names.items()}
+
+    @settings.command(f"set-{kind.replace('_', '-')}", help=f"Set it (action set_{kind}).")
+    @with_app
+    @click.option(flags["open"], "is_open", type=bool, required=True, help="true: on, false: off.")
+    @click.option(
+        flags["source"],
+        "source",
+        type=click.IntRange(0, 1),
+        required=True,
+        help="0: developer server, 1: cloud function.",
+    )
+    @click.option(flags["url"], "url", metavar="URL", help="With type 0.")
+    @click.option(flags["env"], "env", metavar="ENV", help="With type 1: the environment's id.")
+    @click.option(flags["function_name"], "function_name", metavar="NAME", help="With type 1.")
+    @with_guards
+    @yes_option
+    @as_json_option
+    def set_command(
+        at_hand: AppAtHand,
+        *,
+        is_open: bool,
+        source: int,
+        allow: Collection[Guard],
+        yes: bool,
+        as_json: bool,
+        **texts: str | None,
+    ) -> None:
+        try:
+            wanted = FetchSetting(is_open, SOURCES[source], **texts).checked()
+        except SourceRefused as error:
+            raise click.UsageError(
+                f"{flags[error.field]}: it {error.problem}. {error.remedy}."
+            ) from None
+        registrar = at_hand.registrar()
+        done: Plan = _answered(
+            lambda: registrar.apply(
+                {kind: wanted}, allow=allow, approve=lambda found: ask(found, yes=yes)
+            ),
+            as_json=as_json,
+        )
+        if as_json:
+            _print_success(spelled(kind, wanted))
+        else:
+            print_done(done, as_json=False)
+
+
+for _kind in KINDS:
+    _add_set_command(_kind)
+
+
+def _answered(call: Callable[[], Any], *, as_json: bool) -> Any:
+    """What a call returns; WeChat's own refusal is printed as WeChat gave it."""
+    try:
+        return call()
+    except Refused as error:
+        if as_json:
+            print_json({"errcode": error.errcode, "errmsg": error.errmsg})
+        raise
+
+
+def _print_success(fields: dict[str, object]) -> None:
+    print_json({"errcode": 0, "errmsg": "ok", **fields})

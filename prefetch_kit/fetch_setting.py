@@ -1,0 +1,204 @@
+"""Where WeChat fetches data from: what it has, or should have, for each of its two pulls."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, Self, get_args
+
+from marshmallow import Schema, ValidationError, fields, validate
+
+from prefetch_kit.addresses import public_url_problem
+from prefetch_kit.errors import SourceRefused, UrlRefused
+
+Kind = Literal["pre_fetch", "period_fetch"]
+Source = Literal["server", "cloud_function"]
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+SOURCES: Final[tuple[Source, ...]] = get_args(Source)  # in the order of WeChat's numbers 0 and 1
+TEXTS: Final = ("url", "env", "function_name")
+
+_OFF: Final = "off"
+_CLOUD: Final = "cloud:"
+# WeChat says nothing of the shape of an environment or a function's name and refuses wrong ones
+# itself (9410017). A slash is what parts the two in `cloud:ENV/NAME`.
+_ENV: Final = re.compile(r"[!-.0-~]{1,128}\Z")
+_FUNCTION_NAME: Final = re.compile(r"[!-~]{1,128}\Z")
+_FORMS: Final = 'Write "https://…", "cloud:ENV/NAME" or "off"'
+_ONE_SOURCE: Final = "Give a URL, or the env and function_name of a cloud function"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSetting:
+    """What WeChat has, or should have, for one kind of pull.
+
+    `source` is "server" with its `url`, or "cloud_function" (云函数) with its `env` and
+    `function_name`. As WeChat gives it, None means that the field was left out, which is not the
+    same as off. The class methods make settings that WeChat can be told.
+    """
+
+    open: bool | None = None
+    source: Source | None = None
+    url: str | None = None
+    env: str | None = None
+    function_name: str | None = None
+
+    @classmethod
+    def server(cls, url: str) -> Self:
+        """On, from this URL. Raises `UrlRefused`."""
+        return cls(open=True, source="server", url=url).checked()
+
+    @classmethod
+    def cloud_function(cls, env: str, function_name: str) -> Self:
+        """On, from this function of this CloudBase environment. Raises `SourceRefused`."""
+        made = cls(open=True, source="cloud_function", env=env, function_name=function_name)
+        return made.checked()
+
+    @classmethod
+    def off(cls) -> Self:
+        """Switched off. WeChat demands a source even then, so the one it has is kept."""
+        return cls(open=False)
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read `off`, a URL or `cloud:ENV/NAME`, or a mapping of `url`, or `env` and
+        `function_name`. Raises `SourceRefused`.
+        """
+        if isinstance(value, Mapping):
+            return cls._from_parts(value)
+        if not isinstance(value, str):
+            raise SourceRefused("is neither a text nor a mapping", field="source", remedy=_FORMS)
+        if value == _OFF:
+            return cls.off()
+        if value.startswith(_CLOUD):
+            env, _, function_name = value.removeprefix(_CLOUD).partition("/")
+            return cls.cloud_function(env, function_name)
+        if "://" not in value:
+            problem = "is neither a URL, nor cloud:ENV/NAME, nor off"
+            raise SourceRefused(problem, field="source", remedy=_FORMS)
+        return cls.server(value)
+
+    @classmethod
+    def _from_parts(cls, parts: Mapping[Any, Any]) -> Self:
+        if not parts or not parts.keys() <= set(TEXTS):
+            problem = "names something else than url, env and function_name"
+            raise SourceRefused(problem, field="source", remedy=_ONE_SOURCE)
+        source: Source = "server" if parts.keys() == {"url"} else "cloud_function"
+        return cls(open=True, source=source, **parts).checked()
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, object]) -> Self:
+        """Read what `to_dict` gave. Raises ValueError for anything else."""
+        try:
+            return cls(**_PLAIN.load(plain))
+        except ValidationError as error:
+            raise ValueError(f"not a fetch setting: {error}") from None
+
+    def to_dict(self) -> dict[str, bool | str | None]:
+        """The same as plain JSON values, under the names of the attributes."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """What `parse` reads; for a setting that `checked` lets through."""
+        if not self.open:
+            return _OFF
+        return self.url or f"{_CLOUD}{self.env}/{self.function_name}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it names all that WeChat needs to fetch from there, switched on or off."""
+        if self.source == "cloud_function":
+            return bool(self.env and self.function_name)
+        return self.source == "server" and bool(self.url)
+
+    def of_its_source(self) -> Self:
+        """The same without what WeChat remembers of another source."""
+        if self.source == "cloud_function":
+            return replace(self, url=None)
+        return replace(self, env=None, function_name=None)
+
+    def switched_off(self) -> Self:
+        """The same source, off."""
+        return replace(self.of_its_source(), open=False)
+
+    def checked(self) -> Self:
+        """This setting, if WeChat can be told it. Raises `SourceRefused`, `UrlRefused` for a URL.
+
+        Without any source it has to be off.
+        """
+        if not isinstance(self.open, bool):
+            problem = "does not say whether it is open"
+            raise SourceRefused(problem, field="open", remedy="Say True or False")
+        if self.source == "server":
+            self._check_server()
+        elif self.source == "cloud_function":
+            self._check_cloud_function()
+        elif self.open or any(map(self._has, ("source", *TEXTS))):
+            raise SourceRefused("names no source", field="source", remedy=_ONE_SOURCE)
+        return self
+
+    def _check_server(self) -> None:
+        if self._has("env") or self._has("function_name"):
+            self._refuse_both()
+        if not self.url or not _is_text(self.url):
+            raise SourceRefused("names no URL", field="url", remedy="Give the URL to pull from")
+        if problem := public_url_problem(self.url):
+            raise UrlRefused(self.url, problem[0], remedy=problem[1])
+
+    def _check_cloud_function(self) -> None:
+        if self._has("url"):
+            self._refuse_both()
+        needed: tuple[tuple[str, str, object, re.Pattern[str]], ...] = (
+            ("env", "environment", self.env, _ENV),
+            ("function_name", "function", self.function_name, _FUNCTION_NAME),
+        )
+        for field, what, value, shape in needed:
+            if value is None or value == "":
+                problem = f"names a cloud function without its {what} ({field})"
+                raise SourceRefused(problem, field=field, remedy=f"Give the {what} too")
+            if not _is_text(value) or not shape.match(str(value)):
+                problem = f"names a cloud function by an {field} that is not plain text"
+                remedy = "Give up to 128 printable ASCII characters, without spaces"
+                raise SourceRefused(problem, field=field, remedy=remedy)
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) not in (None, "")
+
+    @staticmethod
+    def _refuse_both() -> None:
+        problem = "names a URL and a cloud function at once"
+        raise SourceRefused(problem, field="url", remedy="Keep one of them")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Both settings of a mini program, as WeChat has them."""
+
+    pre_fetch: FetchSetting
+    period_fetch: FetchSetting
+
+    def for_kind(self, kind: Kind) -> FetchSetting:
+        return self.pre_fetch if kind == "pre_fetch" else self.period_fetch
+
+
+class Flag(fields.Field[bool]):
+    """A real true or false; marshmallow's own Boolean takes 1 and "yes" as well."""
+
+    def _deserialize(self, value: object, *_: object, **__: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("Not true or false.")
+        return value
+
+
+_PLAIN = Schema.from_dict(
+    {
+        "open": Flag(required=True, allow_none=True),
+        "source": fields.String(
+            required=True, allow_none=True, validate=validate.OneOf([*SOURCES, None])
+        ),
+        **{name: fields.String(required=True, allow_none=True) for name in TEXTS},
+    }
+)()
