@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from types import ModuleType
+
+import pytest
 
 import prefetch_kit
+from prefetch_kit import fleet, registrar
 
 
 def test_public_names_are_these() -> None:
@@ -25,6 +29,41 @@ def test_public_names_are_these() -> None:
         "pull_served",
     ]
     assert all(hasattr(prefetch_kit, name) for name in prefetch_kit.__all__)
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        (
+            registrar,
+            "Change FetchSetting FetchSettings Guard Kind Plan Probed Registrar Secret StaticToken"
+            " TokenSource Transport Unserved Verdict Wanted",
+        ),
+        (
+            fleet,
+            "Begun Fleet Group Limits Pace Project Report Result Summary Tally load_project",
+        ),
+    ],
+)
+def test_public_names_of_the_registering_half(package: ModuleType, names: str) -> None:
+    """They stay, whatever file the code stands in; each is there, and no other is made up."""
+    assert package.__all__ == names.split()
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        package.Nothing  # noqa: B018 (looked up for its error)
+
+
+@pytest.mark.parametrize("module", ["registrar.gunicorn", "registrar", "fleet"])
+def test_importing_a_package_loads_none_of_it(module: str) -> None:
+    """gunicorn's master imports the hook, and must not load an HTTP client."""
+    script = f"""
+import sys
+import prefetch_kit.{module}
+heavy = ["requests", "urllib3", "prefetch_kit.weixin", "prefetch_kit.registrar.apply"]
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "[]"
 
 
 def test_import_brings_no_client_and_starts_nothing() -> None:

@@ -7,7 +7,9 @@ from flask import Flask
 from marshmallow import Schema, fields
 
 from prefetch_kit import NO_DATA, Prefetch, PrefetchKitError, Pull, pull_refused, pull_served
+from prefetch_kit.fleet import Fleet, Limits, Summary, load_project
 from prefetch_kit.pushes import PlatformPushes
+from prefetch_kit.registrar import FetchSetting, Plan, Registrar, Wanted
 
 
 class HomeSchema(Schema):
@@ -76,3 +78,21 @@ def token_of(code: str) -> str | None:
         return prefetch.issue_token(who.openid, appid="wx5e0f00d5ca1ab1e0") if who else None
     except PrefetchKitError as error:
         return str(error)
+
+
+def register(token: str) -> list[str]:
+    wanted: Wanted = {
+        "pre_fetch": FetchSetting.server("https://shop.example/prefetch/pre_fetch"),
+        "period_fetch": FetchSetting.cloud_function("test-pfyol", "login"),
+    }
+    with Registrar("wx5e0f00d5ca1ab1e0", tokens=lambda: token, state_dir="state") as registrar:
+        is_open: bool | None = registrar.read().pre_fetch.open
+        plan: Plan = registrar.apply(wanted, allow={"takeover"}, approve=print)
+        registrar.apply({"pre_fetch": FetchSetting.off()})
+        registrar.rollback()
+    return [f"{change.kind}: {is_open} to {change.after.open}" for change in plan.changes]
+
+
+def register_all() -> int:
+    summary: Summary = Fleet(load_project("prefetch.toml")).apply(Limits(max_changes=10))
+    return summary.exit_code

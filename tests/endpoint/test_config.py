@@ -43,6 +43,8 @@ WRONG: Mapping[str, list[object]] = {
     "PREFETCH_COMPONENT_MESSAGE_TOKEN": ["", 7],
     "PREFETCH_COMPONENT_AES_KEY": ["", 7, "k" * 42, "k" * 44, "k" * 42 + "+", "k" * 43 + "\nk"],
     "PREFETCH_BASE_URL": [7, "", "http://a.example", "https://a.example:1", b"x"],
+    "PREFETCH_PRE_FETCH": ["", 7, [], {}, "on", "cloud:e", {"env": "e"}, "http://a.example"],
+    "PREFETCH_PERIOD_FETCH": ["", 7, [], {}, "on", "cloud:e", {"env": "e"}, "http://a.example"],
     "PREFETCH_CONFIRM_FILES": ["", 7, "[]", "{", ["x.txt"], {"x.html": "x"}, {"x.txt": ""}],
     "PREFETCH_TOKEN_MAX_AGE": [59, 366 * 86_400 + 1, "8d", 90.5, True, "+90", "９０", "9" * 5000],
     "PREFETCH_MAX_BYTES": [0, 262_145, "256K", [1]],
@@ -164,6 +166,7 @@ def test_environment_is_read_by_exact_name(key: str) -> None:
     texts |= {"PREFETCH_CONFIRM_FILES": '{"x.txt": "x"}'}
     texts |= {"PREFETCH_TOKEN_CALL": "token", "PREFETCH_COMPONENT_AES_KEY": "k" * 43}
     texts |= dict.fromkeys(("PREFETCH_BASE_URL", "PREFETCH_API_BASE_URL"), "https://b.example")
+    texts |= dict.fromkeys(("PREFETCH_PRE_FETCH", "PREFETCH_PERIOD_FETCH"), "cloud:e/f")
     text = texts.get(key, "3600")
     beside = {} if key == "PREFETCH_COMPONENT_SECRET" else {"PREFETCH_COMPONENT_SECRET": "s"}
     in_app = values(read({key: text, **beside}))
