@@ -38,7 +38,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-SHOP, CODE_USER, VERIFIER, CACHE, HOOK, PROVIDER, IN_TESTS = blocks("python")
+SHOP, CODE_USER, VERIFIER, CACHE, HOOK, SOURCES, REGISTRAR, PROVIDER, IN_TESTS = blocks("python")
 (MINI_PROGRAM,) = blocks("js")
 (FLEET_TOML,) = blocks("toml")
 *_, REGISTER, FLEET, LOCAL_WECHAT, CURL = blocks("sh")
@@ -231,6 +231,38 @@ def test_the_additions_fit_the_shop(addition: str, folder: Path, second_terminal
     (folder / "shop.py").write_text(f"{SHOP}\n\n{addition}")
     routes = run("prefetch-kit", "--app", "shop", "routes", folder=folder, env=second_terminal(""))
     assert "pages/product/detail" in routes
+
+
+def test_the_sources_block(wx: Sandbox) -> None:
+    """Its two settings are what WeChat then holds."""
+    app = Flask(__name__)
+    exec(SOURCES, {"app": app})  # noqa: S102 (the README's own lines)
+    app.config |= {"PREFETCH_APPIDS": [APPID], "PREFETCH_APP_SECRET": SECRET}
+    app.config["PREFETCH_API_BASE_URL"] = wx.base_url
+    app.register_blueprint(Prefetch("prefetch", __name__))
+    done = app.test_cli_runner().invoke(commands, ["apply", "--yes"])
+    assert done.exit_code == 0, done.output
+    assert wx.settings(APPID)["pre_function_name"] == "login"
+
+
+def test_the_registrar_block(folder: Path, bare: dict[str, str], wx: Sandbox) -> None:
+    """The eight lines probe, apply and roll back."""
+    wx.add_domain(APPID, "shop.example")
+    wx.map_origin("shop.example", "http://127.0.0.1:1")
+    (folder / "tokens.py").write_text(f"def access_token(): return {wx.access_token(APPID)!r}")
+    sandboxed = f"transport=Transport(base_url={wx.base_url!r}), state_dir"
+    script = REGISTRAR.replace("state_dir", sandboxed).replace(
+        " Registrar\n", " Registrar, Transport\n"
+    )
+    said = run(sys.executable, "-c", script, folder=folder, env=bare)
+    assert said.splitlines()[0].startswith("('the connection was refused',) FetchSetting(open=None")
+    assert "Change(kind='pre_fetch'" in said
+    url = "https://shop.example/prefetch/pre_fetch"
+    assert wx.settings(APPID) == {
+        "is_pre_fetch_open": False,  # rolled back, with the source that WeChat cannot forget
+        "pre_fetch_type": 0,
+        "pre_fetch_url": url,
+    }
 
 
 @pytest.fixture
