@@ -4,7 +4,7 @@ import ipaddress
 import re
 from importlib.util import find_spec
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 # The last label is never a number, in any of its spellings: that would be an address.
 _DOMAIN_NAME = re.compile(
@@ -59,6 +59,16 @@ def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if address.teredo is not None:
         return address.teredo[1]
     return address.ipv4_mapped or address.sixtofour
+
+
+def shown(url: str) -> str:
+    """A URL without the parts that may hold a secret: user name, password, query, fragment."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition("@")[2] or url.partition("?")[0]
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=host, query="", fragment=""))
 
 
 def platform_url_problem(url: str) -> str | None:

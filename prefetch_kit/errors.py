@@ -227,10 +227,19 @@ class SourceRefused(RegistrarError):
 class UrlRefused(SourceRefused):
     """WeChat would not take, or could not reach, this URL."""
 
-    def __init__(self, url: str, problem: str, *, remedy: str) -> None:
+    def __init__(self, url: str, problem: str, *, remedy: str, subject: str | None = None) -> None:
         self.url = url
+        self._why = problem
         super().__init__(
-            f"cannot be registered: {problem}", field="url", remedy=remedy, subject=repr(url)
+            f"cannot be registered: {problem}",
+            field="url",
+            remedy=remedy,
+            subject=subject or repr(url),
+        )
+
+    def of(self, subject: str) -> "UrlRefused":
+        return UrlRefused(
+            self.url, self._why, remedy=self.remedy, subject=f"{subject} {self.url!r}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self, get_args
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from prefetch_kit.addresses import public_url_problem
+from prefetch_kit.addresses import public_url_problem, shown
 from prefetch_kit.errors import SourceRefused, UrlRefused
 
 Kind = Literal["pre_fetch", "period_fetch"]
@@ -61,8 +61,10 @@ class FetchSetting:
     @classmethod
     def parse(cls, value: object) -> Self:
         """Read `off`, a URL or `cloud:ENV/NAME`, or a mapping of `url`, or `env` and
-        `function_name`. Raises `SourceRefused`.
+        `function_name`; a setting is taken as it is. Raises `SourceRefused`.
         """
+        if isinstance(value, cls):
+            return value.checked()
         if isinstance(value, Mapping):
             return cls._from_parts(value)
         if not isinstance(value, str):
@@ -142,7 +144,7 @@ class FetchSetting:
         if not self.url or not _is_text(self.url):
             raise SourceRefused("names no URL", field="url", remedy="Give the URL to pull from")
         if problem := public_url_problem(self.url):
-            raise UrlRefused(self.url, problem[0], remedy=problem[1])
+            raise UrlRefused(shown(self.url), problem[0], remedy=problem[1])
 
     def _check_cloud_function(self) -> None:
         if self._has("url"):
@@ -156,7 +158,7 @@ class FetchSetting:
                 problem = f"names a cloud function without its {what} ({field})"
                 raise SourceRefused(problem, field=field, remedy=f"Give the {what} too")
             if not _is_text(value) or not shape.match(str(value)):
-                problem = f"names a cloud function by an {field} that is not plain text"
+                problem = f"names a cloud function whose {what} ({field}) cannot be one"
                 remedy = "Give up to 128 printable ASCII characters, without spaces"
                 raise SourceRefused(problem, field=field, remedy=remedy)
 
@@ -181,7 +183,7 @@ class FetchSettings:
     period_fetch: FetchSetting
 
     def for_kind(self, kind: Kind) -> FetchSetting:
-        return self.pre_fetch if kind == "pre_fetch" else self.period_fetch
+        return {"pre_fetch": self.pre_fetch, "period_fetch": self.period_fetch}[kind]
 
 
 class Flag(fields.Field[bool]):

@@ -36,8 +36,8 @@ def test_public_names_are_these() -> None:
     [
         (
             registrar,
-            "Change FetchSetting FetchSettings Guard Kind Plan Probed Registrar Secret StaticToken"
-            " TokenSource Transport Unserved Verdict Wanted",
+            "Change FetchSetting FetchSettings Guard Kind OffIfFrom Plan Probed Registrar Secret"
+            " StaticToken TokenSource Transport Verdict Wanted",
         ),
         (
             fleet,

@@ -11,19 +11,21 @@ from pathlib import Path
 from shlex import quote as quote_word
 from types import MappingProxyType
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import click
 from flask import Flask
 from flask.cli import NoAppException, ScriptInfo
 from werkzeug.routing import BuildError
 
+from prefetch_kit.cli.options import flag_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.desk import AppState, bind_urls, issue_token, state_of
 from prefetch_kit.endpoint.pages import Route
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Change, Unserved, Wanted
+from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.saved import read_plans
 from prefetch_kit.weixin.sources import TokenSources
@@ -108,34 +110,52 @@ class AppAtHand:
 
     def wanted(self, flags: Sources = _NO_FLAGS) -> Wanted:
         """Where WeChat should fetch from: as the flags say, the settings, or the app's routes."""
-        each = ((kind, self._wanted(kind, flags)) for kind in KINDS)
-        return {kind: wanted for kind, wanted in each if wanted is not None}
+        each = {kind: self._wanted(kind, flags) for kind in KINDS}
+        wanted = {kind: setting for kind, setting in each.items() if setting is not None}
+        return wanted or {route.kind: OffIfFrom(self._own(route)) for route in self.routes}
 
-    def _wanted(self, kind: Kind, flags: Sources) -> FetchSetting | Unserved | None:
+    def _wanted(self, kind: Kind, flags: Sources) -> FetchSetting | OffIfFrom | None:
         key = flag_of(kind) if kind in flags else f"PREFETCH_{kind.upper()}"
         said: FetchSetting | Literal["app"] | None = flags.get(kind, getattr(self.config, kind))
         if isinstance(said, FetchSetting) and said.source != "server":
             return said
-        route = next(route for route in self.routes if route.kind == kind)
-        is_served = len(route.pages) > 0
-        if said is not None and not is_served:
+        if said is not None:
+            self.demand_handler(kind, key)
+        if isinstance(said, FetchSetting):
+            return said
+        route = self._route(kind)
+        if len(route.pages) > 0:
+            return self._own(route)
+        # Without a base URL nobody knows of one that it may be switched off from.
+        return None if self.config.base_url is None else OffIfFrom(self._own(route))
+
+    def demand_handler(self, kind: Kind, key: str) -> None:
+        """Raise `ConfigError` where the app answers no such pull; `key` has named a URL for it."""
+        if not len(self._route(kind).pages):
             raise ConfigError(
                 key,
                 f"names a URL to pull from, but the app has no handler for {kind}",
                 remedy=f"Register one with {kind}, or say off, or a cloud function",
             )
-        if isinstance(said, FetchSetting):
-            return said
-        if self.config.base_url is None and not is_served:
-            return None  # nobody knows of a URL that it may be switched off from
-        setting = FetchSetting.server(self.url(route))
-        return setting if is_served else Unserved(setting)
+
+    def _route(self, kind: Kind) -> Route:
+        return next(route for route in self.routes if route.kind == kind)
+
+    def _own(self, route: Route) -> FetchSetting:
+        return FetchSetting.server(self.url(route))
+
+    @property
+    def hosts(self) -> list[str]:
+        """From which WeChat should pull; where it should not, the app's own."""
+        wanted = (each for each in self.wanted().values() if isinstance(each, FetchSetting))
+        urls = [each.url for each in wanted if each.url] or [self.url(self.routes[0])]
+        return sorted({urlsplit(url).hostname or "" for url in urls})
 
     def probe(self, kind: Kind, setting: FetchSetting) -> Probed:
         """Pull where a setting leads, as WeChat will, of a page that needs no user."""
         page = None
         if setting.source == "server":
-            page = self.page(next(route for route in self.routes if route.kind == kind))
+            page = self.page(self._route(kind))
         return probe_setting(self.transport, setting, appid=self.appid, kind=kind, page=page)
 
     def page(self, route: Route) -> str | None:
@@ -190,11 +210,6 @@ class AppAtHand:
             transport=self.transport,
             sleep=_wait,
         )
-
-
-def flag_of(kind: Kind) -> str:
-    """The flag that says for once where this kind of pull comes from."""
-    return f"--{kind.replace('_', '-')}"
 
 
 def _wait(seconds: float) -> None:

@@ -6,15 +6,23 @@ import threading
 from collections.abc import Callable, Collection
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import click
 from flask.cli import ScriptInfo
 
-from prefetch_kit.cli.app import AppAtHand, Sources, flag_of, load_app
+from prefetch_kit.cli.app import AppAtHand, Sources, load_app
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
+from prefetch_kit.cli.options import (
+    FILE,
+    as_json_option,
+    refuse_sources_beside,
+    with_guards,
+    with_sources,
+    yes_option,
+)
 from prefetch_kit.cli.output import (
     Row,
     print_json,
@@ -31,11 +39,11 @@ from prefetch_kit.cli.preflight import add_domains, check_domains
 from prefetch_kit.cli.pull import Credentials, pull_once
 from prefetch_kit.cli.sandbox import seed
 from prefetch_kit.endpoint.desk import kitchen_of, state_of
-from prefetch_kit.errors import PrefetchKitError, ProbeFailed, SourceRefused
-from prefetch_kit.fetch_setting import KINDS, FetchSetting
+from prefetch_kit.errors import PrefetchKitError, ProbeFailed
+from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.registrar.fleet import Fleet
 from prefetch_kit.registrar.imported import check_free, project_of, write_project
-from prefetch_kit.registrar.plan import Guard, Plan, Unserved
+from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.probe import probe
 from prefetch_kit.registrar.saved import check_directory, write_plans
 from prefetch_kit.sandbox import Sandbox
@@ -82,27 +90,6 @@ def with_app(function: _Command) -> _Command:
     return command
 
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
-
-
-def with_guards(function: _Command) -> _Command:
-    """Give a command the flags that lift a guard, and those that are lifted as `allow`."""
-
-    @click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
-    @click.option(
-        "--allow-takeover", is_flag=True, help="Let a source that is not ours be replaced."
-    )
-    @wraps(function)
-    def command(*args: Any, allow_disable: bool, allow_takeover: bool, **kwargs: Any) -> Any:
-        flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
-        allow = frozenset(guard for guard, given in flags.items() if given)
-        return function(*args, allow=allow, **kwargs)
-
-    return command
-
-
 def _check_url(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     try:
         urlsplit(value or "")
@@ -111,36 +98,11 @@ def _check_url(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     return value
 
 
-def _read_source(
-    _ctx: click.Context, _param: click.Parameter, value: str | None
-) -> FetchSetting | Literal["app"] | None:
-    try:
-        if value is None or value == "app":
-            return None if value is None else "app"
-        return FetchSetting.parse(value)
-    except SourceRefused as error:
-        raise click.BadParameter(f"it {error.problem}. {error.remedy}.") from None
+def _read_source(text: str) -> FetchSetting | Literal["app"]:
+    return "app" if text == "app" else FetchSetting.parse(text)
 
 
-def with_sources(function: _Command) -> _Command:
-    """Give a command a flag for each kind of pull, and what they say as `sources`."""
-
-    @wraps(function)
-    def command(*args: Any, **kwargs: Any) -> Any:
-        given = {kind: kwargs.pop(kind) for kind in KINDS}
-        sources = {kind: source for kind, source in given.items() if source is not None}
-        return function(*args, sources=sources, **kwargs)
-
-    for kind in reversed(KINDS):
-        command = click.option(
-            flag_of(kind),
-            callback=_read_source,
-            metavar="SOURCE",
-            help="For once: app (its own URL), https://…, cloud:ENV/NAME, or off.",
-        )(command)
-    return command
-
-
+_SOURCES: Final = "For once: app (its own URL), https://…, cloud:ENV/NAME, or off."
 _url = click.argument("url", required=False, callback=_check_url)
 
 
@@ -159,9 +121,9 @@ def show(at_hand: AppAtHand, *, as_json: bool) -> None:
 @commands.command()
 @with_app
 @as_json_option
-@with_sources
+@with_sources(_read_source, help=_SOURCES)
 @click.option("--detailed-exitcode", is_flag=True, help="0: nothing to do, 3: changes.")
-@click.option("--out", type=_FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+@click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
 def plan(
     at_hand: AppAtHand,
     *,
@@ -186,14 +148,14 @@ def plan(
 
 @commands.command()
 @with_app
-@click.argument("saved", metavar="[FILE]", type=_FILE, required=False)
+@click.argument("saved", metavar="[FILE]", type=FILE, required=False)
 @yes_option
 @as_json_option
-@with_sources
+@with_sources(_read_source, help=_SOURCES)
 @with_guards
-@click.option("--skip-probe", is_flag=True, help="Do not pull our own URL first.")
+@click.option("--skip-probe", is_flag=True, help="Do not pull from there first.")
 @click.option("--skip-preflight", is_flag=True, help="Do not look at the business domains first.")
-@click.option("--ensure-domain", is_flag=True, help="Add our host to the business domains first.")
+@click.option("--ensure-domain", is_flag=True, help="Add its host to the business domains first.")
 @click.option("--directly", is_flag=True, help="… not through the platform; counts once released.")
 def apply(
     at_hand: AppAtHand,
@@ -208,13 +170,10 @@ def apply(
     ensure_domain: bool,
     directly: bool,
 ) -> None:
-    """Point WeChat at this app, or carry out a saved plan, and read back that it is so."""
+    """Make WeChat fetch from where this app says, or as a saved plan does, and read that back."""
     if directly and not ensure_domain:
         raise click.UsageError("--directly says how to --ensure-domain; add that too.")
-    if saved is not None and sources:
-        raise click.UsageError(
-            f"{saved} says where to fetch from; leave out {', '.join(map(flag_of, sources))}."
-        )
+    refuse_sources_beside(saved, sources)
 
     def approve(found: Plan) -> None:
         if not skip_probe:
@@ -255,7 +214,7 @@ def rollback(
 @with_app
 @as_json_option
 @click.option("--authorized", is_flag=True, help="All merchants of the third-party platform.")
-@click.option("--out", type=_FILE, default="prefetch.toml", show_default=True)
+@click.option("--out", type=FILE, default="prefetch.toml", show_default=True)
 def import_command(at_hand: AppAtHand, *, as_json: bool, authorized: bool, out: Path) -> None:
     """Write prefetch.toml from what WeChat has now, for the fleet commands."""
     check_free(out)
@@ -311,7 +270,7 @@ def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None
     """Pull URL, or the app's own URLs, the way WeChat will, and judge the answers."""
     if url is None:
         results = [
-            at_hand.probe(kind, wanted.setting if isinstance(wanted, Unserved) else wanted)
+            at_hand.probe(kind, wanted.setting if isinstance(wanted, OffIfFrom) else wanted)
             for kind, wanted in at_hand.wanted().items()
         ]
     else:

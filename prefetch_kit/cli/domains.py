@@ -1,13 +1,17 @@
 """The commands for business domains (业务域名)."""
 
 import sys
+from collections.abc import Iterable
+from functools import partial
 
 import click
 
 from prefetch_kit.cli.app import AppAtHand
-from prefetch_kit.cli.commands import as_json_option, commands, confirm, with_app, yes_option
+from prefetch_kit.cli.commands import commands, confirm, with_app
+from prefetch_kit.cli.options import as_json_option, yes_option
 from prefetch_kit.cli.output import print_standing
 from prefetch_kit.cli.preflight import domains_of
+from prefetch_kit.registrar.domains import Standing
 
 
 @commands.group()
@@ -19,11 +23,9 @@ def domains() -> None:
 @with_app
 @as_json_option
 def show(at_hand: AppAtHand, *, as_json: bool) -> None:
-    """Show whether WeChat would pull from this app's host. Changes nothing."""
-    standing = domains_of(at_hand).inspect()
-    print_standing(standing, as_json=as_json)
-    if standing.broken:
-        sys.exit(1)
+    """Show whether WeChat would pull from this app's hosts. Changes nothing."""
+    standings = [domains_of(at_hand, host).inspect() for host in at_hand.hosts]
+    _print_and_exit(standings, as_json=as_json)
 
 
 @domains.command()
@@ -35,13 +37,23 @@ def show(at_hand: AppAtHand, *, as_json: bool) -> None:
 def ensure(
     at_hand: AppAtHand, *, yes: bool, as_json: bool, directly: bool, skip_probe: bool
 ) -> None:
-    """Add this app's host wherever it is missing, and read back that it is there."""
-    wanted = domains_of(at_hand)
-    standing = wanted.inspect()
-    if standing.broken:
-        missing = standing
-        confirm("Add it?", yes=yes, shown=lambda: print_standing(missing, as_json=False))
-        standing = wanted.ensure(directly=directly, checks_file=not skip_probe)
-    print_standing(standing, as_json=as_json)
-    if standing.broken:
+    """Add this app's hosts wherever they are missing, and read back that they are there."""
+    standings = []
+    for host in at_hand.hosts:
+        wanted = domains_of(at_hand, host)
+        standing = wanted.inspect()
+        if standing.broken:
+            confirm("Add it?", yes=yes, shown=partial(print_standing, standing, as_json=False))
+            standing = wanted.ensure(directly=directly, checks_file=not skip_probe)
+        standings.append(standing)
+    _print_and_exit(standings, as_json=as_json)
+
+
+def _print_and_exit(standings: Iterable[Standing], *, as_json: bool) -> None:
+    """Print how hosts stand; the exit code is 1 where one of them does not count."""
+    is_broken = False
+    for standing in standings:
+        print_standing(standing, as_json=as_json)
+        is_broken |= bool(standing.broken)
+    if is_broken:
         sys.exit(1)

@@ -10,10 +10,16 @@ from typing import Any, Final, cast
 
 import click
 
-from prefetch_kit.cli.app import flag_of
 from prefetch_kit.cli.fleet_output import Printer, print_status
-from prefetch_kit.errors import PrefetchKitError, SourceRefused
-from prefetch_kit.fetch_setting import KINDS
+from prefetch_kit.cli.options import (
+    FILE,
+    as_json_option,
+    refuse_sources_beside,
+    with_guards,
+    with_sources,
+    yes_option,
+)
+from prefetch_kit.errors import PrefetchKitError
 from prefetch_kit.registrar.crew import Summary
 from prefetch_kit.registrar.fleet import Fleet, Limits
 from prefetch_kit.registrar.plan import Guard
@@ -59,7 +65,6 @@ def _read_by(read: Callable[[str], float]) -> Callable[..., float | None]:
     return number
 
 
-_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _PACE: Final = {
     "workers": click.option("--workers", type=click.IntRange(1, 512), help="Calls at once."),
     "rate": click.option(
@@ -77,42 +82,22 @@ _PACE: Final = {
 }
 
 
-def _read_pull(
-    _ctx: click.Context, _param: click.Parameter, value: str | None
-) -> PullTemplate | None:
-    try:
-        return None if value is None else PullTemplate((Template(value),))
-    except SourceRefused as error:
-        sentence = f"it {error.problem}. {error.remedy}."
-    except ValueError as error:
-        sentence = f"it {error}."
-    raise click.BadParameter(sentence)
-
-
-def _with_fleet(
-    *pace: str, sources: bool = False, **defaults: Any
-) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Give a command `--config`, `--json` and these flags, the fleet they mean, and a printer.
 
-    With `sources` also those that say where each kind of pull comes from. `defaults` go before
-    what the project says.
+    `defaults` go before what the project says, and the `sources` that a command takes too.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
-        @click.option("--config", type=_FILE, default="prefetch.toml", show_default=True)
-        @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+        @click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
+        @as_json_option
         @wraps(function)
         def command(*args: Any, config: Path, as_json: bool, **options: Any) -> None:
             given = {name: options.pop(name) for name in pace}
-            said = {kind: options.pop(kind) for kind in KINDS if sources}
+            sources = options.pop("sources", {})
+            refuse_sources_beside(options.get("saved"), sources)
             project = load_project(config)
-            pulls = {kind: pull for kind, pull in said.items() if pull is not None}
-            if pulls and options.get("saved") is not None:
-                given_flags = ", ".join(map(flag_of, pulls))
-                raise click.UsageError(
-                    f"{options['saved']} says where to fetch from; leave out {given_flags}."
-                )
-            project = replace(project, pulls={**project.pulls, **pulls})
+            project = replace(project, pulls={**project.pulls, **sources})
             wanted = {name: value for name, value in given.items() if value is not None}
             pace_here = replace(project.pace, **(defaults | wanted))
             printer = Printer(as_json=as_json)
@@ -121,16 +106,15 @@ def _with_fleet(
 
         for name in reversed(pace):
             command = _PACE[name](command)
-        for kind in reversed(KINDS if sources else ()):
-            command = click.option(
-                flag_of(kind),
-                callback=_read_pull,
-                metavar="SOURCE",
-                help="For once: https://…/{appid}, cloud:ENV/NAME, {column}, or off.",
-            )(command)
         return command
 
     return decorate
+
+
+_with_sources: Final = with_sources(
+    lambda text: PullTemplate((Template(text),)),
+    help="For once: https://…/{appid}, cloud:ENV/NAME, {column}, or off.",
+)
 
 
 def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
@@ -153,8 +137,9 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
 
 
 @fleet.command()
-@_with_fleet("workers", "rate", sources=True)
-@click.option("--out", type=_FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+@_with_sources
+@_with_fleet("workers", "rate")
+@click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
 @click.option("--detailed-exitcode", is_flag=True, help="3 where something is to be done.")
 def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: bool) -> None:
     """Show what apply would change. Changes nothing."""
@@ -167,37 +152,47 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 
 
 @fleet.command()
-@_with_fleet("workers", "rate", "canary", "stop_at", sources=True)
-@click.argument("saved", metavar="[FILE]", type=_FILE, required=False)
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--allow-disable", is_flag=True, help="Let pulls that are on be switched off.")
-@click.option("--allow-takeover", is_flag=True, help="Let sources that are not ours be replaced.")
+@_with_sources
+@_with_fleet("workers", "rate", "canary", "stop_at")
+@click.argument("saved", metavar="[FILE]", type=FILE, required=False)
+@yes_option
+@with_guards
 @click.option("--ensure-domain", is_flag=True, help="Add hosts to the business domains first.")
 @click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
-def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **flags: Any) -> None:
-    """Point WeChat at every app's URLs, or carry out a saved plan, and read that back."""
+def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **limits: Any) -> None:
+    """Make WeChat fetch from where the file says, or as a saved plan does, and read that back."""
     _ask("Set what WeChat pulls for every mini program of the list?", yes=yes)
-    sys.exit(run_fleet(printer, lambda: made.apply(_limits(**flags), saved=saved)).exit_code)
+    sys.exit(run_fleet(printer, lambda: made.apply(Limits(**limits), saved=saved)).exit_code)
 
 
 @fleet.command()
 @_with_fleet("workers", "rate", "canary", "stop_at", canary=0)
 @click.option("--to", type=int, metavar="RUN", help="Undo this run and all after it.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @click.option("--allow-takeover", is_flag=True, help="Let what somebody else set be replaced.")
 @click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
-def rollback(made: Fleet, printer: Printer, *, to: int | None, yes: bool, **flags: Any) -> None:
+def rollback(
+    made: Fleet,
+    printer: Printer,
+    *,
+    to: int | None,
+    yes: bool,
+    allow_takeover: bool,
+    max_changes: int | None,
+) -> None:
     """Restore what stood at WeChat before the last apply, or before an earlier run.
 
     It has no canaries unless they are asked for: what it restores has been there.
     """
     _ask("Undo it for every mini program it changed?", yes=yes)
-    sys.exit(run_fleet(printer, lambda: made.rollback(_limits(**flags), to=to)).exit_code)
+    allow: frozenset[Guard] = frozenset({"takeover"} if allow_takeover else ())
+    limits = Limits(allow, max_changes)
+    sys.exit(run_fleet(printer, lambda: made.rollback(limits, to=to)).exit_code)
 
 
 @fleet.command()
-@click.option("--config", type=_FILE, default="prefetch.toml", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
+@as_json_option
 @click.option("--live", is_flag=True, help="Ask WeChat too, one read an app.")
 def status(config: Path, *, as_json: bool, live: bool) -> None:
     """Show what became of the last run, by cause; with --live also what WeChat holds now."""
@@ -211,12 +206,6 @@ def status(config: Path, *, as_json: bool, live: bool) -> None:
     print_status(record, tally, as_json=as_json)
     if live:
         sys.exit(run_fleet(printer, made.plan).exit_code)
-
-
-def _limits(*, allow_takeover: bool, allow_disable: bool = False, **others: Any) -> Limits:
-    flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
-    allow = frozenset(guard for guard, given in flags.items() if given)
-    return Limits(allow, **others)
 
 
 def _ask(question: str, *, yes: bool) -> None:

@@ -1,7 +1,6 @@
 """Whether WeChat would pull from the app's host: asked before anything is set."""
 
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 import click
 
@@ -10,16 +9,14 @@ from prefetch_kit.errors import ConfigError, TokenSourceError, WeixinError
 from prefetch_kit.registrar.domains import HostDomains
 
 
-def domains_of(at_hand: AppAtHand, host: str | None = None) -> HostDomains:
-    """The business domains of a host, or the app's own. Raises ConfigError without a platform."""
+def domains_of(at_hand: AppAtHand, host: str) -> HostDomains:
+    """The business domains of a host. Raises ConfigError without a platform."""
     if (platform := at_hand.tokens.platform) is None:
         raise ConfigError(
             "PREFETCH_COMPONENT_APPID",
             "is missing, and WeChat lets nobody but third-party platforms ask for this",
             remedy="Without a platform, look into the mini program's console: 开发管理, 业务域名",
         )
-    if host is None:
-        host = urlsplit(at_hand.url(at_hand.routes[0])).hostname or ""
     return HostDomains.of_merchant(
         at_hand.appid, host, platform=platform, transport=at_hand.transport
     )

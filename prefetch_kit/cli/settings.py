@@ -6,15 +6,8 @@ from typing import Any
 import click
 
 from prefetch_kit.cli.app import AppAtHand
-from prefetch_kit.cli.commands import (
-    as_json_option,
-    ask,
-    commands,
-    print_done,
-    with_app,
-    with_guards,
-    yes_option,
-)
+from prefetch_kit.cli.commands import ask, commands, print_done, with_app
+from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.errors import Refused, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, SOURCES, FetchSetting, Kind
@@ -24,7 +17,7 @@ from prefetch_kit.weixin.settings import spelled, wire_names
 
 @commands.group()
 def settings() -> None:
-    """One call of fetchdatasetting each, in WeChat's own spelling.
+    """The calls of fetchdatasetting, in WeChat's own spelling.
 
     Read, journalled, guarded and read back as apply is, but nothing is probed. Where WeChat
     holds it already, nothing is sent.
@@ -43,6 +36,8 @@ def get(at_hand: AppAtHand, *, as_json: bool) -> None:
     if as_json:
         _print_success(fields)
         return
+    if not fields:
+        click.echo("WeChat has nothing configured.", err=True)
     for name, value in fields.items():
         click.echo(f"{name} = {str(value).lower() if isinstance(value, bool) else value}")
 
@@ -83,6 +78,8 @@ def _add_set_command(kind: Kind) -> None:
             raise click.UsageError(
                 f"{flags[error.field]}: it {error.problem}. {error.remedy}."
             ) from None
+        if wanted.open and wanted.source == "server":
+            at_hand.demand_handler(kind, flags["url"])
         registrar = at_hand.registrar()
         done: Plan = _answered(
             lambda: registrar.apply(

@@ -98,7 +98,7 @@ def read_fetch_setting(value: object) -> FetchSetting:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             problem = "begins with a brace and is no JSON"
             remedy = 'Write {"env": "…", "function_name": "…"}'
             raise InvalidError(problem, remedy) from None

@@ -12,7 +12,7 @@ from prefetch_kit.lazy_names import lazy_names
 if TYPE_CHECKING:
     from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
     from prefetch_kit.registrar.apply import Registrar
-    from prefetch_kit.registrar.plan import Change, Guard, Plan, Unserved, Wanted
+    from prefetch_kit.registrar.plan import Change, Guard, OffIfFrom, Plan, Wanted
     from prefetch_kit.registrar.probe import Probed, Verdict
     from prefetch_kit.secret import Secret
     from prefetch_kit.weixin.tokens import StaticToken, TokenSource
@@ -24,6 +24,7 @@ __all__ = [
     "FetchSettings",
     "Guard",
     "Kind",
+    "OffIfFrom",
     "Plan",
     "Probed",
     "Registrar",
@@ -31,7 +32,6 @@ __all__ = [
     "StaticToken",
     "TokenSource",
     "Transport",
-    "Unserved",
     "Verdict",
     "Wanted",
 ]
@@ -42,7 +42,7 @@ if not TYPE_CHECKING:  # where it is, a wrong name is an error
         {
             "prefetch_kit.fetch_setting": ("FetchSetting", "FetchSettings", "Kind"),
             "prefetch_kit.registrar.apply": ("Registrar",),
-            "prefetch_kit.registrar.plan": ("Change", "Guard", "Plan", "Unserved", "Wanted"),
+            "prefetch_kit.registrar.plan": ("Change", "Guard", "Plan", "OffIfFrom", "Wanted"),
             "prefetch_kit.registrar.probe": ("Probed", "Verdict"),
             "prefetch_kit.secret": ("Secret",),
             "prefetch_kit.weixin.tokens": ("StaticToken", "TokenSource"),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
-from prefetch_kit.registrar.plan import Change, Plan, Unserved, Wanted, plan_saved, plan_wanted
+from prefetch_kit.registrar.plan import Change, OffIfFrom, Plan, Wanted, plan_saved, plan_wanted
 from prefetch_kit.registrar.saved import change_fields, read_changes
 
 # From an app, its text, and what WeChat holds, to its plan.
@@ -15,7 +15,7 @@ def wanted_text(wanted: Wanted) -> str:
     return json.dumps(
         {
             kind: {"unserved": each.setting.to_dict()}
-            if isinstance(each, Unserved)
+            if isinstance(each, OffIfFrom)
             else each.to_dict()
             for kind, each in wanted.items()
         }
@@ -24,7 +24,7 @@ def wanted_text(wanted: Wanted) -> str:
 
 def read_wanted(text: str) -> Wanted:
     return {
-        kind: Unserved(FetchSetting.from_dict(plain["unserved"]))
+        kind: OffIfFrom(FetchSetting.from_dict(plain["unserved"]))
         if "unserved" in plain
         else FetchSetting.from_dict(plain)
         for kind, plain in json.loads(text).items()

@@ -28,12 +28,18 @@ _SHOWN: Final = 10
 Listed = tuple[str, Mapping[str, str] | str]
 
 
-def spool_targets(project: Project, authorizers: Authorizers | None, spool: Spool) -> None:
+def spool_wanted(project: Project, authorizers: Authorizers | None, spool: Spool) -> None:
     """Put down what is wanted of each app's pulls.
 
     All of it is read and checked before anything is sent. Raises `ListRefused`, which names the
     lines, and what the platform's list raises.
     """
+    if not project.pulls:
+        raise ConfigError(
+            f"{project.path}: [urls] pre_fetch",
+            "is missing",
+            remedy="Say where at least one kind of pull comes from, here or in [cloud.pre_fetch]",
+        )
     source, listed = _listed(project, authorizers)
     problems: list[str] = []
     for where, cells in listed:
@@ -84,8 +90,6 @@ def _spooled(project: Project, cells: Mapping[str, str], spool: Spool) -> str | 
         wanted = _wanted(project, cells)
     except SourceRefused as error:
         return f"{error.subject} {error.problem}"
-    except KeyError as error:
-        return f"there is no {error.args[0]}, which prefetch.toml needs"
     except ValueError as error:
         return str(error)
     is_new = spool.add(appid, wanted_text(wanted))
@@ -158,6 +162,6 @@ def _object(line: str) -> Mapping[str, str] | str:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return "it is not JSON"
-    if not isinstance(record, dict) or not all(isinstance(v, str) for v in record.values()):
+    if not isinstance(record, dict) or not all(isinstance(v, str | None) for v in record.values()):
         return "it is no object of strings"
-    return record
+    return {name: (value or "").strip() for name, value in record.items()}

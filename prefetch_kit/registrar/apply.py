@@ -31,6 +31,7 @@ from prefetch_kit.registrar.plan import (
     Plan,
     Wanted,
     check_wanted,
+    checked_changes,
     explain,
     plan_return,
     plan_saved,
@@ -41,7 +42,7 @@ from prefetch_kit.registrar.state_dir import make_directory
 from prefetch_kit.weixin.grants import APPID_SHAPE
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.stores import place_of
-from prefetch_kit.weixin.tokens import TokenFunction, TokenSource
+from prefetch_kit.weixin.tokens import TokenSource, token_source_of
 from prefetch_kit.weixin.transport import Transport
 
 _LOCK_WAIT_S: Final = 30.0
@@ -56,9 +57,10 @@ class Registrar:
     says which WeChat is meant, by default the real one. `sleep` is called with seconds where
     WeChat asks to wait.
 
-    Methods raise `WeixinError`, `TokenSourceError` and `RegistrarError`; they end within the
-    deadlines of the calls they make: at most three reads, for each kind of pull one more and two
-    writes, and one lock wait of 30 s. However long `approve` takes, no lock is held meanwhile.
+    Raises `ConfigError`; methods raise `WeixinError`, `TokenSourceError` and `RegistrarError`.
+    They end within the deadlines of the calls they make: at most three reads, for each kind of
+    pull one more and two writes, and one lock wait of 30 s. However long `approve` takes, no lock
+    is held meanwhile.
     Use it in a `with` block, which closes its connections.
     """
 
@@ -75,8 +77,7 @@ class Registrar:
             raise ConfigError("appid", "is none", remedy='Give the mini program\'s own, "wx…"')
         self._appid = appid
         self._transport = transport or Transport()
-        source = TokenFunction(tokens) if callable(tokens) else tokens
-        self._settings = SettingsApi(self._transport, source, sleep=sleep)
+        self._settings = SettingsApi(self._transport, token_source_of(tokens), sleep=sleep)
         self._state_dir = Path(state_dir, place_of(self._transport.base_url), appid)
         self._journal = Journal(self._state_dir / "journal.sqlite3")
 
@@ -135,10 +136,12 @@ class Registrar:
     ) -> Plan:
         """Carry out the changes of a plan that was made earlier, the same way.
 
-        Raises `PlanStale` where WeChat has changed since, what the plan wants excepted.
+        Raises `PlanStale` where WeChat has changed since, what the plan wants excepted. Each
+        needs the guards that it needed in its plan.
         """
+        checked = checked_changes(changes)
         return self._apply(
-            lambda: plan_saved(self._appid, self._settings.get(), changes), allow, approve
+            lambda: plan_saved(self._appid, self._settings.get(), checked), allow, approve
         )
 
     def _apply(

@@ -19,7 +19,7 @@ from prefetch_kit.weixin.settings import SettingsApi
 
 APPLY_REASONS: Final[Mapping[Guard, str]] = {
     "disable": "would switch off what WeChat pulls now",
-    "takeover": "would replace a source that is not on this app's host",
+    "takeover": "would replace a source of another host, cloud environment or kind",
 }
 ROLLBACK_REASONS: Final[Mapping[Guard, str]] = {
     "takeover": "would replace what somebody else set since",

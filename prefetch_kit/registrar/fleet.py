@@ -24,7 +24,7 @@ from prefetch_kit.registrar.aims import (
     read_settings,
     settings_text,
 )
-from prefetch_kit.registrar.app_list import merchants, spool_targets
+from prefetch_kit.registrar.app_list import merchants, spool_wanted
 from prefetch_kit.registrar.carry import (
     APPLY_REASONS,
     ROLLBACK_REASONS,
@@ -136,16 +136,17 @@ class Fleet:
     def history(self) -> FleetHistory:
         return FleetHistory(self._project.fleet_dir / _JOURNAL)
 
-    def plan(self, *, out: Path | None = None) -> Summary:
+    def plan(self, *, out: str | Path | None = None) -> Summary:
         """What `apply` would do: one read an app. With `out` it is saved there.
 
         Apps that could not be read are counted there; a plan that was interrupted is not saved.
         """
+        out = None if out is None else Path(out)
         if out is not None:
             check_directory(out)
         history = self.history
         is_known = history.exists()
-        with self._targets() as spool:
+        with self._wanted() as spool:
 
             def work(task: Task) -> Plan:
                 current = self._settings_of(task.appid).get()
@@ -185,16 +186,18 @@ class Fleet:
                 take((appid, read_settings(text)) for appid, text in spool.found())
         return summary
 
-    def apply(self, limits: Limits = NO_GUARD_LIFTED, *, saved: Path | None = None) -> Summary:
-        """Point WeChat at every app's URLs, or carry out a saved plan, and read that back.
+    def apply(
+        self, limits: Limits = NO_GUARD_LIFTED, *, saved: str | Path | None = None
+    ) -> Summary:
+        """Make WeChat fetch as the project says, or as a saved plan does, and read that back.
 
         A run that was cut short is gone on with, if all that is wanted is still the same.
         """
         with only_fleet(self._project.fleet_dir):
             if saved is None:
-                with self._targets() as spool:
+                with self._wanted() as spool:
                     return self._carry("apply", spool, plan_of_wanted, limits)
-            with self._saved(saved) as (spool, unread):
+            with self._saved(Path(saved)) as (spool, unread):
                 return self._carry("apply", spool, plan_of_changes, limits, unread=unread)
 
     def rollback(self, limits: Limits = NO_GUARD_LIFTED, *, to: int | None = None) -> Summary:
@@ -243,9 +246,9 @@ class Fleet:
         )
 
     @contextmanager
-    def _targets(self) -> Iterator[Spool]:
+    def _wanted(self) -> Iterator[Spool]:
         with Spool() as spool:
-            spool_targets(self._project, self._authorizers, spool)
+            spool_wanted(self._project, self._authorizers, spool)
             yield spool
 
     @contextmanager

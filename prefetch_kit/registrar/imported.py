@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from prefetch_kit.errors import ConfigError, SourceRefused, UrlRefused
+from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.project import Pace, Project
 from prefetch_kit.weixin import sources
@@ -116,10 +116,9 @@ def _taken_over(setting: FetchSetting) -> tuple[str, str | None]:
         return FetchSetting.off().to_text(), None
     try:
         return setting.of_its_source().checked().to_text(), None
-    except UrlRefused:
-        return "", "from a URL that cannot be registered"
     except SourceRefused:
-        return "", "from a cloud function that cannot be registered"
+        what = "a URL" if setting.source == "server" else "a cloud function"
+        return "", f"from {what} that cannot be registered"
 
 
 def _lines(project: Project, listed: Path, seen: _Seen) -> Iterator[str]:

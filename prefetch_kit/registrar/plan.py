@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from prefetch_kit.errors import PlanStale, SourceRefused, UrlRefused
-from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
+from prefetch_kit.errors import PlanStale, SourceRefused
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 
 Guard = Literal["disable", "takeover"]
 # Why something is to be set: we want something else than before, WeChat no longer holds what was
@@ -17,18 +17,17 @@ _CANNOT_FORGET: Final = "it had no source before; WeChat cannot forget one, so i
 
 
 @dataclass(frozen=True, slots=True)
-class Unserved:
-    """Where the app would serve a pull, but has no handler for it.
+class OffIfFrom:
+    """Off where WeChat fetches from there, and left alone where it fetches from elsewhere.
 
-    WeChat is switched off where it fetches from there, as that can only fail, and left alone
-    where it fetches from elsewhere.
+    So an app is kept from being pulled for what it has no handler for, which can only fail.
     """
 
     setting: FetchSetting
 
 
 # What is wanted of each kind of pull; a kind that is missing is left alone.
-Wanted = Mapping[Kind, FetchSetting | Unserved]
+Wanted = Mapping[Kind, FetchSetting | OffIfFrom]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,9 @@ class Plan:
 
     @property
     def hosts(self) -> list[str]:
-        """From which WeChat would pull."""
-        urls = (c.after.url for c in self.changes if c.after.source == "server")
+        """From which WeChat would pull, and does not yet."""
+        opened = (change.after for change in self.changes if change.after.open)
+        urls = (setting.url for setting in opened if setting.source == "server")
         return sorted({urlsplit(url).hostname or "" for url in urls if url})
 
 
@@ -82,15 +82,52 @@ class Past:
 def check_wanted(wanted: Wanted) -> None:
     """Raises `SourceRefused` for what WeChat could not be told."""
     for kind, each in wanted.items():
-        try:
-            (each.setting if isinstance(each, Unserved) else each).checked()
-        except UrlRefused:
-            raise  # it names the URL
-        except SourceRefused as error:
-            refused = error.of(kind)
-        else:
-            continue
-        raise refused
+        _check_kind(kind)
+        if (refused := _refusal(each)) is not None:
+            raise refused.of(kind)
+
+
+def _refusal(wanted: FetchSetting | OffIfFrom) -> SourceRefused | None:
+    setting: object = wanted.setting if isinstance(wanted, OffIfFrom) else wanted
+    if not isinstance(setting, FetchSetting):
+        remedy = "Give a FetchSetting; FetchSetting.parse makes one of a text"
+        return SourceRefused("is no setting", field="source", remedy=remedy)
+    if isinstance(wanted, OffIfFrom) and setting.source is None:
+        return SourceRefused("names no source", field="source", remedy="Give the one to leave")
+    try:
+        setting.checked()
+    except SourceRefused as refused:
+        return refused
+    return None
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise SourceRefused(
+            "is no kind of pull",
+            field="kind",
+            remedy="There are pre_fetch and period_fetch",
+            subject=repr(kind),
+        )
+
+
+def checked_changes(changes: Sequence[Change]) -> list[Change]:
+    """Changes that somebody kept, with the guards that each of them needs now.
+
+    Raises `SourceRefused` for what WeChat could not be told.
+    """
+    for change in changes:
+        _check_kind(change.kind)
+        if not change.after.is_whole:
+            remedy = "Give what plan gave"
+            raise SourceRefused(
+                "names no whole source", field="source", remedy=remedy, subject=change.kind
+            )
+        if change.after.open:  # what is switched off keeps the source that it has
+            change.after.checked()
+    if len({change.kind for change in changes}) != len(changes):
+        raise SourceRefused("comes twice", field="kind", remedy="Give each kind of pull once")
+    return [replace(each, guards=guards_of(each.before, each.after)) for each in changes]
 
 
 def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
@@ -107,9 +144,9 @@ def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
     return Plan(appid, current, tuple(changes))
 
 
-def _after(before: FetchSetting, wanted: FetchSetting | Unserved) -> FetchSetting | None:
+def _after(before: FetchSetting, wanted: FetchSetting | OffIfFrom) -> FetchSetting | None:
     """What is to be set; None where it is left alone."""
-    if isinstance(wanted, Unserved):
+    if isinstance(wanted, OffIfFrom):
         return before.switched_off() if same(before, wanted.setting) else None
     if wanted.source is not None:
         return wanted
@@ -194,6 +231,7 @@ def _is_ours(before: FetchSetting, after: FetchSetting) -> bool:
     if not before.url or before.url == after.url:
         return True
     try:
-        return urlsplit(before.url).hostname == urlsplit(after.url or "").hostname
+        host = urlsplit(before.url).hostname
+        return host is not None and host == urlsplit(after.url or "").hostname
     except ValueError:
         return False

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from prefetch_kit.addresses import is_loopback, public_url_problem
+from prefetch_kit.addresses import is_loopback, public_url_problem, shown
 from prefetch_kit.errors import NotFetched, OutcomeUnknown, UrlRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.weixin.transport import Reply, Transport, shown
+from prefetch_kit.weixin.transport import Reply, Transport
 
 DEADLINE_S: Final = 10.0
 # /miniprogram/dev/framework/ability/pre-fetch.html: a phone keeps at most 256 KB.
@@ -101,8 +101,10 @@ def probe_setting(
     """Probe where a setting leads. What is no URL cannot be pulled, and the verdict says so."""
     if setting.source == "server" and setting.url:
         return probe(transport, setting.url, appid=appid, kind=kind, page=page)
-    is_off = setting.source != "cloud_function"
-    what = "is off" if is_off else f"comes from cloud function {setting.function_name}"
+    if setting.source == "cloud_function":
+        what = f"comes from cloud function {setting.function_name}"
+    else:
+        what = "is not configured" if setting.open is None else "is off"
     says = f"{kind} {what}, so there is nothing to probe"
     return Probed(setting.to_text(), (Verdict("source", kept=True, says=says),))
 

@@ -93,17 +93,11 @@ def _pulls(path: Path, read: Mapping[str, Any]) -> dict[Kind, PullTemplate]:
         if len(templates) > 1 and not any(each.columns for each in templates):
             raise ConfigError(
                 f"{path}: [cloud.{kind}]",
-                f"names a cloud function, and [urls] {kind} a URL at once",
+                f"and [urls] {kind} name two sources at once",
                 remedy="Keep one of them, or fill both from columns of which one is empty",
             )
         if templates:
             pulls[kind] = PullTemplate(tuple(templates), is_off=kind in read["urls"]["off"])
-    if not pulls:
-        raise ConfigError(
-            f"{path}: [urls] pre_fetch",
-            "is missing",
-            remedy="Say where at least one kind of pull comes from, here or in [cloud.pre_fetch]",
-        )
     if nowhere := set(read["urls"]["off"]) - pulls.keys():
         raise ConfigError(
             f"{path}: [urls] off",

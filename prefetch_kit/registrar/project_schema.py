@@ -43,6 +43,8 @@ def _first(messages: Any, table: str = "") -> tuple[str, str, str]:
         return _first(below, table=f"{table}.{key}" if table else str(key))
     problem, _, remedy = below[0].rstrip(".").partition("\n")
     where = f"[{table}] {key}" if table else str(key)
+    if key == "_schema":  # it is about the table itself
+        where = f"[{table}]"
     return where, _PROBLEMS.get(problem, problem), remedy or _REMEDIES.get(problem, "Correct it")
 
 
@@ -50,9 +52,11 @@ _PROBLEMS: Final = {
     "Unknown field": "is not known",
     "Missing data for required field": "is missing",
     "Field may not be null": "is empty",
+    "Invalid input type": "is no table",
 }
 _REMEDIES: Final = {
     "Unknown field": "Correct its spelling, or take it out; the README lists what there is",
+    "Invalid input type": "Give each of its keys a line of its own below its name",
     "Missing data for required field": "Add it; the README shows the smallest file",
 }
 
@@ -81,7 +85,7 @@ class _TemplateField(fields.String):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         text = super()._deserialize(value, *args, **kwargs)
         if text.startswith("cloud:"):
-            problem, remedy = "is no URL", "Name cloud functions in [cloud.pre_fetch]"
+            problem, remedy = "is no URL", f"Name a cloud function in [cloud.{self.name}]"
             raise ValidationError(_says(problem, remedy))
         return _template(text, remedy="Write https://shop.example/p/{appid}/pre_fetch")
 
@@ -162,16 +166,26 @@ class _UrlsSchema(_Table):
     off = fields.List(fields.String(validate=validate.OneOf(KINDS)), load_default=list)
 
 
+_NAMES: Final = "Write a name, or {column} for what differs from app to app"
+
+
 class _CloudFunctionSchema(_Table):
     env = fields.String(required=True)
     function_name = fields.String(required=True)
 
+    @validates("env")
+    def _check_env(self, env: str, **_: object) -> None:
+        if "/" in env:
+            raise ValidationError(_says("holds a slash", "Give the environment alone"))
+        _template(f"cloud:{env}/x", remedy=_NAMES)
+
+    @validates("function_name")
+    def _check_function_name(self, function_name: str, **_: object) -> None:
+        _template(f"cloud:x/{function_name}", remedy=_NAMES)
+
     @post_load
-    def _as_template(self, data: dict[str, Any], **_: object) -> Template:
-        if "/" in data["env"]:
-            raise ValidationError(_says("holds a slash", "Give the environment alone"), "env")
-        text = f"cloud:{data['env']}/{data['function_name']}"
-        return _template(text, remedy="Write names, or {column} for what differs from app to app")
+    def _as_template(self, data: dict[str, str], **_: object) -> Template:
+        return Template(f"cloud:{data['env']}/{data['function_name']}")
 
 
 class _CloudSchema(_Table):

@@ -11,9 +11,9 @@ from typing import IO, Any, Final
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from prefetch_kit.errors import PlanUnusable
+from prefetch_kit.errors import PlanUnusable, SourceRefused, UrlRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting
-from prefetch_kit.registrar.plan import Change, guards_of
+from prefetch_kit.registrar.plan import Change, checked_changes
 from prefetch_kit.weixin.grants import APPID_SHAPE
 
 _TYPE: Final = "prefetch_kit plan"
@@ -25,23 +25,24 @@ SavedPlan = tuple[str, tuple[Change, ...]]
 
 
 def change_fields(change: Change) -> dict[str, object]:
-    """A change as plain JSON values; `guard` is the first that it needs."""
+    """A change as plain JSON values; `guard` is the first of its guards."""
     return {
         "kind": change.kind,
         "before": change.before.to_dict(),
         "after": change.after.to_dict(),
         "guard": change.guards[0] if change.guards else None,
+        "guards": list(change.guards),
         "note": change.note,
     }
 
 
 def read_changes(plain: Any) -> tuple[Change, ...]:
-    """What `change_fields` gave for each of several. Raises ValueError."""
+    """What `change_fields` gave for each of several. Raises ValueError and `SourceRefused`."""
     try:
         loaded = _ChangeSchema(many=True).load(plain)
     except ValidationError as error:
         raise ValueError(str(error)) from None
-    return tuple(_change(each) for each in loaded)
+    return tuple(checked_changes([_change(each) for each in loaded]))
 
 
 def check_directory(path: Path) -> None:
@@ -80,7 +81,7 @@ def read_plans(
 
     There `at_end` is told how many apps the plan lacks because they could not be read.
     Raises `PlanUnusable` for a file that is damaged, cut short, or for another WeChat, and
-    `SourceRefused`.
+    `UrlRefused`.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -155,20 +156,17 @@ def _saved(record: dict[str, Any], path: Path) -> SavedPlan:
         changes = read_changes(record.get("changes"))
     except ValueError:
         raise PlanUnusable(str(path), f"what it says of {appid} is damaged") from None
-    if len({change.kind for change in changes}) != len(changes):
-        raise PlanUnusable(str(path), f"it has one kind of pull twice for {appid}")
-    for change in changes:
-        if not change.after.is_whole:
-            raise PlanUnusable(str(path), f"it names no whole source for {appid}")
-        if change.after.open:  # what is switched off keeps the source that it has
-            change.after.checked()
+    except UrlRefused:
+        raise
+    except SourceRefused as error:
+        raise PlanUnusable(str(path), f"for {appid} it {error.problem}") from None
     return appid, changes
 
 
 def _change(loaded: dict[str, Any]) -> Change:
     before, after = (FetchSetting.from_dict(loaded[name]) for name in ("before", "after"))
-    # What the file says of the guard is for people: who can write it could lift it.
-    return Change(loaded["kind"], before, after, guards_of(before, after), loaded["note"])
+    # What the file says of the guards is for people: who can write it could lift them.
+    return Change(loaded["kind"], before, after, note=loaded["note"])
 
 
 class _ChangeSchema(Schema):
@@ -178,4 +176,5 @@ class _ChangeSchema(Schema):
     guard = fields.String(
         required=True, allow_none=True, validate=validate.OneOf(["disable", "takeover", None])
     )
+    guards = fields.List(fields.String(), required=True)
     note = fields.String(required=True, allow_none=True)

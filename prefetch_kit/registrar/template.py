@@ -8,7 +8,7 @@ from typing import Final
 
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.plan import Unserved
+from prefetch_kit.registrar.plan import OffIfFrom
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # Nothing that could end a host name or a path: what fills a gap stays in it.
@@ -50,9 +50,10 @@ class Template:
         """What a line of the list says; None where its cells are empty.
 
         A template that is one placeholder takes all that `FetchSetting.parse` reads; elsewhere a
-        cell is of letters, digits and `._~-`. Raises ValueError, `SourceRefused`, and KeyError
-        for a cell that is missing.
+        cell is of letters, digits and `._~-`. Raises ValueError and `SourceRefused`.
         """
+        if absent := self._names - cells.keys():
+            raise ValueError(f"there is no column {min(absent)}, which a placeholder names")
         values = {name: cells[name] for name in self._names}
         missing = sorted(name for name, value in values.items() if not value)
         if missing and (not self._text.startswith("cloud:") or self.columns <= set(missing)):
@@ -65,8 +66,9 @@ class Template:
         try:
             return FetchSetting.parse(self._text.format_map(values))
         except SourceRefused as error:
-            refused = error
-        raise refused.of(f"column {min(self._names)}") if self._is_whole else refused
+            columns = ", ".join(sorted(self._names))
+            refused = error.of(f"column {columns}" if columns else "prefetch.toml")
+        raise refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +81,16 @@ class PullTemplate:
     templates: tuple[Template, ...]
     is_off: bool = False
 
-    def fill(self, cells: Mapping[str, str]) -> FetchSetting | Unserved | None:
+    def fill(self, cells: Mapping[str, str]) -> FetchSetting | OffIfFrom | None:
         """What is wanted for one app; None where the pull is left alone. Raises as a template."""
         filled = [found for each in self.templates if (found := each.fill(cells)) is not None]
         if len(filled) > 1:
             columns = ", ".join(sorted(set().union(*(each.columns for each in self.templates))))
-            raise ValueError(f"there is a URL and a cloud function at once (columns {columns})")
-        if filled and self.is_off:
-            return Unserved(filled[0])
-        return filled[0] if filled else None
+            raise ValueError(f"there are two sources at once (columns {columns})")
+        if not filled:
+            return None
+        is_elsewhere_fine = self.is_off and filled[0].source is not None
+        return OffIfFrom(filled[0]) if is_elsewhere_fine else filled[0]
 
 
 # By kind; a kind that is missing is left alone.

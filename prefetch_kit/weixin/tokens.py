@@ -8,7 +8,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from prefetch_kit.errors import OutcomeUnknown, TokenRejected, TokenSourceError
+from prefetch_kit.errors import ConfigError, OutcomeUnknown, TokenRejected, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_store import TOKEN_SHAPE, Store, StoredToken, TokenStore
 from prefetch_kit.weixin.transport import Transport
@@ -76,6 +76,16 @@ class TokenFunction:
         if not isinstance(token, str) or not TOKEN_SHAPE.match(token):
             return "what it gave is no access token"
         return Secret(token)
+
+
+def token_source_of(given: TokenSource | Callable[[], str]) -> TokenSource:
+    """A token source, or one of a function. Raises ConfigError for what is neither."""
+    if callable(given):
+        return TokenFunction(given)
+    if not hasattr(given, "renew"):  # it may be a token, and is not shown
+        problem = "is neither a token source nor a function that gives a token"
+        raise ConfigError("tokens", problem, remedy="Pass one of the two")
+    return given
 
 
 class Kept(Protocol):

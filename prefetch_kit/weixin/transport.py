@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import requests
 
-from prefetch_kit.addresses import is_loopback, platform_url_problem
+from prefetch_kit.addresses import is_loopback, platform_url_problem, shown
 from prefetch_kit.errors import ConfigError, FetchRule, NotFetched, OutcomeUnknown, WeixinError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
@@ -210,13 +210,6 @@ class Transport:
 def _after(action: str) -> str:
     """What to do about an answer that did not come."""
     return _UNKNOWN if action.startswith("set_") else _AGAIN
-
-
-def shown(url: str) -> str:
-    """A URL without the parts that may hold a secret: user name, password, query, fragment."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=host, query="", fragment=""))
 
 
 def _checked_base_url(url: str) -> str:

@@ -73,6 +73,7 @@ def test_plan_json_is_complete(cli: "Cli") -> None:
         "before": NEVER,
         "after": PRE_ON,
         "guard": None,
+        "guards": [],
         "note": None,
         "cause": "change",
     }

@@ -29,7 +29,10 @@ Build = Callable[..., Flask]
 def build(
     wx: Sandbox, settings: dict[str, Any], prefetch: Prefetch, leaks: "Leaks"
 ) -> Iterator[Build]:
-    """`build(files)`: the app of a merchant whom a platform serves, with these confirm files."""
+    """`build(files)`: the app of a merchant whom a platform serves, with these confirm files.
+
+    Further settings are given by name.
+    """
     wx.add_app(APPID, secret="s")
     wx.add_platform(COMPONENT, secret=COMPONENT_SECRET, token="t", aes_key="k" * 43)
     leaks.secrets.append(COMPONENT_SECRET)
@@ -38,9 +41,9 @@ def build(
     given |= {"PREFETCH_COMPONENT_SECRET": COMPONENT_SECRET}
     with ExitStack() as servers:
 
-        def build(files: dict[str, str] | None = None) -> Flask:
+        def build(files: dict[str, str] | None = None, **more: object) -> Flask:
             app = Flask(__name__)
-            app.config.update(given, PREFETCH_CONFIRM_FILES=files)
+            app.config.update(given, PREFETCH_CONFIRM_FILES=files, **more)
             app.register_blueprint(prefetch)
             server = make_server("127.0.0.1", 0, app, threaded=True)
             thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -100,6 +103,23 @@ def test_apply_looks_first(wx: Sandbox, cli: "Cli", build: Build) -> None:
     assert "--ensure-domain" in sentence
     assert wx.count(action="set_pre_fetch") == 0
     assert "9410016" in cli("apply", "--yes", "--skip-preflight", app=app).stderr
+
+
+def test_another_host_of_the_settings(wx: Sandbox, cli: "Cli", build: Build) -> None:
+    """It is looked at beside the app's own; a pull that is to be off needs none."""
+    app = build(PREFETCH_PRE_FETCH="https://cdn.shop.example/x")
+    shown = cli("domains", "show", app=app)
+    assert f"{APPID} cdn.shop.example\n" in shown.stdout
+    assert f"{APPID} shop.example\n" in shown.stdout
+    words = ["apply", "--yes", "--skip-probe"]
+    refused = cli(*words, app=app).stderr.splitlines()[-1]
+    assert "cdn.shop.example is not a business domain" in refused
+    off = [*words, "--pre-fetch", "off", "--period-fetch", "off", "--allow-disable"]
+    held = {"is_pre_fetch_open": True, "pre_fetch_type": 1, "pre_env": "e"}
+    held |= {"pre_function_name": "f"}
+    wx.put_settings(APPID, held)
+    assert cli(*off, app=app).status == 0
+    assert wx.settings(APPID) == held | {"is_pre_fetch_open": False}
 
 
 def test_apply_ensures(wx: Sandbox, cli: "Cli", build: Build) -> None:

@@ -145,15 +145,43 @@ def test_off_from_there_alone(wx: Sandbox, listed: Listed) -> None:
     assert wx.settings("wxm1") == SERVER
 
 
+def test_off_twice_is_off(wx: Sandbox, listed: Listed) -> None:
+    """Said of any source, it is no matter from which one it would be left."""
+    run = listed('[urls]\npre_fetch = "{source}"\noff = ["pre_fetch"]', MIXED)
+    for row in MIXED:
+        wx.put_settings(row["appid"], SERVER)
+    wx.put_settings("wxm1", FUNCTION)
+    wx.put_settings("wxm2", {})
+    assert run("apply", "--yes", "--allow-disable").status == 0
+    off = {"is_pre_fetch_open": False}
+    assert found(wx) == [SERVER | off, FUNCTION | off, {}, SERVER]
+    wx.put_settings("wxm2", SERVER)
+    assert run("apply", "--yes", "--allow-disable").status == 0
+    assert found(wx)[2] == SERVER | off
+
+
+def test_objects_may_say_nothing(wx: Sandbox, listed: Listed, tmp_path: Path) -> None:
+    """Null is an empty cell, and spaces around a value are none of it."""
+    run = listed(COLUMN, MIXED)
+    path = tmp_path / "prefetch.toml"
+    path.write_text(path.read_text().replace("apps.csv", "apps.jsonl"))
+    lines = ['{"appid": "wxm0", "source": " cloud:test-pfyol/login "}']
+    lines += ['{"appid": "wxm1", "source": null}']
+    (tmp_path / "apps.jsonl").write_text("\n".join(lines))
+    assert run("apply", "--yes").status == 0
+    assert found(wx)[:2] == [FUNCTION, {}]
+
+
 @pytest.mark.parametrize(
     ("cells", "says"),
     [
         (
             {"url": "https://shop.example/a", "env": "e", "name": "n"},
-            "there is a URL and a cloud function at once (columns env, name, url)",
+            "there are two sources at once (columns env, name, url)",
         ),
         ({"url": "", "env": "e", "name": ""}, "column name is empty, which the cloud function"),
         ({"url": "", "env": "", "name": "n"}, "column env is empty, which the cloud function"),
+        ({"url": "", "env": "e" * 129, "name": "n"}, "column env, name names a cloud function"),
         ({"url": "", "env": "a/b", "name": "n"}, "env is not made of letters, digits"),
         ({"url": "cloud:e/", "env": "", "name": ""}, "column url names a cloud function without"),
         ({"url": "OFF", "env": "", "name": ""}, "column url is neither a URL, nor cloud:ENV/NAME"),
@@ -182,14 +210,20 @@ def test_a_wrong_line_is_named(
         ('[cloud.pre_fetch]\nenv = "a/b"\nfunction_name = "f"', "[cloud.pre_fetch] env holds a"),
         ('[cloud.pre_fetch]\nenv = "{x"\nfunction_name = "f"', "has a brace without its other"),
         ('[cloud.fetch]\nenv = "e"\nfunction_name = "f"', "[cloud] fetch is not known"),
-        ('[urls]\npre_fetch = "cloud:e/f"', "[urls] pre_fetch is no URL. Name cloud functions in"),
+        (
+            '[urls]\npre_fetch = "cloud:e/f"',
+            "is no URL. Name a cloud function in [cloud.pre_fetch]",
+        ),
         ('[urls]\npre_fetch = "OFF"', "[urls] pre_fetch is neither a URL"),
-        ('[urls]\noff = ["pre_fetch"]', "[urls] pre_fetch is missing"),
+        ('[urls]\noff = ["pre_fetch"]', "[urls] off names pre_fetch, of which nothing else"),
+        ('[cloud.pre_fetch]\nenv = "e"\nfunction_name = "a b"', "[cloud.pre_fetch] function_name"),
+        ('[cloud]\npre_fetch = "cloud:e/f"', "[cloud.pre_fetch] is no table"),
+        ('[urls]\nperiod_fetch = "cloud:e/f"', "Name a cloud function in [cloud.period_fetch]"),
         ('[urls]\nperiod_fetch = "off"\noff = ["pre_fetch"]', "[urls] off names pre_fetch, of"),
         (
             '[urls]\npre_fetch = "https://a.example/"\n'
             '[cloud.pre_fetch]\nenv = "e"\nfunction_name = "f"',
-            "[cloud.pre_fetch] names a cloud function, and [urls] pre_fetch a URL at once",
+            "[cloud.pre_fetch] and [urls] pre_fetch name two sources at once",
         ),
     ],
 )
@@ -206,9 +240,19 @@ def test_for_once_by_flag(wx: Sandbox, listed: Listed) -> None:
     run = listed(COLUMN, MIXED)
     assert run("apply", "--yes", "--pre-fetch", "cloud:test-pfyol/login").status == 0
     assert found(wx) == [FUNCTION] * 4
+    absent = run("plan", "--pre-fetch", "{x}").stderr
+    assert "there is no column x, which a placeholder names" in absent
     for flag, says in {"cloud:e": "without its function", "{a": "brace", "x": "neither"}.items():
         ended = run("plan", "--period-fetch", flag)
         assert (ended.status, says in ended.stderr) == (2, True)
+
+
+def test_a_flag_where_the_file_says_nothing(wx: Sandbox, listed: Listed) -> None:
+    """It is enough; without it the file lacks something."""
+    run = listed("", rows_of({}))
+    assert "[urls] pre_fetch is missing" in run("apply", "--yes").stderr
+    assert run("apply", "--yes", "--pre-fetch", "cloud:test-pfyol/login").status == 0
+    assert wx.settings("wxm0") == FUNCTION
 
 
 def test_a_saved_plan_says_it_itself(wx: Sandbox, listed: Listed, tmp_path: Path) -> None:

@@ -164,9 +164,9 @@ WRONG = {
     "cloud:/login": "without its environment (env)",
     "cloud:test-pfyol": "without its function (function_name)",
     "cloud:test-pfyol/": "without its function (function_name)",
-    "cloud:a b/login": "env that is not plain text",
-    "cloud:test/lo gin": "function_name that is not plain text",
-    "cloud:test/\u767b\u5f55": "function_name that is not plain text",
+    "cloud:a b/login": "environment (env) cannot be one",
+    "cloud:test/lo gin": "function (function_name) cannot be one",
+    "cloud:test/\u767b\u5f55": "function (function_name) cannot be one",
     "http://shop.example/x": "does not begin with https://",
     "https://u:canary-password@shop.example/": "user name or password",
     "OFF": "is neither a URL, nor cloud:ENV/NAME, nor off",
@@ -194,11 +194,12 @@ def test_a_wrong_flag_is_named(cli: "Cli", wx: Sandbox, value: str) -> None:
         ({"env": "test-pfyol"}, "without its function (function_name)"),
         ({"function_name": "login"}, "without its environment (env)"),
         ({"env": "", "function_name": "login"}, "without its environment (env)"),
-        ({"env": 7, "function_name": "login"}, "env that is not plain text"),
+        ({"env": 7, "function_name": "login"}, "environment (env) cannot be one"),
         ({**FUNCTION, "url": "https://a.example/"}, "a URL and a cloud function at once"),
         ({**FUNCTION, "name": "x"}, "names something else than url, env and function_name"),
         (False, "is neither a text nor a mapping"),
         ("{", "begins with a brace and is no JSON"),
+        ('{"a":' * 100_000, "begins with a brace and is no JSON"),
         (["off"], "is neither a text nor a mapping"),
     ],
 )
@@ -215,9 +216,9 @@ def test_a_wrong_setting_is_named(make_app: MakeApp, key: str, value: object, sa
 def test_settings_are_what_was_meant(make_app: MakeApp) -> None:
     """A URL as a mapping too; without a setting the app's own URL is meant."""
     url = "https://shop.example/x"
-    app = make_app("pre_fetch", PREFETCH_PRE_FETCH={"url": url})
-    config = state_of(app).config
-    assert (config.pre_fetch, config.period_fetch) == (FetchSetting.server(url), None)
+    for value in (url, {"url": url}, FetchSetting.server(url)):
+        config = state_of(make_app("pre_fetch", PREFETCH_PRE_FETCH=value)).config
+        assert (config.pre_fetch, config.period_fetch) == (FetchSetting.server(url), None)
 
 
 def test_a_saved_plan_says_it_itself(cli: "Cli", wx: Sandbox, tmp_path: Any) -> None:
@@ -261,6 +262,30 @@ def test_a_direct_call_names_the_flag_that_is_wrong(
     assert (ended.status, ended.stdout) == (2, "")
     assert says in ended.stderr
     assert wx.requests() == []
+
+
+def test_a_direct_call_for_what_has_no_handler(cli: "Cli", wx: Sandbox, make_app: MakeApp) -> None:
+    """Refused as everywhere, unless it is switched off."""
+    words = ["settings", "set-period-fetch", "--period-fetch-type", "0", "--yes"]
+    words += ["--period-fetch-url", "https://shop.example/x", "--is-period-fetch-open"]
+    sentence = cli.refused(*words, "true", app=make_app("pre_fetch"))
+    assert "--period-fetch-url names a URL to pull from, but the app has no handler" in sentence
+    assert wx.requests() == []
+    assert cli(*words, "false", app=make_app("pre_fetch")).status == 0
+
+
+def test_nothing_to_register_is_told(cli: "Cli", wx: Sandbox, make_app: MakeApp) -> None:
+    """Without a handler and a public URL an apply would seem to have done its work."""
+    app = make_app(PREFETCH_BASE_URL=None)
+    for words in (["apply", "--yes"], ["probe"]):
+        assert "PREFETCH_BASE_URL is missing" in cli.refused(*words, app=app)
+
+
+def test_getting_nothing(cli: "Cli", wx: Sandbox) -> None:
+    """It is said, beside the output that scripts read."""
+    ended = cli("settings", "get")
+    assert (ended.status, ended.stdout) == (0, "")
+    assert "WeChat has nothing configured." in ended.stderr
 
 
 def test_a_direct_call_is_guarded(cli: "Cli", wx: Sandbox) -> None:

@@ -9,8 +9,8 @@ import pytest
 from prefetch_kit.errors import ListRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.aims import read_wanted
-from prefetch_kit.registrar.app_list import spool_targets
-from prefetch_kit.registrar.plan import Unserved
+from prefetch_kit.registrar.app_list import spool_wanted
+from prefetch_kit.registrar.plan import OffIfFrom
 from prefetch_kit.registrar.project import load_project
 from prefetch_kit.registrar.spool import Spool
 
@@ -31,7 +31,7 @@ command = ["tool", "{{appid}}"]
 
 def settings_of(aim: str) -> dict[Kind, FetchSetting]:
     return {
-        kind: each.setting if isinstance(each, Unserved) else each
+        kind: each.setting if isinstance(each, OffIfFrom) else each
         for kind, each in read_wanted(aim).items()
     }
 
@@ -47,7 +47,7 @@ def spooled(tmp_path: Path) -> Spooled:
         (tmp_path / name).write_bytes(content)
         (tmp_path / "prefetch.toml").write_text(TOML.format(name=name, url=url))
         with Spool() as spool:
-            spool_targets(load_project(tmp_path / "prefetch.toml"), None, spool)
+            spool_wanted(load_project(tmp_path / "prefetch.toml"), None, spool)
             return {
                 appid: {kind: each.to_text() for kind, each in settings_of(aim).items()}
                 for appid, aim in spool
@@ -105,7 +105,7 @@ def test_a_whole_url_in_a_cell(spooled: Spooled) -> None:
         ('appid\n"wx01', {}, "it is not CSV"),
         (b"appid\n\xff\n", {}, "not UTF-8"),
         ("appid\n" + "x" * 70_000, {}, "a line is longer"),
-        ("appid\nwx01\n", {"url": "https://{shop}.example/"}, "line 2: there is no shop"),
+        ("appid\nwx01\n", {"url": "https://{shop}.example/"}, "line 2: there is no column shop"),
         ("appid,s\nwx01,e.com/\n", {"url": "https://{s}.example/"}, "line 2: s is not made of"),
         ("appid,s\nwx01,a@b\n", {"url": "https://{s}.example/"}, "line 2: s is not made of"),
         ("appid,s\nwx01,..\n", {"url": "https://a.example/{s}/"}, "line 2: s is not made of"),
@@ -132,7 +132,7 @@ def test_an_app_without_an_app_secret_is_named(merchants: "Merchants") -> None:
     path = merchants.write()
     (path.parent / "secrets.json").write_text('{"wxm00000": "a", "wxm00002": "b"}')
     with Spool() as spool, pytest.raises(ListRefused) as caught:
-        spool_targets(load_project(path), None, spool)
+        spool_wanted(load_project(path), None, spool)
     (problem,) = caught.value.problems
     assert problem.startswith("line 3: there is no AppSecret for wxm00001")
 
@@ -158,7 +158,7 @@ def test_a_list_that_is_not_there(spooled: Spooled, tmp_path: Path) -> None:
     spooled("appid\nwx01\n")
     (tmp_path / "apps.csv").unlink()
     with Spool() as spool, pytest.raises(ListRefused, match=r"apps\.csv .*cannot be read"):
-        spool_targets(load_project(tmp_path / "prefetch.toml"), None, spool)
+        spool_wanted(load_project(tmp_path / "prefetch.toml"), None, spool)
 
 
 def test_a_list_that_no_file_can_be(spooled: Spooled, tmp_path: Path) -> None:
@@ -167,4 +167,4 @@ def test_a_list_that_no_file_can_be(spooled: Spooled, tmp_path: Path) -> None:
     path = tmp_path / "prefetch.toml"
     path.write_text(path.read_text().replace("apps.csv", "a\\u0000.csv"))
     with Spool() as spool, pytest.raises(ListRefused, match=r"a.x00\.csv' .*no file can have"):
-        spool_targets(load_project(path), None, spool)
+        spool_wanted(load_project(path), None, spool)

@@ -15,7 +15,7 @@ from prefetch_kit.errors import (
 )
 from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.plan import Plan, Unserved, Wanted
+from prefetch_kit.registrar.plan import OffIfFrom, Plan, Wanted
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.sandbox.faults import FaultKind
 
@@ -125,7 +125,7 @@ def test_disable_needs_its_flag(
 ) -> None:
     """Our own URL without a handler is switched off only when that was asked for."""
     wx.put_settings(APPID, REGISTERED)
-    unserved: Wanted = {"pre_fetch": Unserved(FetchSetting.server(PRE_URL))}
+    unserved: Wanted = {"pre_fetch": OffIfFrom(FetchSetting.server(PRE_URL))}
     with pytest.raises(GuardRefused) as caught:
         registrar.apply(unserved, allow=frozenset({"takeover"}), approve=lambda _: None)
     assert (caught.value.flag, actions()) == ("--allow-disable", ["get"])
@@ -138,7 +138,7 @@ def test_a_kind_without_handler_is_left_alone(
 ) -> None:
     """Someone else's source for a kind we do not serve is not touched."""
     wx.put_settings(APPID, FOREIGN)
-    registrar.apply({"pre_fetch": Unserved(FetchSetting.server(PRE_URL))})
+    registrar.apply({"pre_fetch": OffIfFrom(FetchSetting.server(PRE_URL))})
     assert (actions(), wx.settings(APPID)) == (["get"], FOREIGN)
 
 

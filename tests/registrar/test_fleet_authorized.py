@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefetch_kit.errors import ConfigError, ListRefused, PrefetchKitError
-from prefetch_kit.registrar.app_list import spool_targets
+from prefetch_kit.registrar.app_list import spool_wanted
 from prefetch_kit.registrar.crew import Summary
 from prefetch_kit.registrar.fleet import Fleet, Limits
 from prefetch_kit.registrar.project import Project, load_project
@@ -172,7 +172,7 @@ def test_a_merchant_on_two_pages(
             return super().add(appid, aim)
 
     with Noted() as spool:
-        spool_targets(project, platform.authorizers, spool)
+        spool_wanted(project, platform.authorizers, spool)
         assert [appid for appid, _ in spool] == rest
 
 

@@ -2,19 +2,22 @@
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefetch_kit.errors import ConfigError, GuardRefused, SourceRefused, TokenSourceError
 from prefetch_kit.registrar import (
+    Change,
     FetchSetting,
+    OffIfFrom,
     Plan,
     Registrar,
     Secret,
     StaticToken,
     Transport,
-    Unserved,
 )
 from prefetch_kit.sandbox import Sandbox
 
@@ -96,17 +99,74 @@ def test_from_a_url_to_a_function_and_back(wx: Sandbox, registrar: Registrar) ->
         FetchSetting(open=True),
         FetchSetting(open=True, source="cloud_function", env="e"),
         FetchSetting(open=True, source="server", url=URL, env="e"),
-        Unserved(FetchSetting(open=True, source="server", url="http://a.example/")),
+        OffIfFrom(FetchSetting(open=True, source="server", url="http://a.example/")),
+        OffIfFrom(FetchSetting.off()),
+        "off",
+        None,
     ],
 )
 def test_what_wechat_cannot_be_told_is_refused_first(
-    wx: Sandbox, registrar: Registrar, wrong: FetchSetting | Unserved
+    wx: Sandbox, registrar: Registrar, wrong: FetchSetting | OffIfFrom
 ) -> None:
-    """Before anything is sent, a read too."""
+    """Before anything is sent, a read too, and the kind of pull is named."""
     for method in (registrar.plan, registrar.apply):
-        with pytest.raises(SourceRefused):
+        with pytest.raises(SourceRefused, match=r"^period_fetch "):
             method({"period_fetch": wrong})
     assert wx.requests() == []
+
+
+def test_a_kind_that_is_none(wx: Sandbox, registrar: Registrar) -> None:
+    """A misspelt one must not be taken for the other."""
+    misspelt: Any = {"prefetch": FUNCTION}
+    with pytest.raises(SourceRefused, match="'prefetch' is no kind of pull"):
+        registrar.apply(misspelt)
+    with pytest.raises(KeyError):
+        registrar.read().for_kind("prefetch")  # type: ignore[arg-type]
+    assert wx.count(path="/wxa/fetchdatasetting") == 1  # the read
+
+
+@pytest.mark.parametrize(
+    ("after", "error", "says"),
+    [
+        (FUNCTION, GuardRefused, "--allow-takeover"),
+        (FetchSetting(open=True, source="server", url="http://a.example/"), SourceRefused, "https"),
+        (FetchSetting(open=True, source="cloud_function", env="e"), SourceRefused, "whole source"),
+    ],
+)
+def test_changes_of_ones_own_are_judged(
+    wx: Sandbox,
+    registrar: Registrar,
+    state_dir: Path,
+    after: FetchSetting,
+    error: type[Exception],
+    says: str,
+) -> None:
+    """Whatever guards they claim to need, and before the journal begins a run."""
+    held = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://x.example/"}
+    wx.put_settings(APPID, held)
+    change = Change("pre_fetch", registrar.read().pre_fetch, after)
+    with pytest.raises(error, match=says):
+        registrar.apply_changes([change])
+    with pytest.raises(SourceRefused, match="comes twice"):
+        registrar.apply_changes([replace(change, after=FUNCTION)] * 2)
+    assert wx.settings(APPID) == held
+    assert not (state_dir / "journal.sqlite3").exists()
+
+
+def test_a_password_in_a_url_is_not_told() -> None:
+    """Nor is it where the URL is none."""
+    for url in ("https://u:canary@shop.example/", "https://u:canary@[broken", "https://a/?canary"):
+        with pytest.raises(SourceRefused) as caught:
+            FetchSetting.server(url)
+        assert "canary" not in str(caught.value) + repr(vars(caught.value))
+
+
+def test_a_token_in_place_of_its_source(root: Path) -> None:
+    """It is not shown."""
+    token: Any = "canary-token"
+    with pytest.raises(ConfigError, match="tokens is neither") as caught:
+        Registrar(APPID, tokens=token, state_dir=root)
+    assert "canary" not in str(caught.value)
 
 
 def test_approval_stops_it_by_raising(wx: Sandbox, registrar: Registrar) -> None:

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
-from prefetch_kit.registrar.plan import Past, Plan, Unserved, Wanted, plan_return, plan_wanted, same
+from prefetch_kit.registrar.plan import (
+    OffIfFrom,
+    Past,
+    Plan,
+    Wanted,
+    plan_return,
+    plan_wanted,
+    same,
+)
 
 OURS = "https://shop.example/prefetch/pre_fetch"
 THEIRS = "https://old.example/data"
@@ -27,7 +35,7 @@ settings = st.builds(
 )
 both = st.builds(FetchSettings, pre_fetch=settings, period_fetch=settings)
 SERVED = FetchSetting.server(OURS)
-UNSERVED = Unserved(SERVED)
+UNSERVED = OffIfFrom(SERVED)
 wants = st.fixed_dictionaries(dict.fromkeys(KINDS, st.sampled_from([SERVED, UNSERVED])))
 
 

@@ -1,0 +1,77 @@
+"""Options that several commands share, for one mini program and for many."""
+
+from collections.abc import Callable, Collection
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from prefetch_kit.errors import SourceRefused
+from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.registrar.plan import Guard
+
+_Command = Callable[..., Any]
+
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def with_guards(function: _Command) -> _Command:
+    """Give a command the flags that lift a guard, and those that are lifted as `allow`."""
+
+    @click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
+    @click.option("--allow-takeover", is_flag=True, help="Let another's source be replaced.")
+    @wraps(function)
+    def command(*args: Any, allow_disable: bool, allow_takeover: bool, **kwargs: Any) -> Any:
+        flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
+        allow = frozenset(guard for guard, given in flags.items() if given)
+        return function(*args, allow=allow, **kwargs)
+
+    return command
+
+
+def with_sources(read: Callable[[str], Any], *, help: str) -> Callable[[_Command], _Command]:  # noqa: A002 (as click has it)
+    """Give a command a flag for each kind of pull, and what `read` makes of them as `sources`."""
+
+    def decorate(function: _Command) -> _Command:
+        @wraps(function)
+        def command(*args: Any, **kwargs: Any) -> Any:
+            given = {kind: kwargs.pop(kind) for kind in KINDS}
+            sources = {kind: source for kind, source in given.items() if source is not None}
+            return function(*args, sources=sources, **kwargs)
+
+        for kind in reversed(KINDS):
+            flag = click.option(
+                flag_of(kind), callback=_callback(read), metavar="SOURCE", help=help
+            )
+            command = flag(command)
+        return command
+
+    return decorate
+
+
+def _callback(read: Callable[[str], Any]) -> Callable[..., Any]:
+    def callback(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else read(value)
+        except SourceRefused as error:
+            sentence = f"it {error.problem}. {error.remedy}."
+        except ValueError as error:
+            sentence = f"it {error}."
+        raise click.BadParameter(sentence)
+
+    return callback
+
+
+def flag_of(kind: Kind) -> str:
+    """The flag that says for once where this kind of pull comes from."""
+    return f"--{kind.replace('_', '-')}"
+
+
+def refuse_sources_beside(saved: Path | None, sources: Collection[Kind]) -> None:
+    """Raise `click.UsageError` for flags that contradict a saved plan."""
+    if saved is not None and sources:
+        flags = ", ".join(map(flag_of, sources))
+        raise click.UsageError(f"{saved} says where to fetch from; leave out {flags}.")
