@@ -63,12 +63,14 @@ def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 def shown(url: str) -> str:
     """A URL without the parts that may hold a secret: user name, password, query, fragment."""
+    url = url.partition("#")[0].partition("?")[0]
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url.partition("@")[2] or url.partition("?")[0]
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=host, query="", fragment=""))
+        parts = SplitResult("", "", "", "", "")
+    if not parts.netloc:  # it has no place for a password, and may hold one all the same
+        return url.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def platform_url_problem(url: str) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefetch_kit.addresses import is_loopback, platform_url_problem, public_url_problem
+from prefetch_kit.addresses import is_loopback, platform_url_problem, public_url_problem, shown
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
@@ -137,3 +137,22 @@ def test_secrets_go_nowhere_else(url: str) -> None:
     problem = platform_url_problem(url)
     assert problem
     assert "canary" not in problem
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://shop.example/a", "https://shop.example/a"),
+        ("https://shop.example/@me/x", "https://shop.example/@me/x"),
+        ("https://u:canary@shop.example/a?canary#canary", "https://shop.example/a"),
+        ("//u:canary@shop.example/a", "//shop.example/a"),
+        ("u:canary@shop.example", "shop.example"),
+        ("https:u:canary@shop.example", "shop.example"),
+        ("https://u:canary@canary@[broken", "[broken"),
+        ("https://u:canary@[broken?canary", "[broken"),
+        ("https://[broken#canary", "https://[broken"),
+    ],
+)
+def test_what_may_be_told_of_a_url(url: str, told: str) -> None:
+    """Nothing of a user name, a password, a query or a fragment, in whatever is written there."""
+    assert shown(url) == told

@@ -14,7 +14,7 @@ Planned = Callable[[str, str, FetchSettings], Plan]
 def wanted_text(wanted: Wanted) -> str:
     return json.dumps(
         {
-            kind: {"unserved": each.setting.to_dict()}
+            kind: {"off_if_from": each.setting.to_dict()}
             if isinstance(each, OffIfFrom)
             else each.to_dict()
             for kind, each in wanted.items()
@@ -24,8 +24,8 @@ def wanted_text(wanted: Wanted) -> str:
 
 def read_wanted(text: str) -> Wanted:
     return {
-        kind: OffIfFrom(FetchSetting.from_dict(plain["unserved"]))
-        if "unserved" in plain
+        kind: OffIfFrom(FetchSetting.from_dict(plain["off_if_from"]))
+        if "off_if_from" in plain
         else FetchSetting.from_dict(plain)
         for kind, plain in json.loads(text).items()
     }

@@ -80,7 +80,7 @@ class Report(Protocol):
 
 
 class _Silent:
-    """For whoever only wants the summary."""
+    """Tells nobody: the summary is enough."""
 
     def begun(self, begun: Begun) -> None: ...
 

@@ -26,9 +26,9 @@ _BOOT_WAIT_S: Final = 60
 def when_ready(server: Any) -> None:
     """A gunicorn `when_ready` server hook that registers the served app with WeChat.
 
-    https://docs.gunicorn.org/en/stable/settings.html#when-ready. Where the
-    app is to be pulled from and PREFETCH_BASE_URL is not set, in `app.config` or the environment,
-    the child says so and nothing is registered.
+    https://docs.gunicorn.org/en/stable/settings.html#when-ready. Where the app is to be pulled
+    from and PREFETCH_BASE_URL is not set, in `app.config` or the environment, the child says so
+    and nothing is registered.
     """
     try:
         _start_child(server, [], **_identity(server.cfg))

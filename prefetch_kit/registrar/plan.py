@@ -126,7 +126,8 @@ def checked_changes(changes: Sequence[Change]) -> list[Change]:
         if change.after.open:  # what is switched off keeps the source that it has
             change.after.checked()
     if len({change.kind for change in changes}) != len(changes):
-        raise SourceRefused("comes twice", field="kind", remedy="Give each kind of pull once")
+        problem, remedy = "has one kind of pull twice", "Give each of them once"
+        raise SourceRefused(problem, field="kind", remedy=remedy, subject="The plan")
     return [replace(each, guards=guards_of(each.before, each.after)) for each in changes]
 
 

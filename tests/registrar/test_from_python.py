@@ -147,7 +147,7 @@ def test_changes_of_ones_own_are_judged(
     change = Change("pre_fetch", registrar.read().pre_fetch, after)
     with pytest.raises(error, match=says):
         registrar.apply_changes([change])
-    with pytest.raises(SourceRefused, match="comes twice"):
+    with pytest.raises(SourceRefused, match="The plan has one kind of pull twice"):
         registrar.apply_changes([replace(change, after=FUNCTION)] * 2)
     assert wx.settings(APPID) == held
     assert not (state_dir / "journal.sqlite3").exists()
