@@ -106,20 +106,24 @@ def test_apply_looks_first(wx: Sandbox, cli: "Cli", build: Build) -> None:
 
 
 def test_another_host_of_the_settings(wx: Sandbox, cli: "Cli", build: Build) -> None:
-    """It is looked at beside the app's own; a pull that is to be off needs none."""
+    """It is looked at beside the app's own."""
     app = build(PREFETCH_PRE_FETCH="https://cdn.shop.example/x")
     shown = cli("domains", "show", app=app)
     assert f"{APPID} cdn.shop.example\n" in shown.stdout
     assert f"{APPID} shop.example\n" in shown.stdout
-    words = ["apply", "--yes", "--skip-probe"]
-    refused = cli(*words, app=app).stderr.splitlines()[-1]
+    refused = cli("apply", "--yes", "--skip-probe", app=app).stderr.splitlines()[-1]
     assert "cdn.shop.example is not a business domain" in refused
-    off = [*words, "--pre-fetch", "off", "--period-fetch", "off", "--allow-disable"]
-    held = {"is_pre_fetch_open": True, "pre_fetch_type": 1, "pre_env": "e"}
-    held |= {"pre_function_name": "f"}
+
+
+def test_what_is_switched_off_needs_no_host(wx: Sandbox, cli: "Cli", build: Build) -> None:
+    """Nobody's host is added for it; whether WeChat wants it all the same, WeChat says."""
+    held = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://old.example/"}
     wx.put_settings(APPID, held)
-    assert cli(*off, app=app).status == 0
-    assert wx.settings(APPID) == held | {"is_pre_fetch_open": False}
+    app = build(PREFETCH_PRE_FETCH="off", PREFETCH_PERIOD_FETCH="off")
+    for words in ([], ["--ensure-domain", "--skip-probe"]):
+        refused = cli("apply", "--yes", "--allow-disable", *words, app=app).stderr.splitlines()[-1]
+        assert "WeChat refused set_pre_fetch: 9410016" in refused
+    assert wx.count(action="add") == 0
 
 
 def test_apply_ensures(wx: Sandbox, cli: "Cli", build: Build) -> None:
