@@ -4,7 +4,7 @@ import ipaddress
 import re
 from importlib.util import find_spec
 from typing import Final
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 # The last label is never a number, in any of its spellings: that would be an address.
 _DOMAIN_NAME = re.compile(
@@ -92,6 +92,23 @@ def platform_url_problem(url: str) -> str | None:
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)):
         return None
     return "must begin with https:// (http:// only for a loopback host)"
+
+
+# One WeChat behind several names, the second list of developers.weixin.qq.com, "接口域名说明".
+WECHAT_HOSTS: Final = tuple(
+    f"{name}.weixin.qq.com" for name in ("api", "api2", "sh.api", "sz.api", "hk.api")
+)
+
+
+def wechat_name(api_base_url: str) -> str:
+    """The name of the directory that holds the state of this WeChat.
+
+    All hosts of api.weixin.qq.com are one WeChat; a sandbox is known by its address.
+    """
+    parts = urlsplit(api_base_url)
+    if parts.hostname in WECHAT_HOSTS and parts.port in (None, 443):
+        return WECHAT_HOSTS[0]
+    return quote(parts.netloc, safe="")
 
 
 def public_url_problem(url: str) -> tuple[str, str] | None:

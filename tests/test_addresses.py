@@ -6,7 +6,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefetch_kit.addresses import is_loopback, platform_url_problem, public_url_problem, shown
+from prefetch_kit.addresses import (
+    is_loopback,
+    platform_url_problem,
+    public_url_problem,
+    shown,
+    wechat_name,
+)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
@@ -156,3 +162,23 @@ def test_secrets_go_nowhere_else(url: str) -> None:
 def test_what_may_be_told_of_a_url(url: str, told: str) -> None:
     """Nothing of a user name, a password, a query or a fragment, in whatever is written there."""
     assert shown(url) == told
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "https://api.weixin.qq.com",
+        "https://API2.weixin.qq.com/",
+        "https://sh.api.weixin.qq.com:443",
+        "https://hk.api.weixin.qq.com",
+    ],
+)
+def test_all_hosts_of_wechat_share_one_state(base_url: str) -> None:
+    """A token or a run known through one host of WeChat is known through the others."""
+    assert wechat_name(base_url) == "api.weixin.qq.com"
+
+
+def test_each_sandbox_has_its_own_state() -> None:
+    """Two sandboxes of one machine differ by port, and no other host is taken for WeChat."""
+    names = ["http://127.0.0.1:5001", "http://127.0.0.1:5002", "https://api.weixin.qq.com.evil.tld"]
+    assert len({*map(wechat_name, names), "api.weixin.qq.com"}) == 4

@@ -18,6 +18,7 @@ from flask import Flask
 from flask.cli import NoAppException, ScriptInfo
 from werkzeug.routing import BuildError
 
+from prefetch_kit.addresses import wechat_name
 from prefetch_kit.cli.options import flag_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.desk import AppState, bind_urls, issue_token, state_of
@@ -29,7 +30,6 @@ from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.saved import read_plans
 from prefetch_kit.weixin.sources import TokenSources
-from prefetch_kit.weixin.stores import place_of
 from prefetch_kit.weixin.transport import Transport
 
 # Where no line of the developer's own is: the standard library, this package, and all installed.
@@ -193,7 +193,7 @@ class AppAtHand:
     @property
     def place(self) -> str:
         """The WeChat that is talked to. What was done to one says nothing about another."""
-        return place_of(self.config.api_base_url)
+        return wechat_name(self.config.api_base_url)
 
     def saved_changes(self, path: Path) -> tuple[Change, ...]:
         """The changes of a saved plan for this mini program. Raises `PlanUnusable`."""

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
+from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import (
     ConfigError,
     JournalFailed,
@@ -41,7 +42,6 @@ from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.state_dir import make_directory
 from prefetch_kit.weixin.grants import APPID_SHAPE
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.stores import place_of
 from prefetch_kit.weixin.tokens import TokenSource, token_source_of
 from prefetch_kit.weixin.transport import Transport
 
@@ -78,7 +78,7 @@ class Registrar:
         self._appid = appid
         self._transport = transport or Transport()
         self._settings = SettingsApi(self._transport, token_source_of(tokens), sleep=sleep)
-        self._state_dir = Path(state_dir, place_of(self._transport.base_url), appid)
+        self._state_dir = Path(state_dir, wechat_name(self._transport.base_url), appid)
         self._journal = Journal(self._state_dir / "journal.sqlite3")
 
     def __enter__(self) -> Self:

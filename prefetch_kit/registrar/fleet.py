@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
 from prefetch_kit.fetch_setting import FetchSettings
 from prefetch_kit.registrar.aims import (
@@ -46,7 +47,6 @@ from prefetch_kit.registrar.spool import Spool
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.sources import TokenSources
-from prefetch_kit.weixin.stores import place_of
 
 _JOURNAL: Final = "journal.sqlite3"
 
@@ -162,7 +162,9 @@ class Fleet:
             if out is not None and summary.stopped_because is None:
                 plans = ((appid, changes_of(text)) for appid, text in spool.found())
                 unread = summary.apps - summary.tally["done"]
-                write_plans(out, plans, place=place_of(self._project.api_base_url), unread=unread)
+                write_plans(
+                    out, plans, place=wechat_name(self._project.api_base_url), unread=unread
+                )
         return summary
 
     def read(self, appids: Iterable[str] | None, take: Callable[[_Found], object]) -> Summary:
@@ -255,7 +257,7 @@ class Fleet:
     def _saved(self, path: Path) -> Iterator[tuple[Spool, int]]:
         unread: list[int] = []
         with Spool() as spool:
-            place = place_of(self._project.api_base_url)
+            place = wechat_name(self._project.api_base_url)
             for appid, changes in read_plans(path, place=place, at_end=unread.append):
                 if not spool.add(appid, changes_text(changes)):
                     raise PlanUnusable(str(path), f"{appid} is there twice")

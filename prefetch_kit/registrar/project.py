@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from prefetch_kit.addresses import redis_url_problem
+from prefetch_kit.addresses import redis_url_problem, wechat_name
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.registrar.project_schema import checked
 from prefetch_kit.registrar.template import PullTemplate, PullTemplates
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.stores import place_of
 
 _SECRETS: Final = ("component_secret", "app_secrets", "store_url")
 
@@ -57,7 +56,7 @@ class Project:
     @property
     def fleet_dir(self) -> Path:
         """Where the journal and the lock are; the name of no appid."""
-        return self.state_dir / place_of(self.api_base_url) / "+fleet"
+        return self.state_dir / wechat_name(self.api_base_url) / "+fleet"
 
 
 def load_project(path: str | Path, *, environment: Mapping[str, str] = os.environ) -> Project:

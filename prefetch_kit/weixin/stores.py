@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from prefetch_kit.addresses import wechat_name
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.redis_store import RedisStores
 from prefetch_kit.weixin.token_store import LOCK_WAIT_S, Codec, FileStore, Store
@@ -42,20 +43,15 @@ class Settings(Protocol):
     def cache_namespace(self) -> str: ...
 
 
-def place_of(api_base_url: str) -> str:
-    """The name of the WeChat that is talked to: a sandbox has a state of its own."""
-    return quote(urlsplit(api_base_url).netloc, safe="")
-
-
 def stores_of(settings: Settings, *, lock_wait_s: float = LOCK_WAIT_S) -> Stores:
     """The Redis of PREFETCH_TOKEN_STORE_URL, or files in the state directory."""
     if settings.token_store_url is None:
         return FileStores(
-            settings.state_dir / place_of(settings.api_base_url), lock_wait_s=lock_wait_s
+            settings.state_dir / wechat_name(settings.api_base_url), lock_wait_s=lock_wait_s
         )
     namespace = quote(settings.cache_namespace, safe="/", errors="surrogatepass")
     return RedisStores(
         settings.token_store_url,
-        prefix=f"{namespace}:tokens:{place_of(settings.api_base_url)}",
+        prefix=f"{namespace}:tokens:{wechat_name(settings.api_base_url)}",
         lock_wait_s=lock_wait_s,
     )

@@ -12,9 +12,10 @@ from flask import Flask
 from werkzeug.serving import make_server
 
 from prefetch_kit import Prefetch
+from prefetch_kit.addresses import wechat_name
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.stores import FileStores, place_of
+from prefetch_kit.weixin.stores import FileStores
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.transport import Transport
 
@@ -65,7 +66,7 @@ def authorized(wx: Sandbox, app: Flask) -> None:
         ticket = wx.component(COMPONENT).issue_ticket(now=wx.now())
     config = app.extensions["prefetch_kit"].config
     with Transport(base_url=wx.base_url) as transport:
-        stores = FileStores(config.state_dir / place_of(config.api_base_url))
+        stores = FileStores(config.state_dir / wechat_name(config.api_base_url))
         platform = ThirdParty(transport, COMPONENT, Secret(COMPONENT_SECRET), stores)
         platform.tickets.keep(Secret(ticket), pushed_at=wx.now())
         since = wx.authorize(COMPONENT, APPID).at

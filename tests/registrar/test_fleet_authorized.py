@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, ListRefused, PrefetchKitError
 from prefetch_kit.registrar.app_list import spool_wanted
 from prefetch_kit.registrar.crew import Summary
@@ -20,7 +21,6 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin import authorizers
 from prefetch_kit.weixin.domains import PlatformDomains
 from prefetch_kit.weixin.sources import TokenSources
-from prefetch_kit.weixin.stores import place_of
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.transport import Transport
 
@@ -121,7 +121,7 @@ def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
     """One file that others may read: that merchant fails and says so, all others are planned."""
     for appid in merchants.add(3):
         authorize(appid)
-    (granted,) = (project.state_dir / place_of(project.api_base_url) / "wxm00001").glob(
+    (granted,) = (project.state_dir / wechat_name(project.api_base_url) / "wxm00001").glob(
         "granted-to-*.json"
     )
     granted.chmod(0o644)
