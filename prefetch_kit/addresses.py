@@ -159,8 +159,17 @@ def _host_problem(parts: SplitResult) -> tuple[str, str] | None:
 _DB = r"db=[0-9]{1,5}"
 _FILES = r"(?:ca_certs|ca_path|certfile|keyfile)=[^&]+"
 _TLS = rf"ssl_(?:cert_reqs=(?:none|optional|required)|check_hostname=(?:true|false)|{_FILES})"
+_SENTINEL = r"sentinel_(?:username|password)=[^&]+"
 _DB_PATH = r"/?[0-9]{0,5}"
-_REDIS_OPTION: Final = {"redis": _DB, "unix": _DB, "rediss": f"{_DB}|{_TLS}"}
+_SENTINEL_PATH = r"/[^/]+(?:/[0-9]{0,5})?"
+_HOST = r"(?:[^\s,@:\[\]/]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_REDIS_OPTION: Final = {
+    "redis": _DB,
+    "unix": _DB,
+    "rediss": f"{_DB}|{_TLS}",
+    "redis+sentinel": _SENTINEL,
+    "rediss+sentinel": f"{_SENTINEL}|{_TLS}",
+}
 
 
 def redis_url_problem(url: str) -> tuple[str, str] | None:
@@ -170,8 +179,9 @@ def redis_url_problem(url: str) -> tuple[str, str] | None:
     """
     if not _is_redis(url):
         return (
-            "is not the address of a Redis, or has options other than db and ssl_…",
-            "Write redis://host:6379/0, with %XX for what is no letter or digit in a password",
+            "is not the address of a Redis, or has options other than db, ssl_… and sentinel_…",
+            "Write redis://host:6379/0, or redis+sentinel://host:26379,host2:26379/name/0, "
+            "with %XX for every character of a password that is not a letter or digit",
         )
     if find_spec("redis") is None:
         return "needs a client for Redis", 'Install "prefetch-kit[redis]"'
@@ -181,12 +191,21 @@ def redis_url_problem(url: str) -> tuple[str, str] | None:
 def _is_redis(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 (raises for a port that is none)
+        if "+sentinel" not in parts.scheme:
+            parts.port  # noqa: B018 (raises for an impossible port)
     except ValueError:
         return False
-    is_unix = parts.scheme == "unix"
-    is_place = parts.path if is_unix else parts.hostname and re.fullmatch(_DB_PATH, parts.path)
     option, options = _REDIS_OPTION.get(parts.scheme), parts.query.split("&")
-    if option is None or not is_place or parts.fragment:
+    if option is None or parts.fragment or not _leads_to_redis(parts):
         return False
     return options == [""] or all(re.fullmatch(option, each) for each in options)
+
+
+def _leads_to_redis(parts: SplitResult) -> bool:
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    if "+sentinel" in parts.scheme:
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        are_hosts = all(re.fullmatch(_HOST, host) for host in hosts)
+        return are_hosts and re.fullmatch(_SENTINEL_PATH, parts.path) is not None
+    return bool(parts.hostname and re.fullmatch(_DB_PATH, parts.path))

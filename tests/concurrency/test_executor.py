@@ -1,0 +1,136 @@
+"""Threads that are bounded, shared out by name, and left behind at a deadline."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+
+
+@pytest.fixture
+def lost() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def make_executor(lost: list[BaseException]) -> Callable[[int], Executor]:
+    return lambda threads: Executor(threads, on_lost_error=lost.append)
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Work can hang here until the test is over."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.mark.parametrize("ends_at", [math.inf, due(60)])
+def test_a_call_returns_what_the_work_returns(
+    make_executor: Callable[[int], Executor], ends_at: float
+) -> None:
+    """Whatever it is, and not only bytes."""
+    assert make_executor(1).call(lambda: {"any": "thing"}, ends_at=ends_at) == {"any": "thing"}
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), TimeoutError("mine"), SystemExit(3)])
+def test_a_call_raises_what_the_work_raises(
+    make_executor: Callable[[int], Executor], error: BaseException, lost: list[BaseException]
+) -> None:
+    """Its TimeoutError, too, is not taken for a missed deadline; nobody else hears of it."""
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        make_executor(1).call(work, ends_at=due(60))
+    assert caught.value is error
+    assert lost == []
+
+
+def test_a_late_call_is_left_behind(
+    make_executor: Callable[[int], Executor], gate: threading.Event
+) -> None:
+    """The caller goes on at its deadline, and the thread is free again when the work ends."""
+    executor = make_executor(1)
+    with pytest.raises(Late):
+        executor.call(gate.wait, ends_at=due(0.01))
+    with pytest.raises(Busy):
+        executor.call(int, ends_at=due(60))
+    gate.set()
+    while True:
+        try:
+            assert executor.call(int, ends_at=due(60)) == 0
+        except Busy:
+            continue
+        break
+
+
+def test_an_error_after_the_deadline_is_reported(
+    make_executor: Callable[[int], Executor], gate: threading.Event, lost: list[BaseException]
+) -> None:
+    """The caller is gone; the error is not."""
+    executor, reported = make_executor(1), threading.Event()
+
+    def work() -> None:
+        gate.wait()
+        raise ValueError("too late")
+
+    with pytest.raises(Late):
+        executor.call(work, ends_at=due(0.01))
+    executor._on_lost_error = lambda error: (lost.append(error), reported.set())  # type: ignore[assignment,func-returns-value]
+    gate.set()
+    assert reported.wait(30)
+    assert [str(error) for error in lost] == ["too late"]
+
+
+def test_more_work_than_threads_is_refused(
+    make_executor: Callable[[int], Executor], gate: threading.Event
+) -> None:
+    """Nothing waits in a queue that nobody sees."""
+    executor = make_executor(3)
+    for _ in range(3):
+        executor.submit(gate.wait)
+    with pytest.raises(Busy):
+        executor.submit(int)
+
+
+def test_no_thread_left_in_the_system_is_busy(
+    make_executor: Callable[[int], Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`can't start new thread` is not the caller's error, and no thread is counted for it."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executor = make_executor(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(Busy):
+            executor.submit(int)
+    assert executor.submit(int).result(30) == 0
+
+
+def test_a_share_leaves_half_of_the_threads(
+    make_executor: Callable[[int], Executor], gate: threading.Event
+) -> None:
+    """One name gets half, the next half of the rest; work without a share gets every thread."""
+    executor = make_executor(8)
+    taken = {"one": 0, "two": 0, None: 0}
+    for share in taken:
+        try:
+            while True:
+                executor.submit(gate.wait, share=share)
+                taken[share] += 1
+        except Busy:
+            pass
+    assert taken == {"one": 4, "two": 2, None: 2}
+
+
+def test_a_share_gets_its_threads_back(make_executor: Callable[[int], Executor]) -> None:
+    """Work that ended does not count."""
+    executor = make_executor(2)
+    for _ in range(5):
+        assert executor.call(int, ends_at=due(60), share="one") == 0
