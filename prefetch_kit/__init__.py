@@ -1,8 +1,8 @@
 """Serve WeChat Mini Program data pre-fetch from Flask, and point WeChat at it."""
 
+from prefetch_kit.cache.policy import CachePolicy
 from prefetch_kit.endpoint.blueprint import Prefetch, pull_refused, pull_served
-from prefetch_kit.endpoint.fastpath import fast_path
-from prefetch_kit.endpoint.pages import CachePolicy
+from prefetch_kit.endpoint.fast_path import fast_path
 from prefetch_kit.endpoint.payload import NO_DATA
 from prefetch_kit.endpoint.pull import PageQuery, Pull
 from prefetch_kit.errors import (

@@ -41,6 +41,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from prefetch_kit.refusals import REFUSALS
+
 
 class PrefetchKitError(Exception):
     """Root of all errors of the kit."""
@@ -71,15 +73,15 @@ class ForeignAppid(PrefetchKitError, ValueError):
 class PullRefused(PrefetchKitError):
     """A pull gets an empty answer: HTTP `status` and, in a header, `reason`.
 
-    `detail` goes to the log only. It may name the page; it never repeats a token, a code or a
-    value that was found malformed.
+    The reason is one of `REFUSALS`, which has its status. `detail` goes to the log only. It may
+    name the page; it never repeats a token, a code or a malformed value.
     """
 
-    def __init__(self, status: int, reason: str, detail: str) -> None:
-        self.status = status
+    def __init__(self, reason: str, detail: str = "") -> None:
         self.reason = reason
-        self.detail = detail
-        super().__init__(detail)
+        self.status = REFUSALS[reason].status
+        self.detail = detail or REFUSALS[reason].meaning
+        super().__init__(self.detail)
 
 
 class QueryKeyMissing(PullRefused, KeyError):
@@ -87,7 +89,7 @@ class QueryKeyMissing(PullRefused, KeyError):
 
     def __init__(self, key: str) -> None:
         self.key = key
-        super().__init__(400, "query", f"the handler needs query[{key!r}], which did not come")
+        super().__init__("query", f"the handler needs query[{key!r}], which did not come")
 
     __str__ = PullRefused.__str__
 

@@ -20,9 +20,10 @@ from werkzeug.routing import BuildError
 
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.cli.options import flag_of
+from prefetch_kit.endpoint.app_state import AppState, issue_token, state_of
 from prefetch_kit.endpoint.config import Config
-from prefetch_kit.endpoint.desk import AppState, bind_urls, issue_token, state_of
-from prefetch_kit.endpoint.pages import Route
+from prefetch_kit.endpoint.handlers import Route
+from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.registrar.apply import Registrar

@@ -38,7 +38,7 @@ from prefetch_kit.cli.output import (
 from prefetch_kit.cli.preflight import add_domains, check_domains
 from prefetch_kit.cli.pull import Credentials, pull_once
 from prefetch_kit.cli.sandbox import seed
-from prefetch_kit.endpoint.desk import kitchen_of, state_of
+from prefetch_kit.endpoint.app_state import process_of, state_of
 from prefetch_kit.errors import PrefetchKitError, ProbeFailed
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.registrar.fleet import Fleet
@@ -290,12 +290,12 @@ def routes(ctx: click.Context, *, as_json: bool) -> None:
     What they read is known where they share their answers through Redis.
     """
     app = load_app(ctx.ensure_object(ScriptInfo))
-    cache = kitchen_of(app).cache
+    cache = process_of(app).cache
     rows = [
-        Row(route, rule.rule, place.handler, cache.read_sets(place))
+        Row(route, rule.rule, each.handler, cache.read_sets(each.scope) if each.scope else ())
         for route in state_of(app).routes
         for rule in app.url_map.iter_rules(route.endpoint)
-        for place in route
+        for each in route
     ]
     if as_json:
         for row in rows:

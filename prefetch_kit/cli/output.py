@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 import click
 
-from prefetch_kit.endpoint.pages import Handler, Route
-from prefetch_kit.endpoint.pull import ReadSet
+from prefetch_kit.cache.read_sets import ReadSet
+from prefetch_kit.endpoint.handlers import Handler, Route
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
 from prefetch_kit.registrar.domains import Standing
 from prefetch_kit.registrar.plan import Change, Plan

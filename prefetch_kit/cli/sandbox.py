@@ -8,8 +8,9 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from prefetch_kit.cli.app import AppMissing, load_app
+from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.endpoint.config import Config
-from prefetch_kit.endpoint.desk import bind_urls, state_of
+from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.sandbox import Sandbox, SandboxError
 from prefetch_kit.secret import Secret

@@ -56,7 +56,7 @@ class Executor:
             # Asked for the error and not for the result, since the work may raise TimeoutError.
             future.exception(min(max(0.0, ends_at - time.monotonic()), threading.TIMEOUT_MAX))
         except TimeoutError:
-            self.report_error_of(future)
+            future.add_done_callback(lambda done: self.report(done.exception()))
             raise Late from None
         try:
             return future.result()
@@ -78,9 +78,14 @@ class Executor:
         self._jobs.put((future, work, share))
         return future
 
-    def report_error_of(self, future: "Future[Any]") -> None:
-        """Tell `on_lost_error` if this work fails, or has failed."""
-        future.add_done_callback(self._report)
+    def report(self, error: BaseException | None) -> None:
+        """Tell `on_lost_error` of an error, if there is one."""
+        if error is None:
+            return
+        try:
+            self._on_lost_error(error)
+        except BaseException:  # noqa: BLE001 (the thread must go on)
+            traceback.print_exc(chain=False)
 
     def _may_take(self, share: str) -> bool:
         busy = self._threads - self._free
@@ -125,15 +130,6 @@ class Executor:
             self._free -= 1
             self._threads -= 1
         return True
-
-    def _report(self, future: "Future[Any]") -> None:
-        error = future.exception()
-        if error is None:
-            return
-        try:
-            self._on_lost_error(error)
-        except BaseException:  # noqa: BLE001 (the thread must go on)
-            traceback.print_exc(chain=False)
 
 
 def due(seconds: float) -> float:

@@ -1,6 +1,6 @@
 """Prefetch: the Flask blueprint that answers WeChat's pulls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
 
 from blinker import Namespace
@@ -10,30 +10,30 @@ from flask.sansio.scaffold import setupmethod
 from marshmallow import Schema
 from werkzeug.exceptions import HTTPException
 
-from prefetch_kit.endpoint.answer import Answer, answer
-from prefetch_kit.endpoint.config import Config
-from prefetch_kit.endpoint.desk import (
-    FlaskDesk,
-    background_tokens,
+from prefetch_kit.cache.policy import CachePolicy, demand_seconds
+from prefetch_kit.endpoint.app_state import (
+    Endpoint,
     exchange_code,
     issue_token,
     join,
-    kitchen_of,
+    process_of,
     send,
     state_of,
     tell_of,
+    tokens_of,
 )
-from prefetch_kit.endpoint.identity import CodeUser, Login, TokenVerifier
-from prefetch_kit.endpoint.pages import (
-    CachePolicy,
+from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.dispatch import Answer
+from prefetch_kit.endpoint.handlers import (
     Handler,
     HandlerFunction,
     Pages,
     Route,
-    demand_seconds,
     refuse_async,
 )
-from prefetch_kit.endpoint.parse import MAX_CODE_CHARS
+from prefetch_kit.endpoint.login_codes import Login
+from prefetch_kit.endpoint.request import MAX_CODE_CHARS
+from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.secret import Secret
@@ -175,7 +175,7 @@ class Prefetch(Blueprint):
             raise ValueError(f"{page!r} has no handler of its own")
         app = _this_app()
         names = {r.blueprint for r in state_of(app).routes if r.pages in self._pages.values()}
-        kitchen_of(app).cache.forget([(name, page, user_id, appid) for name in names])
+        process_of(app).cache.invalidate([(name, page, user_id, appid) for name in names])
 
     def _adding(self, kind: Kind, page: str | None, **said: Any) -> Callable[[_H], _H]:
         if page is not None and not isinstance(page, str):
@@ -193,25 +193,24 @@ class Prefetch(Blueprint):
         self._refuse_hopeless(app, state.config)
         for kind in _KINDS:
             endpoint = f"{setup.name_prefix}.{setup.name}.{kind}".lstrip(".")
-            route = Route(endpoint, kind, self._pages[kind])
-            desk = state.desks[endpoint] = FlaskDesk(app, self._verifier, self._code_user)
+            route = Route(endpoint, kind, self._pages[kind], deadline_s=state.config.deadline_s)
+            view = _view(route)
+            state.endpoints[endpoint] = Endpoint(route, view, self._verifier, self._code_user)
             setup.add_url_rule(
                 f"/{kind}",
                 kind,
-                self._view(route, desk),
+                view,
                 methods=_METHODS,
                 provide_automatic_options=False,
             )
-            state.views[endpoint] = app.view_functions[endpoint]
             for rule in app.url_map.iter_rules(endpoint):
                 # Every method comes to the view, which answers it: the app's own error page
                 # for 405 is HTML, and a phone could keep that as data.
                 rule.methods = _EveryMethod(_METHODS)
-            state.routes.append(route)
 
     def _refuse_hopeless(self, app: Flask, config: Config) -> None:
         if app.secret_key:
-            background_tokens(app, config)  # refuses keys that cannot be used
+            tokens_of(app, config)  # refuses keys that cannot be used
         handlers = [h for pages in self._pages.values() for h in pages]
         demanding = any(h.login_required for h in handlers)
         if demanding and not (app.secret_key or self._verifier or self._code_user):
@@ -228,31 +227,30 @@ class Prefetch(Blueprint):
                 remedy="Add the AppSecret",
             )
 
-    def _view(self, route: Route, desk: FlaskDesk) -> Callable[..., Response]:
-        def view(**route_values: object) -> Response:
-            app = _this_app()
-            done = _answer(route, desk, route_values)
-            announce(app, done)
-            if done.error is not None:
-                if propagates(app):
-                    _raise_on(done.error)
-                tell_of(app, done.error)
-            return respond(app, done)
 
-        return view
+def _view(route: Route) -> Callable[..., Response]:
+    def view(**route_values: object) -> Response:
+        app = _this_app()
+        if request.method in _METHODS:
+            dispatcher = process_of(app).dispatcher(route.endpoint)
+            done = dispatcher.answer(request.query_string, route_values=route_values)
+        else:
+            done = Answer(405, b"", route.kind, seconds=0.0, refused="method")
+        announce(app, done)
+        if done.error is not None:
+            if propagates(app):
+                _raise_on(done.error)
+            tell_of(app, done.error)
+        return respond(app, done)
+
+    return view
 
 
 class _EveryMethod(set[str]):
-    """GET and HEAD for whoever lists an app's routes; for the router there is no other."""
+    """GET and HEAD in a listing of the app's routes; every method for the router."""
 
     def __contains__(self, _method: object) -> bool:
         return True
-
-
-def _answer(route: Route, desk: FlaskDesk, route_values: Mapping[str, object]) -> Answer:
-    if request.method not in _METHODS:
-        return Answer(status=405, body=b"", kind=route.kind, seconds=0.0, refused="method")
-    return answer(request.query_string, route=route, desk=desk, route_values=route_values)
 
 
 def _this_app() -> Flask:

@@ -15,7 +15,7 @@ from prefetch_kit.addresses import (
     public_url_problem,
     redis_url_problem,
 )
-from prefetch_kit.endpoint.parse import APPID
+from prefetch_kit.endpoint.request import APPID
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret

@@ -9,9 +9,9 @@ from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from prefetch_kit.endpoint.app_state import join
 from prefetch_kit.endpoint.config import Config
-from prefetch_kit.endpoint.desk import join
-from prefetch_kit.endpoint.pages import refuse_async
+from prefetch_kit.endpoint.handlers import refuse_async
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.pushes.envelope import Keys
 from prefetch_kit.pushes.events import Receiver

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from prefetch_kit import ConfigError, Prefetch
-from prefetch_kit.endpoint.desk import state_of
+from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.sandbox import Fault, Sandbox
 

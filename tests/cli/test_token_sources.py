@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 
 from prefetch_kit import Prefetch
-from prefetch_kit.endpoint.desk import state_of
+from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.third_party import third_party_of

@@ -18,7 +18,8 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch
-from prefetch_kit.endpoint import line, runs
+from prefetch_kit.cache import redis_breaker
+from prefetch_kit.concurrency import executor
 
 if TYPE_CHECKING:
     from tests.conftest import RedisServer
@@ -149,15 +150,15 @@ def gate() -> Iterator[threading.Event]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, Redis is not too slow."""
-    for limit in ("BUDGET_S", "_CONNECT_S", "_SILENCE_S"):
-        monkeypatch.setattr(line, limit, 30.0)
+    for limit in ("BUDGET_S", "CONNECT_S", "SILENCE_S"):
+        monkeypatch.setattr(redis_breaker, limit, 30.0)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def restless() -> Iterator[None]:
     """Threads without work end soon, and let go of the apps of tests that are over."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_IDLE_S", 0.5)
+        patch.setattr(executor, "_IDLE_S", 0.5)
         yield
 
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 from flask import Flask
 
 from prefetch_kit import Prefetch, Pull
-from prefetch_kit.endpoint import line
+from prefetch_kit.cache import redis_breaker
 
-line.BUDGET_S = line._CONNECT_S = line._SILENCE_S = 30.0  # type: ignore[misc]
+redis_breaker.BUDGET_S = redis_breaker.CONNECT_S = redis_breaker.SILENCE_S = 30.0  # type: ignore[misc]
 prefetch = Prefetch("prefetch", __name__, url_prefix="/prefetch")
 
 

@@ -19,8 +19,10 @@ from flask import Blueprint, Flask, got_request_exception
 from werkzeug.wrappers import Response
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, fast_path, pull_refused, pull_served
-from prefetch_kit.endpoint import cache, identity, parse, runs
-from prefetch_kit.endpoint.desk import kitchen_of
+from prefetch_kit.cache import answers, entry, single_flight
+from prefetch_kit.concurrency import executor
+from prefetch_kit.endpoint import background_tokens, request
+from prefetch_kit.endpoint.app_state import process_of
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -45,7 +47,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (cache, runs):
+    for module in (answers, entry, single_flight, executor):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(TTLCache.__init__, "__defaults__", (clock.monotonic, None))
     return clock
@@ -156,7 +158,7 @@ def test_of_two_stale_answers_the_later_is_served(
     assert ask(app).json == 1
     clock.now += 95
     assert ask(app).json == 2
-    kept = kitchen_of(app).cache._store._entries
+    kept = process_of(app).cache._store._entries
     first, second = kept.values()
     kept[next(iter(kept))] = replace(first, made_at=second.made_at - 1)
     clock.now += 40
@@ -182,7 +184,7 @@ def test_who_gets_nothing_kept_waits_for_nobody_else(
     ask(app, token="first")
     with ThreadPoolExecutor(1) as others:
         slow = others.submit(ask, app, token="slow")
-        while not kitchen_of(app).cache._flights:
+        while not process_of(app).cache._flights._flights:
             assert not slow.done()
         assert ask(app, token="quick").status_code == (500 if way == "failure" else 200)
         assert not slow.done()
@@ -358,7 +360,7 @@ def test_bound_is_that_of_the_memory_used(
     pulls: int,
 ) -> None:
     """Small answers and large: what is around them is counted too."""
-    monkeypatch.setattr(parse, "MAX_KNOWN", 1)  # a fixed megabyte beside the answers
+    monkeypatch.setattr(request, "MAX_KNOWN", 1)  # a fixed megabyte beside the answers
     prefetch.pre_fetch(cache=30)(lambda pull: wrap(f"{pull.query['id']:>{size}}"))
     app = make_app(prefetch, PREFETCH_CACHE_BYTES=bound)
     client, query = app.test_client(), "appid=wx1&timestamp=1700000000&query=id%3D"
@@ -386,7 +388,7 @@ def test_user_is_proved_once_a_pull(
 
     def end() -> None:
         if change == "time":
-            monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: 1e11))
+            monkeypatch.setattr(background_tokens, "time", SimpleNamespace(time=lambda: 1e11))
         else:
             app.config[change] = "another"
 

@@ -33,14 +33,22 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, fast_path
-from prefetch_kit.endpoint import cache, pages, pull, records, runs, shared
-from prefetch_kit.endpoint.cache import AnswerCache
-from prefetch_kit.endpoint.desk import kitchen_of
-from prefetch_kit.endpoint.pages import HandlerFunction, Registered
-from prefetch_kit.endpoint.pull import Reads
-from prefetch_kit.endpoint.runs import Outcome, Run
-from prefetch_kit.endpoint.shared import SharedTier
-from prefetch_kit.endpoint.store import Entry, Forgotten
+from prefetch_kit.cache import answers, entry, key, redis_format, single_flight
+from prefetch_kit.cache import redis as redis_store
+from prefetch_kit.cache.answers import AnswerCache, Handle
+from prefetch_kit.cache.entry import Entry
+from prefetch_kit.cache.invalidation import Invalidations
+from prefetch_kit.cache.read_sets import Reads
+from prefetch_kit.cache.redis import RedisStore
+from prefetch_kit.cache.redis_invalidation import RedisInvalidations
+from prefetch_kit.cache.scope import Scope
+from prefetch_kit.cache.single_flight import Flight, Outcome
+from prefetch_kit.concurrency import executor
+from prefetch_kit.endpoint import handlers, request
+from prefetch_kit.endpoint.app_state import process_of
+from prefetch_kit.endpoint.handlers import HandlerFunction
+from prefetch_kit.endpoint.request import Asked as AskedFor
+from prefetch_kit.endpoint.users import Request
 from prefetch_kit.fetch_setting import Kind
 
 MakeApp = Callable[[Sequence[Prefetch]], Flask]
@@ -213,7 +221,7 @@ class Clock:
     """
 
     now: int = 0
-    waited_for: list[Run] = field(default_factory=list)
+    waited_for: list[Flight] = field(default_factory=list)
     leases: list[bytes] = field(default_factory=list)
 
     def monotonic(self) -> float:
@@ -239,15 +247,15 @@ class Store:
 
     def pass_time(self, seconds: int) -> None:
         """Redis has its own clock, which cannot be moved: all that ends ends sooner."""
-        for key in self.redis.keys() if self.redis else ():
-            if (left_ms := self.redis.pttl(key)) > 0:
-                self.redis.pexpire(key, left_ms - 1000 * seconds)
+        for name in self.redis.keys() if self.redis else ():
+            if (left_ms := self.redis.pttl(name)) > 0:
+                self.redis.pexpire(name, left_ms - 1000 * seconds)
 
     def mix_up(self) -> None:
         """Under each key stands what was kept under another."""
         keys = sorted(self.redis.keys("*:answer:*"))
-        for key, value in zip(keys, self.redis.mget(keys[1:] + keys[:1]), strict=True):
-            self.redis.set(key, value, keepttl=True)
+        for name, value in zip(keys, self.redis.mget(keys[1:] + keys[:1]), strict=True):
+            self.redis.set(name, value, keepttl=True)
 
     def has_all(self, leases: Sequence[bytes]) -> bool:
         return not leases or self.redis.exists(*set(leases)) == len(set(leases))
@@ -440,9 +448,9 @@ class Pulls(RuleBasedStateMachine):
         with self.apps[self.version % len(self.apps)].app_context():
             self.blueprints[instance].forget(**said)
         for app in self.apps if self.store.redis else ():
-            tier = kitchen_of(app).cache._shared
-            assert tier is not None
-            tier.listen()  # which it does by itself five times a second
+            store = process_of(app).cache._redis
+            assert store is not None
+            store.listen()  # which it does by itself five times a second
 
     def send(self, asked: Asked) -> TestResponse:
         given = {
@@ -507,23 +515,23 @@ class Pulls(RuleBasedStateMachine):
 
     def settle(self, replies: Sequence[Future[TestResponse]] = ()) -> None:
         """Wait until all runs have ended or stand at the door, and all pulls wait for those."""
-        kitchens = [kitchen_of(app) for app in self.apps]
+        processes = [process_of(app) for app in self.apps]
 
         def are_held() -> bool:
             busy = 0
-            for kitchen in kitchens:
-                with kitchen.pool._lock:
-                    busy += kitchen.pool._threads - kitchen.pool._free
+            for process in processes:
+                with process.handlers._lock:
+                    busy += process.handlers._threads - process.handlers._free
             leases = list(self.clock.leases)
             return busy == len(self.door.held) + len(leases) and self.store.has_all(leases)
 
         def are_waited_for() -> bool:
             unanswered = sum(not reply.done() for reply in replies)
-            under_way: list[Run] = []
-            for kitchen in kitchens:
-                with kitchen.cache._lock:
-                    under_way += kitchen.cache._flights.values()
-            return unanswered == sum(run in under_way for run in list(self.clock.waited_for))
+            under_way: list[Flight] = []
+            for process in processes:
+                with process.cache._flights._lock:
+                    under_way += process.cache._flights._flights.values()
+            return unanswered == sum(each in under_way for each in list(self.clock.waited_for))
 
         ends_at = time.monotonic() + PATIENCE_S
         # The first twice: a run that ended or began meanwhile changes who waits.
@@ -534,30 +542,28 @@ class Pulls(RuleBasedStateMachine):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock, wait, wait_for_other = Clock(), Run.wait, SharedTier.wait_for_other
+    clock, wait, wait_for_other = Clock(), Flight.wait, RedisStore.wait_for_other
 
-    def noted_wait(run: Run, *args: Any, **kwargs: Any) -> Outcome:
-        clock.waited_for.append(run)
+    def noted_wait(flight: Flight, until: float) -> bool:
+        clock.waited_for.append(flight)
         try:
-            return wait(run, *args, **kwargs)
+            return wait(flight, until)
         finally:
-            clock.waited_for.remove(run)
+            clock.waited_for.remove(flight)
 
-    def noted_wait_for_other(
-        tier: SharedTier, place: Registered, asked: Pull, name: bytes, until: float
-    ) -> Any:
-        clock.leases.append(lease := tier._lease_at(name))
+    def noted_wait_for_other(store: RedisStore, name: bytes, *args: Any, **said: Any) -> Any:
+        clock.leases.append(lease := store._lease_key(name))
         try:
-            return wait_for_other(tier, place, asked, name, until)
+            return wait_for_other(store, name, *args, **said)
         finally:
             clock.leases.remove(lease)
 
-    monkeypatch.setattr(Run, "wait", noted_wait)
-    monkeypatch.setattr(SharedTier, "wait_for_other", noted_wait_for_other)
-    for module in (cache, runs, records, shared):
+    monkeypatch.setattr(Flight, "wait", noted_wait)
+    monkeypatch.setattr(RedisStore, "wait_for_other", noted_wait_for_other)
+    for module in (answers, entry, executor, single_flight, redis_format, redis_store):
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(cache, "TTLCache", partial(TTLCache, timer=clock.monotonic))
-    monkeypatch.setattr(runs, "_IDLE_S", 0.2)  # or the threads of hundreds of apps pile up
+    monkeypatch.setattr(answers, "TTLCache", partial(TTLCache, timer=clock.monotonic))
+    monkeypatch.setattr(executor, "_IDLE_S", 0.2)  # or the threads of hundreds of apps pile up
     return clock
 
 
@@ -649,29 +655,32 @@ def test_each_answer_is_the_pulls_own_in_redis_alone(in_redis_alone: Store, cloc
 
 
 def written_as(weak: Callable[[Any], Any]) -> Weaken:
-    written = pull.written
-    return lambda patch: patch.setattr(pull, "written", lambda value: written(weak(value)))
+    written = key.written
+    return lambda patch: patch.setattr(key, "written", lambda value: written(weak(value)))
 
 
-def placed_as(weak: Callable[[str], str]) -> Weaken:
-    written = pull.written
+def scoped_as(weak: Callable[[str], str]) -> Weaken:
+    written = key.written
     return lambda patch: patch.setattr(
-        pages, "written", lambda value: written(value and weak(value))
+        handlers, "written", lambda value: written(value and weak(value))
     )
 
 
 def valued_as(weak: Callable[[bytes], bytes]) -> Weaken:
-    value_of = pull._value
-    return lambda patch: patch.setattr(pull, "_value", lambda *args: weak(value_of(*args)))
+    written = AskedFor.written
+    return lambda patch: patch.setattr(AskedFor, "written", lambda *args: weak(written(*args)))
 
 
 def without_length(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pull, "written", lambda value: b"-" if value is None else f"s{value}".encode())
+    for module in (key, request):
+        patch.setattr(
+            module, "written", lambda value: b"-" if value is None else f"s{value}".encode()
+        )
 
 
 def with_first_value(patch: pytest.MonkeyPatch) -> None:
-    written_list = pull._written_list
-    patch.setattr(pull, "_written_list", lambda values: written_list(values[:1]))
+    written_list = key.written_list
+    patch.setattr(request, "written_list", lambda values: written_list(values[:1]))
 
 
 def with_32_names(patch: pytest.MonkeyPatch) -> None:
@@ -693,50 +702,50 @@ def never(owner: type, name: str) -> Weaken:
 
 
 def joining_any_run(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outcome, "is_for", lambda outcome, *_: outcome.key is not None)
+    patch.setattr(Outcome, "answers", lambda outcome, *_: outcome.key is not None)
 
 
 def joining_forgotten_runs(patch: pytest.MonkeyPatch) -> None:
     # What comes first in a flight's name says which forgets came before it.
     name = AnswerCache._flight_name
-    patch.setattr(AnswerCache, "_flight_name", lambda *args, **said: name(*args, **said)[-24:])
+    patch.setattr(AnswerCache, "_flight_name", lambda *args: name(*args)[-24:])
 
 
 def begun_when_ended(patch: pytest.MonkeyPatch) -> None:
     run = AnswerCache._run
 
-    def run_before(kept: AnswerCache, place: Registered, asked: Pull, handle: Any) -> Outcome:
-        reads, body = Reads(), Future[bytes]()
+    def run_before(cache: AnswerCache, scope: Scope, asked: Request, handle: Handle) -> Outcome:
+        noted, body = Reads(), Future[bytes]()
         try:
-            body.set_result(handle(pull.noting(asked, reads)))
-        except Exception as error:  # noqa: BLE001 (raised on where a run's errors are seen to)
+            body.set_result(handle(noted))
+        except Exception as error:  # noqa: BLE001 (raised again where errors of runs are handled)
             body.set_exception(error)
 
-        def read_again(noted: Pull) -> bytes:
-            for name in reads.names():
-                noted._note(name)
+        def read_again(reads: Reads) -> bytes:
+            for name in noted.names():
+                reads.note(name)
             return body.result()
 
-        return run(kept, place, asked, read_again)
+        return run(cache, scope, asked, read_again)
 
     patch.setattr(AnswerCache, "_run", run_before)
 
 
 WEAKENED: dict[str, Weaken] = {
     "appid": written_as(lambda value: None if value in APPIDS else value),
-    "user": lambda patch: patch.setattr(pull, "_user", lambda _: b""),
+    "user": lambda patch: patch.setattr(key, "_user", lambda _: b""),
     "which user": lambda patch: patch.setattr(
-        pull, "_user", lambda asked: b"-" if asked.user_id is None else b"s"
+        key, "_user", lambda user_id: b"-" if user_id is None else b"s"
     ),
     "name": written_as(lambda value: "" if str(value).startswith("query=") else value),
     "presence": valued_as(lambda value: b"l1:s0:" if value == b"-" else value),
     "length": without_length,
     "all but the first value": with_first_value,
     "all but 32 names": with_32_names,
-    "instance": placed_as(lambda name: name.rpartition(".")[2]),
-    "kind": placed_as(lambda name: name.partition(".")[0]),
-    "page": placed_as(lambda name: name if "." in name else ""),
-    "forget": never(Forgotten, "has"),
+    "instance": scoped_as(lambda name: name.rpartition(".")[2]),
+    "kind": scoped_as(lambda name: name.partition(".")[0]),
+    "page": scoped_as(lambda name: name if "." in name else ""),
+    "forget": never(Invalidations, "cover"),
     "forget before a run joined": joining_forgotten_runs,
     "forget during a run": begun_when_ended,
     "end of staleness": never(Entry, "is_over"),
@@ -774,26 +783,26 @@ def test_weakened_keys_are_caught_in_redis(
 
 
 def taken_as(weak: Callable[[Entry], Entry]) -> Weaken:
-    read = records.read_entry
+    read = redis_format.read_entry
 
-    def read_less(*args: Any) -> Entry | None:
-        entry = read(*args)
+    def read_less(*args: Any, **said: Any) -> Entry | None:
+        entry = read(*args, **said)
         return entry and weak(entry)
 
-    return lambda patch: patch.setattr(shared, "read_entry", read_less)
+    return lambda patch: patch.setattr(redis_store, "read_entry", read_less)
 
 
 def checked_without_name(patch: pytest.MonkeyPatch) -> None:
-    checksum = records._checksum
-    patch.setattr(records, "_checksum", lambda _name, *parts: checksum(*parts))
+    checksum = redis_format._checksum
+    patch.setattr(redis_format, "_checksum", lambda _name, *parts: checksum(*parts))
 
 
 WEAKENED_SHARING: dict[str, Weaken] = {
     "name under which it was kept": checked_without_name,
     "age": taken_as(lambda entry: replace(entry, made_at=math.inf)),
     "user it is for": taken_as(lambda entry: replace(entry, user_id=None)),
-    "when its run began": taken_as(lambda entry: replace(entry, begun=(2**64, 0))),
-    "what others forgot": never(SharedTier, "_hear"),
+    "when its run began": taken_as(lambda entry: replace(entry, position=(2**64, 0))),
+    "what others forgot": never(RedisInvalidations, "_take"),
 }
 
 

@@ -20,9 +20,7 @@ from flask import Flask, g, got_request_exception, request
 from werkzeug.wrappers import Response
 
 from prefetch_kit import CachePolicy, Prefetch, Pull
-from prefetch_kit.endpoint.desk import kitchen_of
-from prefetch_kit.endpoint.runs import Outcome, Pool
-from prefetch_kit.errors import PullRefused
+from prefetch_kit.endpoint.app_state import process_of
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -376,27 +374,6 @@ def test_refusal_after_the_deadline_is_no_failure(
     assert not [line for line in logged() if line.startswith("ERROR")]
 
 
-def test_failure_that_is_over_before_anyone_waits_is_told_once() -> None:
-    """It is raised in whoever started the run, however late that one comes to wait."""
-    lost: list[BaseException] = []
-    pool = Pool(1, lost=lost.append)
-    run = pool.start(lambda: Outcome(error=ValueError("at once")))
-    while not is_over(pool):
-        pass
-    with pytest.raises(ValueError, match="at once"):
-        run.body(run.wait(time.monotonic() + 60))
-    assert lost == []
-
-
-def is_over(pool: Pool) -> bool:
-    """Whether the pool's only thread has done all it had to, one more run included."""
-    try:
-        pool.start(Outcome).wait(time.monotonic() + 60)
-    except PullRefused:
-        return False
-    return True
-
-
 def test_failure_that_only_others_wait_for_is_told(
     make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, until: Until, logged: Logged
 ) -> None:
@@ -603,7 +580,7 @@ def test_a_late_failure_that_cannot_be_told_costs_no_thread(
     for _ in range(2):
         ask(app, path="pages/fails", query=f"id={_}")
     gate.set()
-    pool = kitchen_of(app).pool
+    pool = process_of(app).handlers
     until(lambda: pool._free == pool._threads)
     monkeypatch.undo()
     app.teardown_appcontext_funcs.clear()

@@ -10,7 +10,8 @@ from flask import Blueprint, Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import CachePolicy, Prefetch, Pull
-from prefetch_kit.endpoint.store import Entry, Forgotten
+from prefetch_kit.cache.entry import Entry
+from prefetch_kit.cache.invalidation import Invalidations
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -277,17 +278,17 @@ def test_same_mark_again_and_again_costs_the_others_nothing(
 
 def test_what_is_forgotten_again_is_never_back() -> None:
     """Asked while the same mark is added again and again, without a lock in common."""
-    forgotten, mark = Forgotten(), ("prefetch", None, "alice", None)
-    entry = Entry(b"x", 0, 0, 9, 9, forgotten.at, "prefetch", "pages/a", "wx1", "alice")
-    forgotten.add([mark])
+    log, mark = Invalidations(), ("prefetch", None, "alice", None)
+    entry = Entry(b"x", 0, 0, 9, 9, log.last, "prefetch", "pages/a", "wx1", "alice")
+    log.add([mark])
     is_over = Event()
 
     def again() -> None:
         while not is_over.is_set():
-            forgotten.add([mark])
+            log.add([mark])
 
     with ThreadPoolExecutor(1) as other:
         other.submit(again)
-        found = [forgotten.has(entry) for _ in range(200_000)]
+        found = [log.cover(entry) for _ in range(200_000)]
         is_over.set()
     assert all(found)

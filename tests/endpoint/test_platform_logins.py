@@ -8,7 +8,7 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch
-from prefetch_kit.endpoint.desk import state_of
+from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.third_party import third_party_of

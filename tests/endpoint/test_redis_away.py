@@ -19,7 +19,7 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
-from prefetch_kit.endpoint import shared
+from prefetch_kit.cache import redis_invalidation
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -351,7 +351,7 @@ def test_more_is_forgotten_meanwhile_than_can_be_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Then the others are told to forget everything."""
-    monkeypatch.setattr(shared, "_UNTOLD", 2)
+    monkeypatch.setattr(redis_invalidation, "_UNSENT", 2)
     app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
     query = until_shared(app, other)
     made = ask(other, query=query).data

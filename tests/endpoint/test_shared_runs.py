@@ -12,7 +12,7 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull
-from prefetch_kit.endpoint import line, shared
+from prefetch_kit.cache import redis_breaker, redis_invalidation
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -273,7 +273,7 @@ def test_nothing_is_taken_before_all_that_was_forgotten_is_known(
     others: int,
 ) -> None:
     """A process that has not listened since hears of it with the first answer it asks for."""
-    monkeypatch.setattr(line, "_LISTEN_S", 3600.0)
+    monkeypatch.setattr(redis_breaker, "_LISTEN_S", 3600.0)
     first, second = process(prefetch), process(prefetch)
     made = ask(first, query="id=1").data
     ask(second, query="id=2")
@@ -316,7 +316,7 @@ def test_marks_that_are_not_kept_any_more_forget_everything_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A new process cannot know what they said."""
-    monkeypatch.setattr(shared, "_MARKS", 100)
+    monkeypatch.setattr(redis_invalidation, "_RECORDS", 100)
     first = process(prefetch)
     made = ask(first, query="id=1").data
     settled()
@@ -379,7 +379,7 @@ def test_marks_that_a_pull_hears_of_first_are_not_taken_for_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever listens at the same time would forget everything, in all processes."""
-    monkeypatch.setattr(line, "_LISTEN_S", 0.001)
+    monkeypatch.setattr(redis_breaker, "_LISTEN_S", 0.001)
     with ThreadPoolExecutor(8) as pool:
         pulls = pool.map(lambda n: ask(both[n % 2], query=f"id={n}").status_code, range(300))
         for _ in range(300):

@@ -9,7 +9,7 @@ from flask import Flask, got_request_exception
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
-from prefetch_kit.endpoint.desk import kitchen_of
+from prefetch_kit.endpoint.app_state import process_of
 from prefetch_kit.errors import ConfigError
 
 App = Callable[..., Flask]
@@ -81,9 +81,9 @@ def test_what_is_wrong_is_said_without_the_address(
     with app.app_context():
         prefetch.forget(PAGE)
     until(lambda: any(f"({failure}); going on without it" in said for said in logged()))
-    tier: Any = kitchen_of(app).cache._shared
-    line: Any = tier._line
-    assert CANARY not in f"{logged()} {vars(tier)} {vars(line)} {line._client!r}"
+    store: Any = process_of(app).cache._redis
+    breaker: Any = store._redis
+    assert CANARY not in f"{logged()} {vars(store)} {vars(breaker)} {vars(breaker._client)}"
 
 
 @pytest.mark.parametrize("url", ["redis://:a#{}@host", "redis://:{}/@host", "{}", "redis://{}:x"])

@@ -1,6 +1,7 @@
 """Many pulls at the same time cost one run, and a few odd ones cost the others nothing."""
 
 import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
@@ -13,7 +14,7 @@ from werkzeug.test import create_environ
 from werkzeug.wrappers import Response
 
 from prefetch_kit import CachePolicy, Prefetch, Pull
-from prefetch_kit.endpoint.runs import Run
+from prefetch_kit.cache.single_flight import Flight
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -23,7 +24,10 @@ Until = Callable[[Callable[[], bool]], None]
 
 def waiting() -> int:
     """How many pulls wait for a run just now."""
-    return sum(frame.f_code is Run.wait.__code__ for frame in sys._current_frames().values())
+    return sum(
+        any(each.f_code is Flight.wait.__code__ for each, _ in traceback.walk_stack(frame))
+        for frame in sys._current_frames().values()
+    )
 
 
 def together(n: int, ask: Callable[[int], Response]) -> list[Response]:

@@ -12,7 +12,7 @@ from flask import Response as FlaskResponse
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
-from prefetch_kit.endpoint.desk import kitchen_of
+from prefetch_kit.endpoint.app_state import process_of
 from prefetch_kit.sandbox import Sandbox
 
 App = Callable[..., Flask]
@@ -129,7 +129,7 @@ def test_kits_own_tokens_cost_no_other_thread(make_app: App, shop: Prefetch, ask
         token = shop.issue_token("alice", appid="wx1")
     for page in (DEMANDS, KEPT, KEPT):
         assert b"alice" in ask(app, path=page, token=token).data
-    assert kitchen_of(app).askers._threads == 0
+    assert process_of(app)._askers._threads == 0
 
 
 def test_without_a_deadline_a_verifier_is_waited_for(
@@ -160,4 +160,4 @@ def test_pull_that_a_handler_keeps_is_readable_without_an_end(
         return response
 
     ask(app, token="alice")
-    assert (read, kitchen_of(app).askers._threads) == (["alice"], 0)
+    assert (read, process_of(app)._askers._threads) == (["alice"], 0)

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from werkzeug.serving import make_server
 
-from prefetch_kit.endpoint.desk import state_of
+from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.pushes import PlatformPushes
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.weixin.third_party import ThirdParty, third_party_of

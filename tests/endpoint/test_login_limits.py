@@ -13,18 +13,18 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch
-from prefetch_kit.endpoint import budget
-from prefetch_kit.endpoint.budget import (
+from prefetch_kit.endpoint import login_limits
+from prefetch_kit.endpoint.app_state import process_of
+from prefetch_kit.endpoint.login_limits import (
     BURST,
     BURST_OF_ALL,
     DAY_PAUSE_S,
     PER_S,
     PER_S_OF_ALL,
-    CodeBudget,
+    LoginLimits,
 )
-from prefetch_kit.endpoint.desk import code_logins
-from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.errors import ConfigError, NotAsked, OutcomeUnknown, QuotaReached, WeixinError
+from prefetch_kit.logs import SafeLogger
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 
@@ -38,7 +38,7 @@ Ask = Callable[..., Response]
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The budget's clock, as a list whose one item is the time."""
     now = [1000.0]
-    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(login_limits, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -61,20 +61,20 @@ def shop(make_app: App, prefetch: Prefetch, wx: Sandbox, clock: list[float]) -> 
 
 
 @pytest.fixture
-def allowance(clock: list[float]) -> CodeBudget:
-    return CodeBudget([f"wx{n}" for n in range(10)], logger=SteadyLogger(getLogger("shop")))
+def allowance(clock: list[float]) -> LoginLimits:
+    return LoginLimits([f"wx{n}" for n in range(10)], logger=SafeLogger(getLogger("shop")))
 
 
 def find(shop: Flask, code: str) -> str | type[WeixinError] | None:
     """What a pull's code proves: an openid, nobody, or the class of the error."""
     try:
-        login = code_logins(shop).find("wx1", Secret(code))
+        login = process_of(shop).logins().find("wx1", Secret(code))
     except WeixinError as error:
         return type(error)
     return login.openid if login else None
 
 
-def ask(allowance: CodeBudget, answer: object = None, *, appid: str = "wx1") -> object:
+def ask(allowance: LoginLimits, answer: object = None, *, appid: str = "wx1") -> object:
     """Ask about one code, bad if nothing is said; the answer, or the class of the error."""
 
     def exchange() -> object:
@@ -103,7 +103,7 @@ def test_ten_thousand_made_up_codes_stay_within_the_budget(shop: Flask, wx: Sand
     assert found == {None: BURST, NotAsked: 10_000 - BURST}
 
 
-def test_budget_comes_back_steadily(allowance: CodeBudget, clock: list[float]) -> None:
+def test_budget_comes_back_steadily(allowance: LoginLimits, clock: list[float]) -> None:
     """10,000 bad codes in 100 seconds are the burst and a hundred seconds' refill, no more."""
     asked = 0
     for _ in range(10_000):
@@ -160,14 +160,14 @@ def test_code_that_was_turned_away_is_not_spent(
     assert ask(shop, path="pages/demands", code=pulled).data == b"user0"
 
 
-def test_one_apps_flood_is_not_anothers(allowance: CodeBudget) -> None:
+def test_one_apps_flood_is_not_anothers(allowance: LoginLimits) -> None:
     """Each mini program has a budget of its own."""
     asked = [ask(allowance, appid="wx1") for _ in range(2 * BURST)]
     assert asked.count(None) == BURST
     assert ask(allowance, appid="wx2") is None
 
 
-def test_token_given_back_does_not_overfill(allowance: CodeBudget, clock: list[float]) -> None:
+def test_token_given_back_does_not_overfill(allowance: LoginLimits, clock: list[float]) -> None:
     """What time has filled up meanwhile is not filled up twice."""
 
     def slow_good_answer() -> object:
@@ -178,7 +178,7 @@ def test_token_given_back_does_not_overfill(allowance: CodeBudget, clock: list[f
     assert [ask(allowance) for _ in range(2 * BURST)].count(None) == BURST
 
 
-def test_budget_of_all_bounds_many_apps(allowance: CodeBudget, clock: list[float]) -> None:
+def test_budget_of_all_bounds_many_apps(allowance: LoginLimits, clock: list[float]) -> None:
     """Ten mini programs flooded at once do not cost ten times as much, and none pays for all."""
     asked = Counter(n % 10 for n in range(10_000) if ask(allowance, appid=f"wx{n % 10}") is None)
     assert asked.total() == BURST_OF_ALL
@@ -187,13 +187,13 @@ def test_budget_of_all_bounds_many_apps(allowance: CodeBudget, clock: list[float
     assert ask(allowance, appid="wx9") is None
 
 
-def test_unknown_appids_share_one_budget(allowance: CodeBudget) -> None:
+def test_unknown_appids_share_one_budget(allowance: LoginLimits) -> None:
     """Where the app lets any appid in, making one up brings no budget and takes no memory."""
     asked = [ask(allowance, appid=f"stranger{n}") for n in range(1000)]
     assert asked.count(None) == BURST
 
 
-def test_what_never_reached_wechat_costs_nothing(allowance: CodeBudget) -> None:
+def test_what_never_reached_wechat_costs_nothing(allowance: LoginLimits) -> None:
     """An app without its secret is told so each time."""
     missing = ConfigError("PREFETCH_APP_SECRETS", "lacks wx1", remedy="Add the AppSecret")
     assert {ask(allowance, missing) for _ in range(2 * BURST)} == {ConfigError}
@@ -286,7 +286,7 @@ def test_a_try_that_fails_opens_the_breaker_again(
 
 
 @pytest.mark.parametrize("answer", [None, "somebody"])
-def test_only_failures_in_a_row_open_the_breaker(allowance: CodeBudget, answer: object) -> None:
+def test_only_failures_in_a_row_open_the_breaker(allowance: LoginLimits, answer: object) -> None:
     """Where WeChat answers between, if only that a code is bad, it can be asked."""
     for _ in range(5):
         assert ask(allowance, silence()) is OutcomeUnknown
@@ -294,7 +294,7 @@ def test_only_failures_in_a_row_open_the_breaker(allowance: CodeBudget, answer: 
         assert ask(allowance, answer) == answer
 
 
-def test_pause_grows_to_a_minute(allowance: CodeBudget, clock: list[float]) -> None:
+def test_pause_grows_to_a_minute(allowance: LoginLimits, clock: list[float]) -> None:
     """However long WeChat is away, it is tried about once a minute, from its return on."""
     tried = []
     for _ in range(600):
@@ -304,13 +304,13 @@ def test_pause_grows_to_a_minute(allowance: CodeBudget, clock: list[float]) -> N
     assert tried == [0, 1, 2, 4, 8, 16, 32, 64, *range(128, 600, 64)]
 
 
-def test_one_apps_breaker_is_not_anothers(allowance: CodeBudget) -> None:
+def test_one_apps_breaker_is_not_anothers(allowance: LoginLimits) -> None:
     """A quota belongs to a mini program."""
     assert [ask(allowance, silence()) for _ in range(4)] == [OutcomeUnknown] * 3 + [NotAsked]
     assert ask(allowance, appid="wx2") is None
 
 
-def test_one_ask_at_a_time_tries(allowance: CodeBudget, clock: list[float]) -> None:
+def test_one_ask_at_a_time_tries(allowance: LoginLimits, clock: list[float]) -> None:
     """While it is under way the others are turned away, and its own error ends it too."""
     for _ in range(3):
         ask(allowance, silence())
@@ -326,7 +326,7 @@ def test_one_ask_at_a_time_tries(allowance: CodeBudget, clock: list[float]) -> N
 
 @pytest.mark.parametrize("late", ["somebody", silence()])
 def test_outcome_of_an_older_ask_says_nothing(
-    allowance: CodeBudget, clock: list[float], late: object
+    allowance: LoginLimits, clock: list[float], late: object
 ) -> None:
     """Asked before the breaker opened, answered after: it neither closes it nor pauses longer."""
     gate, begun = threading.Event(), threading.Event()
@@ -354,7 +354,7 @@ def test_refusal_names_no_code(shop: Flask) -> None:
     for _ in range(BURST):
         find(shop, token_hex(16))
     with pytest.raises(NotAsked) as refusal:
-        code_logins(shop).find("wx1", Secret("canary" * 5))
+        process_of(shop).logins().find("wx1", Secret("canary" * 5))
     assert str(refusal.value) == (
         "jscode2session: not asked: too many codes of wx1 are being asked about. "
         "Let the mini program set its background token: pulls with one need no code."

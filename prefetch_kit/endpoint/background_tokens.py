@@ -1,23 +1,16 @@
-"""Who a pull is for: minting and checking background tokens, and users behind login codes."""
+"""Background tokens: what `wx.setBackgroundFetchToken` takes, minted and verified."""
 
 import hashlib
 import hmac
 import re
-import secrets
-import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from cachetools import TTLCache
 from itsdangerous import Signer, want_bytes
 
-from prefetch_kit.endpoint.budget import CodeBudget
-from prefetch_kit.errors import OutcomeUnknown, UserIdError
-from prefetch_kit.secret import Secret
+from prefetch_kit.errors import ConfigError, UserIdError
 
 MAX_MINTED_CHARS: Final = 200
 # Machines of one deployment may disagree about the time by a little; five minutes is a lot.
@@ -25,21 +18,14 @@ LEEWAY_S: Final = 300
 # Some 18 MB, or 28 with the longest user ids.
 VERIFIED_KEPT: Final = 50_000
 APPIDS_KEPT: Final = 10_000
-CODE_KEPT_S: Final = 300
-CODES_KEPT: Final = 10_000
 
-_ISSUED_AT_BYTES = 5
-_SIGNATURE_CHARS = 43  # unpadded base64 of 32 bytes
-_MAX_PAYLOAD_CHARS = MAX_MINTED_CHARS - _SIGNATURE_CHARS - len(".")
-_MAX_USER_ID_BYTES = _MAX_PAYLOAD_CHARS * 3 // 4 - _ISSUED_AT_BYTES
-_SHAPE = re.compile(
+_ISSUED_AT_BYTES: Final = 5
+_SIGNATURE_CHARS: Final = 43  # unpadded base64 of 32 bytes
+_MAX_PAYLOAD_CHARS: Final = MAX_MINTED_CHARS - _SIGNATURE_CHARS - len(".")
+_MAX_USER_ID_BYTES: Final = _MAX_PAYLOAD_CHARS * 3 // 4 - _ISSUED_AT_BYTES
+_SHAPE: Final = re.compile(
     rf"[A-Za-z0-9_-]{{1,{_MAX_PAYLOAD_CHARS}}}\.[A-Za-z0-9_-]{{{_SIGNATURE_CHARS}}}"
 )
-# Today's codes are 32 letters and digits, but no page of the platform promises that.
-_CODE_SHAPE = re.compile("[!-~]{16,128}")
-
-TokenVerifier = Callable[[str, str], str | None]
-CodeUser = Callable[[str, str, str | None], str | None]
 
 
 class BackgroundTokens:
@@ -138,78 +124,24 @@ def _b64encode(raw: bytes) -> bytes:
     return urlsafe_b64encode(raw).rstrip(b"=")
 
 
-class Login(Protocol):
-    """Who WeChat says stands behind a login code."""
-
-    @property
-    def openid(self) -> str: ...
-    @property
-    def unionid(self) -> str | None: ...
-
-
-class CodeLogins:
-    """Asks WeChat once per login code and remembers the answer for five minutes.
-
-    A login code works once, so a pull that comes again with the same code must not ask again.
-    Codes are kept only under a keyed hash. `exchange`, which asks every time, is called without
-    a lock held, as far as `budget` allows; callers with the same code wait for the one who asks.
-    """
-
-    def __init__(
-        self,
-        exchange: Callable[[str, Secret], Login | None],
-        *,
-        budget: CodeBudget,
-        wait_s: float,
-    ) -> None:
-        self.exchange = exchange
-        self._budget = budget
-        self._wait_s = wait_s
-        self._key = secrets.token_bytes(32)
-        self._lock = threading.Lock()
-        self._logins: TTLCache[bytes, Future[Login | None]] = TTLCache(CODES_KEPT, CODE_KEPT_S)
-
-    def find(self, appid: str, code: Secret) -> Login | None:
-        """The login behind a code, None for a bad one.
-
-        Raises what `exchange` and the budget raise, and `OutcomeUnknown` after `wait_s` of
-        waiting for another caller; then nothing is remembered.
-        """
-        if not may_be_code(code):
-            return None
-        name = hmac.digest(self._key, f"{appid}:{code.reveal()}".encode(), "sha256")
-        with self._lock:
-            login = self._logins.get(name)
-            if asks := login is None:
-                login = self._logins[name] = Future()
-        if not asks:
-            return self._await(login)
-        try:
-            found = self._budget.ask(appid, lambda: self.exchange(appid, code))
-        except BaseException as error:
-            with self._lock:
-                self._logins.pop(name, None)
-            # What ends this thread alone, SystemExit for one, must not end those that wait.
-            ours = isinstance(error, Exception)
-            login.set_exception(error if ours else _no_answer("the one who asked was ended"))
-            raise
-        login.set_result(found)
-        return found
-
-    def _await(self, login: "Future[Login | None]") -> Login | None:
-        try:
-            return login.result(timeout=self._wait_s)
-        except FutureTimeout:
-            pass
-        raise _no_answer(f"another caller with the same code has none after {self._wait_s:g} s")
+def background_tokens(settings: Mapping[str, object], *, max_age_s: int) -> BackgroundTokens:
+    """The tokens of an app's `SECRET_KEY` and `SECRET_KEY_FALLBACKS`. Raises `ConfigError`."""
+    key, fallbacks = settings.get("SECRET_KEY"), settings.get("SECRET_KEY_FALLBACKS") or ()
+    if not key:
+        raise ConfigError("SECRET_KEY", "is missing, and signs the tokens", remedy="Set it")
+    if not isinstance(fallbacks, (list, tuple)):
+        # Taken for a list, each character of a string would be a key, and anyone could sign.
+        raise ConfigError(
+            "SECRET_KEY_FALLBACKS", "is not a list", remedy="Write a list of the earlier keys"
+        )
+    keys = [_usable("SECRET_KEY_FALLBACKS", each) for each in fallbacks]
+    return BackgroundTokens([*keys, _usable("SECRET_KEY", key)], max_age_s=max_age_s)
 
 
-def may_be_code(code: Secret) -> bool:
-    """Whether WeChat could have made this login code."""
-    return _CODE_SHAPE.fullmatch(code.reveal()) is not None
-
-
-def _no_answer(cause: str) -> OutcomeUnknown:
-    return OutcomeUnknown(
-        "jscode2session", f"no answer: {cause}", sent=True, remedy="Let the user log in again"
-    )
+def _usable(setting: str, key: object) -> str | bytes:
+    if not isinstance(key, (str, bytes)) or not key:
+        # With an empty key anyone could sign.
+        raise ConfigError(
+            setting, "holds a key that is empty or no text", remedy="Write long random strings"
+        )
+    return key

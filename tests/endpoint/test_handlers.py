@@ -16,7 +16,7 @@ from marshmallow import Schema
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
-from prefetch_kit.endpoint.pages import Handler, Pages, Route
+from prefetch_kit.endpoint.handlers import Handler, Pages, Route
 
 PAGE = "pages/index/index"
 
@@ -172,7 +172,7 @@ def handled_by(*pages: str | None) -> Route:
     found = Pages()
     for page in pages:
         found.add(Handler(lambda _: {}, page))
-    return Route("prefetch.pre_fetch", "pre_fetch", found)
+    return Route("prefetch.pre_fetch", "pre_fetch", found, deadline_s=2.0)
 
 
 @settings(database=None, deadline=None, max_examples=500)

@@ -21,10 +21,11 @@ from itsdangerous import Signer
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, UserIdError
-from prefetch_kit.endpoint.budget import MAX_ASKING, CodeBudget
-from prefetch_kit.endpoint.identity import BackgroundTokens, CodeLogins
-from prefetch_kit.endpoint.logs import SteadyLogger
+from prefetch_kit.endpoint.background_tokens import BackgroundTokens
+from prefetch_kit.endpoint.login_codes import CodeLogins
+from prefetch_kit.endpoint.login_limits import MAX_ASKING, LoginLimits
 from prefetch_kit.errors import OutcomeUnknown
+from prefetch_kit.logs import SafeLogger
 from prefetch_kit.secret import Secret
 
 DAY_S = 86_400
@@ -243,8 +244,8 @@ class WeChat:
 
 
 def logins_of(wechat: WeChat, *, wait_s: float = 30) -> CodeLogins:
-    budget = CodeBudget(["wx1"], logger=SteadyLogger(getLogger("shop")))
-    return CodeLogins(wechat, budget=budget, wait_s=wait_s)
+    budget = LoginLimits(["wx1"], logger=SafeLogger(getLogger("shop")))
+    return CodeLogins(wechat, limits=budget, wait_s=wait_s)
 
 
 def test_concurrent_pulls_exchange_a_code_once() -> None:

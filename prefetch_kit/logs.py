@@ -10,7 +10,7 @@ else:
     _Adapter = LoggerAdapter
 
 
-class SteadyLogger(_Adapter):
+class SafeLogger(_Adapter):
     """Logs to an app's logger. Where that fails, it is told on standard error, and no pull fails.
 
     An app's filters and formatters may ask for a request, and threads of ours have none.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response
 
-from prefetch_kit.endpoint.answer import Answer, answer
-from prefetch_kit.endpoint.around import is_left_alone, is_plain, leads_to
+from prefetch_kit.cache.scope import Scope
+from prefetch_kit.endpoint.app_hooks import is_left_alone, is_plain, leads_to
+from prefetch_kit.endpoint.app_state import EXTENSION, process_of, state_of
 from prefetch_kit.endpoint.blueprint import (
     announce,
     propagates,
@@ -20,40 +21,42 @@ from prefetch_kit.endpoint.blueprint import (
     pull_served,
     respond,
 )
-from prefetch_kit.endpoint.cache import AnswerCache
-from prefetch_kit.endpoint.desk import EXTENSION, FlaskDesk, kitchen_of, state_of
-from prefetch_kit.endpoint.pages import Registered, Route
-from prefetch_kit.endpoint.pull import Pull
+from prefetch_kit.endpoint.dispatch import Answer, Dispatcher
+from prefetch_kit.endpoint.handlers import Route
+from prefetch_kit.endpoint.users import Request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 @dataclass(frozen=True, slots=True)
-class _Door:
-    """One URL of the app: what stands behind it, and the headers of its answers."""
+class _Url:
+    """One URL of the app: what answers its pulls, and the headers of an answer.
 
-    route: Route
-    desk: FlaskDesk
-    cache: AnswerCache
+    `is_plain` says that Flask alone is inside, `appids` is empty where a callable decides.
+    """
+
+    dispatcher: Dispatcher
     appids: frozenset[str]
     headers: list[tuple[str, str]]
     is_plain: bool
-    asks_the_app: bool
 
-    def asked_for(self, query_string: str) -> tuple[Registered, Pull] | None:
-        """The cached handler and its pull, where it may be answered without the app."""
-        route = self.route
+    def find_scope(self, query_string: str) -> tuple[Scope, Request] | None:
+        """The scope of a cached handler and its request, if it may be answered without the app."""
+        dispatcher = self.dispatcher
+        route, users = dispatcher.route, dispatcher.users
         inputs = route.parser.parse_usual(query_string)
         if inputs is None or inputs.asked.appid not in self.appids:
             return None
-        if self.asks_the_app and self.desk.has_to_ask(inputs):
+        if users.ask_the_app and users.have_to_ask(inputs):
             return None
-        place = route.find(inputs.asked.path if route.kind == "pre_fetch" else None)
-        if place is None or place.handler.cache is None:
+        registration = route.find(inputs.asked.path)
+        if registration is None or registration.scope is None:
             return None
-        pull = Pull(inputs, kind=route.kind, prove=self.desk.prove_user)
-        return None if place.handler.login_required and pull.user_id is None else (place, pull)
+        request = Request(inputs, users.verify)
+        if registration.handler.login_required and request.user_id() is None:
+            return None
+        return registration.scope, request
 
 
 class FastPath:
@@ -62,15 +65,15 @@ class FastPath:
     def __init__(self, app: Flask) -> None:
         self._app = app
         self._inside: WSGIApplication = app.wsgi_app
-        self._doors: dict[str, _Door] = {}
+        self._urls: dict[str, _Url] = {}
         self._pid: int | None = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._pid != os.getpid():  # by now every blueprint is registered
-            self._doors, self._pid = _doors(self._app, self._inside), os.getpid()
-        door = self._doors.get(environ.get("PATH_INFO", ""))
+            self._urls, self._pid = _urls(self._app, self._inside), os.getpid()
+        url = self._urls.get(environ.get("PATH_INFO", ""))
         if (
-            door is None
+            url is None
             or environ["REQUEST_METHOD"] != "GET"
             or "HTTP_COOKIE" in environ
             or "HTTP_UPGRADE" in environ
@@ -78,51 +81,49 @@ class FastPath:
         ):
             return self._inside(environ, start_response)
         query_string = environ.get("QUERY_STRING", "")
-        body = self._kept(door, query_string)
+        body = self._kept(url, query_string)
         if body is None:
-            if not door.is_plain or not is_left_alone(self._app, door.route.endpoint):
+            if not url.is_plain or not is_left_alone(self._app, url.dispatcher.route.endpoint):
                 return self._inside(environ, start_response)
-            done = self._made(door, query_string)
+            done = self._made(url, query_string)
             if done.refused is not None:
                 return respond(self._app, done)(environ, start_response)
             body = done.body
-        start_response("200 OK", [*door.headers, ("Content-Length", str(len(body)))])
+        start_response("200 OK", [*url.headers, ("Content-Length", str(len(body)))])
         return [body]
 
-    def _kept(self, door: _Door, query_string: str) -> bytes | None:
-        """The body of a kept and fresh answer; None for everything else, good or bad."""
+    def _kept(self, url: _Url, query_string: str) -> bytes | None:
+        """The body of a kept and fresh answer; None for every other pull, good or bad."""
         started = time.perf_counter() if pull_served.receivers else 0.0
         try:
-            if (asked := door.asked_for(query_string)) is None:
+            if (found := url.find_scope(query_string)) is None:
                 return None
-            place, pull = asked
-            found = door.cache.look(place, pull)
-        except Exception:  # noqa: BLE001 (a malformed query, a useless key: the view will tell)
+            scope, request = found
+            kept = url.dispatcher.cache.find(scope, request)
+        except Exception:  # noqa: BLE001 (a malformed query, an unusable key: the view will tell)
             return None
-        if found is None or not found.is_fresh:
+        if kept is None or not kept.is_fresh:
             return None
         if started:
             done = Answer(
                 status=200,
-                body=found.entry.body,
-                kind=pull.kind,
+                body=kept.entry.body,
+                kind=url.dispatcher.route.kind,
                 seconds=time.perf_counter() - started,
-                appid=pull.appid,
-                page=place.handler.page,
+                appid=request.asked.appid,
+                page=scope.page,
                 cache="hit",
             )
             with self._app.app_context():
                 announce(self._app, done)
-        return found.entry.body
+        return kept.entry.body
 
-    def _made(self, door: _Door, query_string: str) -> Answer:
+    def _made(self, url: _Url, query_string: str) -> Answer:
         """What the view would answer."""
         # A callable PREFETCH_APPIDS and receivers may ask for the app; most apps have neither.
-        needs_app = not door.appids or pull_served.receivers or pull_refused.receivers
+        needs_app = not url.appids or pull_served.receivers or pull_refused.receivers
         with self._app.app_context() if needs_app else nullcontext():
-            done = answer(
-                query_string.encode("latin-1"), route=door.route, desk=door.desk, route_values={}
-            )
+            done = url.dispatcher.answer(query_string.encode("latin-1"), route_values={})
             announce(self._app, done)
         return done
 
@@ -143,32 +144,29 @@ def fast_path(app: Flask) -> FastPath:
     return FastPath(app)
 
 
-def _doors(app: Flask, inside: WSGIApplication) -> dict[str, _Door]:
-    """By path; none where hits, too, must be seen by the app."""
+def _urls(app: Flask, inside: WSGIApplication) -> dict[str, _Url]:
+    """The URLs by path; none where hits, too, must be seen by the app."""
     if EXTENSION not in app.extensions or app.config["TRUSTED_HOSTS"]:
         return {}
     if app.response_class is not Response:
         return {}
-    state = state_of(app)
+    state, process = state_of(app), process_of(app)
     return {
-        rule.rule: _Door(
-            route=route,
-            desk=state.desks[route.endpoint],
-            cache=kitchen_of(app).cache,
+        rule.rule: _Url(
+            dispatcher=process.dispatcher(name),
             appids=frozenset(state.config.appids),
-            headers=_headers(app, route),
+            headers=_headers(app, endpoint.route),
             is_plain=is_plain(app, inside) and not propagates(app),
-            asks_the_app=state.desks[route.endpoint].asks_the_app,
         )
-        for route in state.routes
-        if app.view_functions[route.endpoint] is state.views[route.endpoint]
-        for rule in app.url_map.iter_rules(route.endpoint)
-        if leads_to(app, rule.rule, route.endpoint)
+        for name, endpoint in state.endpoints.items()
+        if app.view_functions[name] is endpoint.view
+        for rule in app.url_map.iter_rules(name)
+        if leads_to(app, rule.rule, name)
     }
 
 
 def _headers(app: Flask, route: Route) -> list[tuple[str, str]]:
-    """What the slow way sends along, but for the length, which comes last there."""
+    """The headers of the slow way, without the length, which comes last there."""
     done = Answer(status=200, body=b"", kind=route.kind, seconds=0.0)
     headers = respond(app, done).headers.to_wsgi_list()
     return [(name, value) for name, value in headers if name != "Content-Length"]

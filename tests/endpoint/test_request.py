@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from werkzeug.wrappers import Response
 
 from prefetch_kit import PageQuery, Prefetch, Pull, QueryKeyMissing, pull_refused, pull_served
-from prefetch_kit.endpoint.parse import MAX_KNOWN, Inputs, PullParser, parse_any
+from prefetch_kit.endpoint.request import MAX_KNOWN, Inputs, PullParser, parse_any
+from prefetch_kit.endpoint.users import Request
 from prefetch_kit.errors import PullRefused
 
 VALID = "appid=wx1&timestamp=1700000000"
@@ -447,9 +448,10 @@ def test_missing_key_refuses_the_pull(
 def test_no_repr_shows_what_came() -> None:
     """Trackers print local variables: token, code and page query stay out of them."""
     inputs = PullParser().parse(f"{VALID}&token=canary&query=name%3Dcanary&path=pages/a".encode())
-    pull = Pull(inputs, kind="pre_fetch", prove=lambda _: "canary")
+    request = Request(inputs, lambda _: "canary")
+    pull = Pull(request, kind="pre_fetch", reads=None)
     assert repr(pull) == "<Pull pre_fetch wx1>"
-    assert "canary" not in f"{inputs!r} {pull.query!r} {pull!r} {vars(Inputs)}"
+    assert "canary" not in f"{inputs!r} {request!r} {pull.query!r} {pull!r} {vars(Inputs)}"
 
 
 def test_pull_hands_out_no_raw_credentials() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from prefetch_kit.endpoint.logs import SteadyLogger
 from prefetch_kit.errors import NotAsked, OutcomeUnknown, QuotaReached, SystemBusy, WeixinError
+from prefetch_kit.logs import SafeLogger
 
 # Codes that are no good, in each process; good ones cost nothing. The code2Session page allows
 # 100 calls a minute for each user, and it is disputed whether that is for each app: the burst
@@ -31,14 +31,14 @@ _Outage = OutcomeUnknown | QuotaReached | SystemBusy
 _T = TypeVar("_T")
 
 
-class CodeBudget:
+class LoginLimits:
     """Lets few enough codes through to WeChat, and none for a while after it failed.
 
     Each mini program of `appids` has a budget and a breaker of its own, all other appids share
     one, and one budget for all stands above. Only a code that is no good costs.
     """
 
-    def __init__(self, appids: Iterable[str], *, logger: SteadyLogger) -> None:
+    def __init__(self, appids: Iterable[str], *, logger: SafeLogger) -> None:
         self._logger = logger
         self._lock = threading.Lock()
         self._asking = 0

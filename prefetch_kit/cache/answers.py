@@ -1,0 +1,338 @@
+"""The answer cache: each answer is kept under exactly what its own run read.
+
+Nothing about a handler is declared. Its run notes what it reads, and only a request that is alike
+in all of that finds the answer. A lookup tries the read sets of earlier runs; a read set that is
+lost or outdated costs a miss, never a wrong answer.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, NamedTuple
+
+from cachetools import TTLCache
+
+from prefetch_kit.cache.entry import Entry, new_entry
+from prefetch_kit.cache.invalidation import Invalidations, Mark
+from prefetch_kit.cache.key import Request, answer_key, exact_key, written
+from prefetch_kit.cache.memory import MemoryStore
+from prefetch_kit.cache.read_sets import TIMESTAMP, USER_ID, Reads, ReadSet
+from prefetch_kit.cache.redis import RedisStore, SharedAnswer
+from prefetch_kit.cache.redis_breaker import refresh_budget, run_budget
+from prefetch_kit.cache.scope import Scope
+from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome, SingleFlight
+from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+from prefetch_kit.errors import PullRefused
+from prefetch_kit.logs import SafeLogger
+
+Freshness = Literal["hit", "stale", "miss"]
+# Runs the handler, which notes in the argument what it reads.
+Handle = Callable[[Reads], bytes]
+# Called in the thread of the request, whose context a run may need.
+Prepare = Callable[[], Handle]
+
+# A refresh that failed is not tried again sooner.
+_RETRY_S: Final = 1.0
+_FAILURES_KEPT: Final = 10_000
+# How long other processes wait at most for one that died with the right to make an answer.
+_LONGEST_LEASE_S: Final = 30.0
+
+
+class RunFailed(Exception):
+    """The run that this request waited for failed; the request that started it has the error."""
+
+
+class Served(NamedTuple):
+    """A body and where it comes from; None where the handler is not cached."""
+
+    body: bytes
+    freshness: Freshness | None = None
+
+
+class Found(NamedTuple):
+    """A kept answer, its key, and whether it is fresh."""
+
+    key: bytes
+    entry: Entry
+    is_fresh: bool
+
+
+class AnswerCache:
+    """The answers of one app in one process."""
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        executor: Executor,
+        logger: SafeLogger,
+        invalidations: Invalidations,
+        redis: RedisStore | None,
+    ) -> None:
+        self._store = MemoryStore(max_bytes)
+        self._invalidations = invalidations
+        self._redis = redis
+        self._executor = executor
+        self._logger = logger
+        self._flights = SingleFlight(executor)
+        self._lock = threading.Lock()
+        self._failed: TTLCache[bytes, None] = TTLCache(_FAILURES_KEPT, _RETRY_S)
+
+    def fetch(self, scope: Scope, request: Request, prepare: Prepare, *, ends_at: float) -> Served:
+        """The answer to a request: fresh, or stale and being refreshed, or from a run.
+
+        `prepare` is called where the handler has to run. `ends_at` is in seconds of the
+        monotonic clock. Raises what the request's own run raised, `RunFailed` where another
+        one failed, `Late` and `Busy`.
+        """
+        if found := self.find(scope, request):
+            return self._serve(found, scope, request, prepare)
+        miss = _Miss(scope, request, prepare, ends_at)
+        # A run that will probably answer this request too, then a run for a request just like
+        # it. If each of them turns out to be for itself alone, so is this one.
+        return (
+            self._join_run(self._likely_key(scope, request), miss)
+            or self._join_run(exact_key(request, scope.name), miss)
+            or self._look_up(miss)
+            or self._run_alone(miss)
+        )
+
+    def find(self, scope: Scope, request: Request) -> Found | None:
+        """The answer kept in this process."""
+        now, stale, sets = time.monotonic(), None, scope.read_sets
+        invalidations = self._invalidations
+        for names in sets.for_lookup:
+            key = answer_key(request, scope.name, names)
+            entry = self._store.get(key)
+            if entry is None:
+                continue
+            if entry.position != invalidations.last and invalidations.cover(entry):
+                continue
+            is_fresh = now - entry.made_at < entry.fresh_s  # entry.is_fresh without the call
+            if not is_fresh and entry.is_over(now):
+                continue
+            if names is not sets.last_useful:
+                sets.proved_useful(names)
+            if is_fresh:
+                return Found(key, entry, is_fresh=True)
+            # An older one may read less only because the handler reads more since.
+            if stale is None or entry.began_at > stale.entry.began_at:
+                stale = Found(key, entry, is_fresh=False)
+        return stale
+
+    def invalidate(self, marks: Sequence[Mark]) -> None:
+        """Put answers out of reach at once, here and wherever answers are shared."""
+        if self._redis is None:
+            self._invalidations.add(marks)
+        else:
+            self._redis.invalidate(marks)
+
+    def read_sets(self, scope: Scope) -> Sequence[ReadSet]:
+        """What runs of a handler were seen to read, in this process or any that shares."""
+        return self._redis.read_sets(scope) if self._redis else scope.read_sets.for_lookup
+
+    def _serve(self, found: Found, scope: Scope, request: Request, prepare: Prepare) -> Served:
+        if found.is_fresh:
+            return Served(found.entry.body, "hit")
+        self._refresh(found.key, scope, request, prepare)
+        return Served(found.entry.body, "stale")
+
+    def _look_up(self, miss: "_Miss") -> Served | None:
+        found = self.find(miss.scope, miss.request)
+        return found and self._serve(found, miss.scope, miss.request, miss.prepare)
+
+    def _likely_key(self, scope: Scope, request: Request) -> bytes:
+        names = scope.read_sets.likeliest
+        if names is None:
+            return scope.name + written(request.asked.appid)
+        return answer_key(request, scope.name, names)
+
+    def _join_run(self, key: bytes, miss: "_Miss") -> Served | None:
+        """The answer of the run under way for such requests, or of a new one.
+
+        None where that answer is not for this request, or was not made.
+        """
+        name = self._flight_name(key)
+        flight, is_new = self._flights.enter(name)
+        attempt = None
+        if is_new:
+            try:
+                # A run that ended a moment before kept its answer first.
+                if served := self._look_up(miss):
+                    self._flights.end(flight)
+                    return served
+                run, late_at = self._run_for(name, miss), due(miss.scope.deadline_s)
+                attempt = self._flights.start(flight, run, late_at=late_at)
+            except BaseException:
+                self._flights.end(flight)
+                raise
+        return self._wait(flight, attempt, miss)
+
+    def _flight_name(self, key: bytes) -> bytes:
+        # A run that began before the last invalidation may carry what was invalidated.
+        return b"%d %d %b" % (*self._invalidations.last, key)
+
+    def _wait(self, flight: Flight, ours: Attempt | None, miss: "_Miss") -> Served | None:
+        if ours is None and not flight.wait(min(flight.late_at, miss.ends_at)):
+            run, late_at = self._run_for(flight.name, miss), due(miss.scope.deadline_s)
+            ours = self._flights.start_another(flight, run, late_at=late_at)
+        has_ended = flight.wait(miss.ends_at)
+        answered_by = flight.answered_by if has_ended else None
+        if ours is not None and ours is not answered_by:
+            self._flights.report_error_of(ours)
+        if not has_ended:
+            raise Late
+        if answered_by is None:
+            return None
+        outcome = answered_by.outcome
+        if answered_by is not ours:
+            if not outcome.answers(miss.request, miss.scope.name):
+                return None
+            if outcome.error is not None and not isinstance(outcome.error, PullRefused):
+                raise RunFailed
+        return Served(outcome.result(), "miss")
+
+    def _run_alone(self, miss: "_Miss") -> Served:
+        handle = miss.prepare()
+        body = self._executor.call(
+            lambda: self._run(miss.scope, miss.request, handle).result(), ends_at=miss.ends_at
+        )
+        return Served(body, "miss")
+
+    def _run_for(self, name: bytes, miss: "_Miss") -> Callable[[], Outcome]:
+        handle = miss.prepare()
+        return lambda: self._make(name, miss.scope, miss.request, handle, is_refresh=False)
+
+    def _refresh(self, key: bytes, scope: Scope, request: Request, prepare: Prepare) -> None:
+        """Make a stale answer anew in the background, unless that failed a moment ago."""
+        name, handle = b"refresh " + key, prepare()
+
+        def refresh() -> Outcome:
+            outcome, began_at = Outcome(), time.monotonic()
+            try:
+                outcome = self._make(name, scope, request, handle, is_refresh=True)
+                if outcome.replaces(key):
+                    self._store.drop(key, began_at=began_at)
+                    if self._redis is not None:
+                        self._redis.drop(key, began_at=began_at)
+            finally:
+                if outcome.key is None or outcome.error is not None:
+                    with self._lock:
+                        self._failed[key] = None
+            return outcome
+
+        with self._lock:
+            if key in self._failed:
+                return
+        attempt = self._flights.start_unawaited(name, refresh)
+        if attempt is not None:
+            self._flights.report_error_of(attempt)
+
+    def _make(
+        self, name: bytes, scope: Scope, request: Request, handle: Handle, *, is_refresh: bool
+    ) -> Outcome:
+        """Take the answer of another process, or run the handler here."""
+        redis = self._redis
+        if redis is None:
+            return self._run(scope, request, handle)
+
+        def adopt(found: SharedAnswer | None) -> Outcome | None:
+            return found and self._adopt(found, scope, request, handle, is_refresh=is_refresh)
+
+        budget = refresh_budget() if is_refresh else run_budget()
+        lease_s = min(scope.deadline_s, _LONGEST_LEASE_S)
+        if outcome := adopt(redis.find(scope, request, budget)):
+            return outcome
+        token, found = redis.lease(name, lease_s, scope, request, budget)
+        if token is None:
+            if is_refresh:
+                return Outcome()  # another process is making it
+            found = redis.wait_for_other(name, scope, request, until=due(lease_s))
+        outcome = adopt(found) or self._run(scope, request, handle)
+        self._share(name, token, scope, outcome)
+        return outcome
+
+    def _adopt(
+        self,
+        found: SharedAnswer,
+        scope: Scope,
+        request: Request,
+        handle: Handle,
+        *,
+        is_refresh: bool,
+    ) -> Outcome | None:
+        """Keep the answer of another process here; None where that is no use."""
+        names, key, entry = found
+        is_fresh = entry.is_fresh(time.monotonic())
+        if (is_refresh and not is_fresh) or not self._store.put(key, entry):
+            return None
+        scope.read_sets.add(names)
+        if not is_fresh:  # it may be too large to be kept here, and no later request sees it
+            self._refresh(key, scope, request, lambda: handle)
+        return Outcome(entry.body, names=names, key=key)
+
+    def _share(self, name: bytes, token: bytes | None, scope: Scope, outcome: Outcome) -> None:
+        """Give other processes the answer, and the right to make it; nobody waits for that."""
+        redis, key, entry = self._redis, outcome.key, outcome.entry
+        if redis is None or (token is None and entry is None and not outcome.is_no_data):
+            return
+
+        def share() -> None:
+            if key is not None and entry is not None:
+                redis.keep(scope, SharedAnswer(outcome.names, key, entry))
+            elif key is not None and outcome.is_no_data:
+                redis.drop(key, began_at=outcome.began_at)
+            if token is not None:
+                redis.release(name, token)
+
+        try:
+            self._executor.submit(share)
+        except Busy:
+            share()
+
+    def _run(self, scope: Scope, request: Request, handle: Handle) -> Outcome:
+        """Run the handler, and keep its answer under what it read."""
+        reads, position, began_at = Reads(), self._invalidations.last, time.monotonic()
+        body, error = b"", None
+        try:
+            body = handle(reads)
+        except BaseException as raised:  # noqa: BLE001 (raised again for the one who waits)
+            error = raised
+        names = reads.names()
+        scope.read_sets.saw(names)
+        if TIMESTAMP in names:
+            self._warn_of_timestamp(scope)
+            return Outcome(body, error, names)
+        key, entry = answer_key(request, scope.name, names), None
+        if body:
+            entry = new_entry(
+                body,
+                scope,
+                appid=request.asked.appid,
+                user_id=request.user_id() if USER_ID in names else None,
+                position=position,
+                began_at=began_at,
+            )
+            scope.read_sets.add(names)
+            if not self._store.put(key, entry):
+                entry = None
+        elif error is None:  # an earlier answer must not be served as stale
+            self._store.drop(key, began_at=began_at)
+        return Outcome(body, error, names, key, entry, began_at)
+
+    def _warn_of_timestamp(self, scope: Scope) -> None:
+        if not scope.warned_of_timestamp:
+            scope.warned_of_timestamp = True
+            self._logger.warning(
+                "%s reads pull.timestamp, which no two pulls share: its answers are not cached",
+                scope.handler_name,
+            )
+
+
+class _Miss(NamedTuple):
+    """A request for which nothing is kept."""
+
+    scope: Scope
+    request: Request
+    prepare: Prepare
+    ends_at: float

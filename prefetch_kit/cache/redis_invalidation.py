@@ -1,0 +1,152 @@
+"""The log of invalidations that the processes of a deployment share: a stream in Redis.
+
+It is a log and not a counter, because a counter would empty every cache at each invalidation.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from prefetch_kit.cache.invalidation import Invalidations, Mark, Position
+from prefetch_kit.cache.redis_breaker import RedisBreaker, run_budget
+from prefetch_kit.cache.redis_format import (
+    read_marks,
+    read_position,
+    read_stream,
+    write_marks,
+    write_position,
+)
+from prefetch_kit.logs import SafeLogger
+
+# How many invalidations the stream holds, and how many a run takes in within its budget.
+_RECORDS: Final = 10_000
+_RECORDS_IN_A_RUN: Final = 100
+# How many wait for Redis to be back.
+_UNSENT: Final = 10_000
+_START: Final[Position] = (0, 0)
+
+_Records = list[tuple[object, object]]
+
+
+class RedisInvalidations:
+    """Reads and writes the stream; what it reads goes into the log of this process.
+
+    `read_to` is the position of the last record that was read.
+    """
+
+    def __init__(self, stream: bytes, *, log: Invalidations, logger: SafeLogger) -> None:
+        self._stream = stream
+        self._log = log
+        self._logger = logger
+        self.read_to = _START
+        self._unsent: deque[Sequence[Mark] | None] = deque()
+
+    def request_news(self, pipe: Any, since: Position) -> None:
+        """Ask for the invalidations after this position."""
+        self._request_since(pipe, since, count=_RECORDS_IN_A_RUN)
+
+    def take_news(self, reply: object, since: Position) -> bool:
+        """Take in the reply; False where it may lack some: no shared answer is safe then."""
+        records = _after(since, read_stream(reply))
+        if records is None or len(records) >= _RECORDS_IN_A_RUN - 1:
+            return False  # `listen` will soon know them all
+        self._take(records)
+        return True
+
+    def add(self, marks: Sequence[Mark], redis: RedisBreaker) -> None:
+        """Invalidate here at once, and in every process as soon as it hears of it."""
+        self._log.add(marks)
+        reply = redis.call(lambda pipe: self._append(pipe, marks), run_budget())
+        at = read_position(reply[0]) if reply else None
+        if at is not None:
+            self._log.add(marks, at=at)
+            return
+        if len(self._unsent) >= _UNSENT:
+            self._unsent.clear()
+            self._unsent.append(None)  # too many to keep: everything will be invalidated
+        else:
+            self._unsent.append(marks)
+        self._logger.error(
+            "Redis is away: until it is back, other processes keep what was to be forgotten"
+        )
+
+    def listen(self, redis: RedisBreaker) -> None:
+        """Read what other processes invalidated, and send what could not be sent before."""
+        since = self.read_to  # a run may read more while this one waits
+        records = self._records_since(since, redis)
+        if records == [] and since == _START:
+            # With a first record in it, an emptied stream can be told from a new one.
+            redis.probe(lambda pipe: self._append(pipe, []))
+            records = self._records_since(since, redis)
+        if records is None:
+            return
+        before = self._log.last
+        if len(records) >= _RECORDS and (oldest := read_position(records[0][0])):
+            self._log.add(None, at=oldest)  # older records are gone
+            since = _START
+        new = _after(since, records)
+        self._take(records if new is None else new)
+        if new is None and not _everything(records, after=before):
+            self._invalidate_everything(redis)
+        self._send_unsent(redis)
+
+    def _records_since(self, since: Position, redis: RedisBreaker) -> _Records | None:
+        reply = redis.probe(lambda pipe: self._request_since(pipe, since))
+        return None if reply is None else read_stream(reply[0])
+
+    def _invalidate_everything(self, redis: RedisBreaker) -> None:
+        """Invalidate everything in all processes: nobody knows what was lost in Redis."""
+        self._log.add(None)
+        at = self._append_everything(redis, "*")
+        if at is not None and at < self._log.last:
+            # The clock of Redis went back, and positions must not.
+            at = self._append_everything(redis, write_position(self._log.last))
+        if at is not None:
+            self._log.add(None, at=at)
+        self.read_to = at or _START
+
+    def _append_everything(self, redis: RedisBreaker, at: str) -> Position | None:
+        reply = redis.probe(lambda pipe: self._append(pipe, None, at=at))
+        return None if reply is None else read_position(reply[0])
+
+    def _send_unsent(self, redis: RedisBreaker) -> None:
+        while self._unsent:
+            reply = redis.probe(lambda pipe: self._append(pipe, self._unsent[0]))
+            if reply is None or read_position(reply[0]) is None:
+                return
+            self._unsent.popleft()
+
+    def _take(self, records: Iterable[tuple[object, object]]) -> None:
+        for raw_id, fields in records:
+            at = read_position(raw_id)
+            if at is not None and at > self.read_to:
+                if (marks := read_marks(fields)) != []:
+                    self._log.add(marks, at=at)
+                self.read_to = at
+
+    def _request_since(self, pipe: Any, since: Position, *, count: int | None = None) -> None:
+        """Ask for the record at `since` too: where it is missing, others may be missing."""
+        pipe.xread({self._stream: write_position(_just_before(since))}, count=count)
+
+    def _append(self, pipe: Any, marks: Sequence[Mark] | None, *, at: str = "*") -> None:
+        pipe.xadd(self._stream, write_marks(marks), id=at, maxlen=_RECORDS, approximate=True)
+
+
+def _just_before(position: Position) -> Position:
+    first, second = position
+    if second:
+        return first, second - 1
+    return (first - 1, 2**64 - 1) if first else _START
+
+
+def _after(since: Position, records: _Records | None) -> _Records | None:
+    """The records after the last one read; None where that one is gone, and maybe others."""
+    if since == _START or records is None:
+        return records
+    return records[1:] if records and read_position(records[0][0]) == since else None
+
+
+def _everything(records: Iterable[tuple[object, object]], *, after: Position) -> bool:
+    """Whether one of the records invalidates everything."""
+    read = ((read_position(raw_id), read_marks(fields)) for raw_id, fields in records)
+    return any(at is not None and at > after and marks is None for at, marks in read)

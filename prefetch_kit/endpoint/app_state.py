@@ -1,0 +1,199 @@
+"""What the kit knows about one app, and what one process of it keeps."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from blinker import NamedSignal
+from flask import Flask, got_request_exception
+
+from prefetch_kit.cache.answers import AnswerCache
+from prefetch_kit.cache.invalidation import Invalidations
+from prefetch_kit.cache.redis import RedisStore
+from prefetch_kit.concurrency.executor import Executor
+from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
+from prefetch_kit.endpoint.config import Config, load_config
+from prefetch_kit.endpoint.confirm_files import serve_confirm_files
+from prefetch_kit.endpoint.dispatch import Dispatcher
+from prefetch_kit.endpoint.handlers import Route
+from prefetch_kit.endpoint.login_codes import CodeLogins, Login, code_logins, may_be_code
+from prefetch_kit.endpoint.run_context import RunContext
+from prefetch_kit.endpoint.users import CodeUser, TokenVerifier, Users
+from prefetch_kit.errors import ConfigError, ForeignAppid, PullRefused
+from prefetch_kit.logs import SafeLogger
+from prefetch_kit.secret import Secret
+
+EXTENSION: Final = "prefetch_kit"
+
+
+@dataclass(slots=True)
+class AppState:
+    """What the kit knows about one app; kept in `app.extensions["prefetch_kit"]`."""
+
+    config: Config
+    endpoints: dict[str, "Endpoint"] = field(default_factory=dict)
+    processes: dict[int, "Process"] = field(default_factory=dict)
+    push_endpoint: str | None = None
+
+    @property
+    def routes(self) -> list[Route]:
+        return [endpoint.route for endpoint in self.endpoints.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route of the kit in one app, and what proves its users."""
+
+    route: Route
+    view: Callable[..., object]
+    verifier: TokenVerifier | None
+    code_user: CodeUser | None
+
+
+class Process:
+    """What one process of an app keeps from its first pull on: threads, answers, login codes."""
+
+    def __init__(self, app: Flask, state: AppState) -> None:
+        self._app = app
+        self._state = state
+        config, logger = state.config, SafeLogger(app.logger)
+        self.handlers = Executor(config.threads, on_lost_error=self._report)
+        # Apart from those of handlers, which may hang: kept answers must still find their user.
+        self._askers = Executor(config.threads, on_lost_error=self._report)
+        invalidations = Invalidations()
+        self.cache = AnswerCache(
+            max_bytes=config.cache_bytes,
+            executor=self.handlers,
+            logger=logger,
+            invalidations=invalidations,
+            redis=_redis_store(config, invalidations, logger),
+        )
+        self._dispatchers: dict[str, Dispatcher] = {}
+        self._logins: list[CodeLogins] = []
+
+    def dispatcher(self, endpoint: str) -> Dispatcher:
+        """What answers the pulls of one endpoint in this process."""
+        found = self._dispatchers.get(endpoint)
+        return found or self._dispatchers.setdefault(endpoint, self._new_dispatcher(endpoint))
+
+    def logins(self) -> CodeLogins:
+        """What asks WeChat about login codes."""
+        if not self._logins:
+            self._logins.append(code_logins(self._state.config, SafeLogger(self._app.logger)))
+        return self._logins[0]
+
+    def _new_dispatcher(self, endpoint: str) -> Dispatcher:
+        config, logger = self._state.config, SafeLogger(self._app.logger)
+        served = self._state.endpoints[endpoint]
+        context = RunContext(self._app, base_url=config.base_url)
+        users = Users(
+            settings=self._app.config,
+            config=config,
+            verifier=served.verifier,
+            code_user=served.code_user,
+            logins=self.logins,
+            in_app=context.call,
+            logger=logger,
+        )
+        return Dispatcher(
+            served.route,
+            config=config,
+            users=users,
+            context=context,
+            handlers=self.handlers,
+            askers=self._askers,
+            cache=self.cache,
+            logger=logger,
+            debug=self._app.debug,
+        )
+
+    def _report(self, error: BaseException) -> None:
+        """Tell of a run that failed when no pull waited for it any more."""
+        if isinstance(error, PullRefused):
+            return
+        SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)
+        with self._app.app_context():
+            tell_of(self._app, error)
+
+
+def _redis_store(
+    config: Config, invalidations: Invalidations, logger: SafeLogger
+) -> RedisStore | None:
+    if config.cache_url is None:
+        return None
+    return RedisStore(
+        config.cache_url,
+        namespace=config.cache_namespace,
+        release=config.release,
+        invalidations=invalidations,
+        logger=logger,
+    )
+
+
+def join(app: Flask) -> AppState:
+    """The kit's state of an app, made with its first blueprint. Raises `ConfigError`."""
+    if EXTENSION not in app.extensions:
+        config = load_config(app.config, instance_path=app.instance_path, environment=os.environ)
+        app.extensions[EXTENSION] = AppState(config)
+        serve_confirm_files(app, config)
+    return state_of(app)
+
+
+def state_of(app: Flask) -> AppState:
+    """The kit's state of an app. Raises `ConfigError` where no Prefetch is registered."""
+    try:
+        state: AppState = app.extensions[EXTENSION]
+    except KeyError:
+        raise ConfigError(
+            "Prefetch", "is not registered on this app", remedy="Call app.register_blueprint"
+        ) from None
+    return state
+
+
+def process_of(app: Flask) -> Process:
+    """What this process keeps for an app: threads and locks do not survive a fork."""
+    state, pid = state_of(app), os.getpid()
+    # setdefault is atomic, so two first pulls find the same one.
+    return state.processes.get(pid) or state.processes.setdefault(pid, Process(app, state))
+
+
+def send(app: Flask, signal: NamedSignal, **facts: object) -> None:
+    """Send a signal; a receiver's failure must not cost the mini program its answer."""
+    try:
+        signal.send(app, _async_wrapper=app.ensure_sync, **facts)
+    except Exception:  # noqa: BLE001 (a receiver can raise anything)
+        SafeLogger(app.logger).exception("a receiver of the signal %s failed", signal.name)
+
+
+def tell_of(app: Flask, error: BaseException) -> None:
+    """Send Flask's signal of a failure. Some error trackers look at `sys.exc_info()` then."""
+    try:
+        raise error  # noqa: TRY301 (to be the one that is handled)
+    except BaseException:  # noqa: BLE001 (whatever it was)
+        send(app, got_request_exception, exception=error)
+
+
+def exchange_code(app: Flask, code: Secret | None, *, appid: str) -> Login | None:
+    """Ask WeChat whose login code this is. Raises as `Prefetch.exchange_code` does."""
+    _demand_ours(state_of(app).config, appid)
+    if code is None or not may_be_code(code):
+        return None
+    return process_of(app).logins().exchange(appid, code)
+
+
+def tokens_of(app: Flask, config: Config) -> BackgroundTokens:
+    """The tokens of an app's present keys. Raises `ConfigError`."""
+    return background_tokens(app.config, max_age_s=config.token_max_age_s)
+
+
+def issue_token(app: Flask, user_id: str, *, appid: str) -> str:
+    """Mint a user's background token. Raises as `Prefetch.issue_token` does."""
+    config = state_of(app).config
+    _demand_ours(config, appid)
+    return tokens_of(app, config).issue(user_id, appid=appid)
+
+
+def _demand_ours(config: Config, appid: str) -> None:
+    if not config.admits(appid):
+        raise ForeignAppid(appid)

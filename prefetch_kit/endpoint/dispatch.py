@@ -1,0 +1,214 @@
+"""The way of a pull: parse, admit, find the handler, prove the user, run it or not, encode."""
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple
+
+from prefetch_kit.cache.answers import AnswerCache, Freshness, Handle, RunFailed, Served
+from prefetch_kit.cache.read_sets import Reads
+from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.handlers import Handler, Registration, Route
+from prefetch_kit.endpoint.payload import TooLarge, encode
+from prefetch_kit.endpoint.pull import Pull
+from prefetch_kit.endpoint.request import Asked, Inputs
+from prefetch_kit.endpoint.run_context import RunContext
+from prefetch_kit.endpoint.users import AskedUser, Request, Users
+from prefetch_kit.errors import PullRefused
+from prefetch_kit.fetch_setting import Kind
+from prefetch_kit.logs import SafeLogger
+
+
+class Answer(NamedTuple):
+    """What goes out, and the facts a signal receiver may count.
+
+    None of them is a secret, and `appid` and `page` are only ever ones the app knows.
+    """
+
+    status: int
+    body: bytes
+    kind: Kind
+    seconds: float
+    appid: str | None = None
+    page: str | None = None
+    refused: str | None = None
+    incident: str | None = None
+    cache: Freshness | None = None
+    unknown_parameters: int = 0
+    error: BaseException | None = None
+
+
+class Dispatcher:
+    """Answers the pulls of one route, in one process."""
+
+    def __init__(
+        self,
+        route: Route,
+        *,
+        config: Config,
+        users: Users,
+        context: RunContext,
+        handlers: Executor,
+        askers: Executor,
+        cache: AnswerCache,
+        logger: SafeLogger,
+        debug: bool,
+    ) -> None:
+        self.route = route
+        self.users = users
+        self.cache = cache
+        self._admits = config.admits
+        self._max_bytes = config.max_bytes
+        self._warn_bytes = config.warn_bytes
+        self._context_vars = config.context_vars
+        self._context = context
+        self._handlers = handlers
+        self._askers = askers
+        self._logger = logger
+        self._debug = debug
+
+    def answer(self, query_string: bytes, *, route_values: Mapping[str, object]) -> Answer:
+        """Answer one pull. Never raises for what came in; an app's own failure is in `error`."""
+        started = time.perf_counter()
+        asked: Asked | None = None
+        handler: Handler | None = None
+        status, served, admitted = 200, Served(b""), None
+        refused = incident = failure = None
+        try:
+            inputs = self.route.parser.parse(query_string)
+            del query_string  # a traceback that goes through here shows no token and no code
+            asked = inputs.asked
+            self._admit(asked.appid, route_values)
+            admitted = asked.appid
+            registration = self._find(asked.path)
+            handler = registration.handler
+            served = self._serve(registration, inputs)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (a handler may raise anything, SystemExit too)
+            if (refusal := _refusal(error)) is not None:
+                status, refused = refusal.status, refusal.reason
+                incident = self._note_refusal(refusal)
+            else:
+                failure, refused = error, "too-large" if isinstance(error, TooLarge) else "failed"
+                status, incident = 500, self._note_failure(error, handler)
+        return Answer(
+            status=status,
+            body=served.body,
+            kind=self.route.kind,
+            seconds=time.perf_counter() - started,
+            appid=admitted,
+            page=handler.page if handler else None,
+            refused=refused,
+            incident=incident,
+            cache=served.freshness,
+            unknown_parameters=asked.unknown_parameters if asked else 0,
+            error=failure,
+        )
+
+    def _admit(self, appid: str, route_values: Mapping[str, object]) -> None:
+        if route_values.get("appid", appid) != appid:
+            raise PullRefused("foreign-appid", "the appid is not the one in the URL's path")
+        if not self._admits(appid):
+            raise PullRefused("foreign-appid", "the appid is not in PREFETCH_APPIDS")
+
+    def _find(self, path: str | None) -> Registration:
+        if (registration := self.route.find(path)) is not None:
+            return registration
+        kind = self.route.kind
+        path, hint = path if kind == "pre_fetch" else None, ""
+        if self._debug:
+            name = re.sub(r"\W+", "_", f"{kind}_{path or ''}", flags=re.ASCII).strip("_")
+            hint = (
+                f"; to add one:\n\n@prefetch.{kind}({'' if path is None else repr(path)})\n"
+                f"def {name}(pull: Pull):\n    return NO_DATA\n"
+            )
+        raise PullRefused("page", f"no handler for page {path!r}{hint}")
+
+    def _serve(self, registration: Registration, inputs: Inputs) -> Served:
+        ends_at = due(registration.deadline_s)
+        if not self.users.have_to_ask(inputs):
+            return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
+        user = AskedUser(inputs, self.users, self._askers)
+        with user.asked_until(ends_at):
+            return self._run_or_fetch(registration, Request(inputs, user.prove), ends_at)
+
+    def _run_or_fetch(self, registration: Registration, request: Request, ends_at: float) -> Served:
+        if registration.handler.login_required and request.demanded_user_id() is None:
+            raise PullRefused("login")
+        if registration.scope is None:
+            run = self._context.capture()
+            handle = partial(self._handle, registration.handler, request, None)
+            return Served(self._handlers.call(partial(run, handle), ends_at=ends_at))
+
+        def prepare() -> Handle:
+            run = self._context.capture(self._context_vars)
+            return lambda reads: run(partial(self._handle, registration.handler, request, reads))
+
+        return self.cache.fetch(registration.scope, request, prepare, ends_at=ends_at)
+
+    def _handle(self, handler: Handler, request: Request, reads: Reads | None) -> bytes:
+        pull = Pull(request, kind=self.route.kind, reads=reads)
+        answer = handler.function(pull)
+        body = encode(answer, schema=handler.schema, max_bytes=self._max_bytes)
+        if len(body) > self._warn_bytes:
+            self._logger.warning(
+                "%s of page %r answered %d bytes, over PREFETCH_WARN_BYTES (%d)",
+                self.route.kind,
+                handler.page,
+                len(body),
+                self._warn_bytes,
+            )
+        return body
+
+    def _note_refusal(self, refusal: PullRefused) -> str | None:
+        status, reason, detail = refusal.status, refusal.reason, refusal.detail
+        kind = self.route.kind
+        if status < 500:
+            self._logger.info("%s refused (%d %s): %s", kind, status, reason, detail)
+            return None
+        incident = secrets.token_hex(6)
+        self._logger.warning(
+            "%s refused (%d %s, incident %s): %s", kind, status, reason, incident, detail
+        )
+        return incident
+
+    def _note_failure(self, error: BaseException, handler: Handler | None) -> str:
+        incident = secrets.token_hex(6)
+        error.__traceback__ = _from_handler(error.__traceback__)
+        self._logger.error(
+            "%s of page %r failed (incident %s)",
+            self.route.kind,
+            handler.page if handler else None,
+            incident,
+            exc_info=error,
+        )
+        return incident
+
+
+def _refusal(error: BaseException) -> PullRefused | None:
+    """What an error means for the pull; None where it is the app's own failure."""
+    match error:
+        case PullRefused():
+            return error
+        case Late():
+            return PullRefused("late")
+        case Busy():
+            return PullRefused("busy")
+        case RunFailed():
+            return PullRefused("failed", "the run that this pull waited for failed")
+    return None
+
+
+def _from_handler(traceback: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of ours that every run has above its handler."""
+    entry = traceback
+    while entry is not None:
+        if entry.tb_frame.f_code is Dispatcher._handle.__code__:
+            return entry
+        entry = entry.tb_next
+    return traceback

@@ -1,0 +1,330 @@
+"""The raw query string of a pull becomes checked inputs, or a refusal."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, unquote_to_bytes
+
+from marshmallow import EXCLUDE, Schema, fields, validate
+
+from prefetch_kit.cache.key import written, written_list
+from prefetch_kit.cache.read_sets import ALL_OF_QUERY, ReadSet
+from prefetch_kit.errors import PullRefused
+from prefetch_kit.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a pull.
+
+    `name` is WeChat's; `attribute` is ours, and unless another is given the reason of a refusal.
+    A value has at most `max_chars` characters and matches `shape`, which `must_be` puts in
+    words. `is_claim` says that the value is secret, and claims who the user is.
+    """
+
+    name: str
+    attribute: str
+    max_chars: int
+    shape: str | None = None
+    must_be: str = ""
+    read: Callable[[str], object] = str
+    is_required: bool = False
+    is_claim: bool = False
+    reason: str | None = None
+
+
+# The page /miniprogram/dev/framework/ability/pre-fetch.html.
+PARAMETERS: Final = (
+    Parameter(
+        "appid",
+        "appid",
+        64,
+        shape="[0-9A-Za-z_-]{1,64}",
+        must_be="must be 1 to 64 ASCII letters and digits",
+        is_required=True,
+    ),
+    # Seconds or milliseconds: the page does not say which, so both are read.
+    Parameter(
+        "timestamp",
+        "timestamp",
+        13,
+        shape="[0-9]{13}|[0-9]{10}",
+        must_be="must be 10 or 13 ASCII digits",
+        is_required=True,
+    ),
+    # What wx.setBackgroundFetchToken accepts.
+    Parameter("token", "token", 1024, read=Secret, is_claim=True),
+    Parameter("code", "code", 128, read=Secret, is_claim=True),
+    Parameter("path", "path", 1024),
+    Parameter("query", "page_query", 4096, reason="query"),
+    Parameter(
+        "scene",
+        "scene",
+        6,
+        shape="[0-9]{1,6}",  # int() alone would also take signs, spaces and full-width digits
+        must_be="must be 1 to 6 ASCII digits",
+        read=int,
+    ),
+    Parameter("customMiniprogramVersion", "version", 64),
+)
+_BY_NAME: Final = {parameter.name: parameter for parameter in PARAMETERS}
+_CLAIMS: Final = tuple(parameter for parameter in PARAMETERS if parameter.is_claim)
+MAX_CODE_CHARS: Final = _BY_NAME["code"].max_chars
+APPID: Final = re.compile(rf"{_BY_NAME['appid'].shape}\Z")
+# gunicorn accepts no longer request line; behind another server we must not parse megabytes.
+MAX_QUERY_STRING_BYTES: Final = 8190
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a pull asks for: everything it carries but its time and its claims.
+
+    Pulls of one endpoint that ask for the same share one. `values` are those of the page's
+    query, by name; `heads` is a memo of the cache.
+    """
+
+    appid: str
+    path: str | None = None
+    page_query: str = field(default="", repr=False)
+    scene: int | None = None
+    version: str | None = None
+    unknown_parameters: int = 0
+    values: dict[str, list[str]] = field(init=False, repr=False, compare=False)
+    heads: dict[tuple[bytes, ReadSet], bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.values = read_page_query(self.page_query)
+        self.heads = {}
+
+    @property
+    def names(self) -> ReadSet:
+        """The inputs that a handler can read here, in the order of a read set."""
+        return _INPUTS
+
+    def written(self, name: str) -> bytes:
+        """One input as bytes that say its type and length."""
+        if name.startswith("query="):
+            values = self.values.get(name[6:])
+            return written(None) if values is None else written_list(values)
+        if name == ALL_OF_QUERY:
+            return written(self.page_query)
+        value: str | int | None = getattr(self, name) if name in _INPUTS else None
+        return written(value)
+
+
+_INPUTS: Final[ReadSet] = tuple(
+    sorted(
+        ALL_OF_QUERY if parameter.name == "query" else parameter.attribute
+        for parameter in PARAMETERS
+        if not (parameter.is_claim or parameter.is_required)
+    )
+)
+
+
+class Inputs(NamedTuple):
+    """What one pull carried, checked but unproved: token and code are still only claims."""
+
+    asked: Asked
+    timestamp: str
+    token: Secret | None = None
+    code: Secret | None = None
+
+    def __repr__(self) -> str:
+        return f"<Inputs {self.asked.appid} {self.asked.path!r}>"
+
+
+def digest_of_claims(inputs: Inputs) -> bytes:
+    """A digest of token and code, by which equal claims can be told without showing them."""
+    digest = blake2b(digest_size=16)
+    for claim in (inputs.token, inputs.code):
+        digest.update(written(None if claim is None else claim.reveal()))
+    return digest.digest()
+
+
+def _field(parameter: Parameter) -> fields.String:
+    if parameter.shape is None:
+        says = f"must be at most {parameter.max_chars} characters"
+        rule: Callable[[str], str] = validate.Length(max=parameter.max_chars, error=says)
+    else:
+        rule = validate.Regexp(rf"(?:{parameter.shape})\Z", error=parameter.must_be)
+    return fields.String(
+        required=parameter.is_required, validate=rule, error_messages={"required": "is missing"}
+    )
+
+
+class _ByName(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+
+_SCHEMA: Final = _ByName.from_dict({each.name: _field(each) for each in PARAMETERS})()
+
+# A value as WeChat writes it: plain characters, and escaped ASCII but for control characters.
+_PLAIN: Final = r"[A-Za-z0-9_.~!*'()/,:;@$=-]*+"
+_VALUE: Final = rf"{_PLAIN}(?:%(?:[2-6][0-9A-Fa-f]|7[0-9A-Ea-e]){_PLAIN})*+"
+_USUAL: Final = re.compile(
+    r"(?:(?:\A|&)(?:"
+    + "|".join(
+        f"{each.name}=({_VALUE})" if each.shape is None else f"{each.name}=({each.shape})?+"
+        for each in PARAMETERS
+    )
+    + "))++"
+)
+
+# The same, cut into claims, time, and three pieces that all pulls share which ask for the same.
+_OTHERS: Final = rf"(?!timestamp=|{'|'.join(f'{each.name}=' for each in _CLAIMS)})[^&]*+"
+_CLAIM: Final = "|".join(
+    f"&{each.name}=([A-Za-z0-9_.~-]{{1,{each.max_chars}}})" for each in _CLAIMS
+)
+_CUT: Final = re.compile(
+    rf"({_OTHERS}(?:&{_OTHERS})*+)"
+    rf"&timestamp=({_BY_NAME['timestamp'].shape})((?:&{_OTHERS})*+)"
+    rf"(?:{_CLAIM})?((?:&{_OTHERS})*+)"
+)
+# A megabyte or two for each endpoint. Strangers can make it some eight, with many names in each
+# query, and handlers that choose the names they read by what came.
+MAX_KNOWN: Final = 1024
+_MAX_KNOWN_CHARS: Final = 512
+_MAX_KNOWN_VALUES: Final = 8
+
+
+class PullParser:
+    """Reads the query strings of pulls, and remembers what many of them ask for."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str], Asked] = {}
+
+    def parse(self, query_string: bytes) -> Inputs:
+        """Read a pull's raw query string.
+
+        Raises `PullRefused` (400) whose reason is the parameter at fault, or `encoding`,
+        `too-long`, `doubled`, `token-and-code`. The raw bytes are needed because a framework's
+        parsed arguments have already lost broken UTF-8 and the second of two equal names.
+        """
+        return self.parse_usual(query_string.decode("latin-1")) or parse_any(query_string)
+
+    def parse_usual(self, query_string: str) -> Inputs | None:
+        """`parse` for what is written as WeChat writes it; None for most other spellings."""
+        if len(query_string) > MAX_QUERY_STRING_BYTES:
+            return None
+        found = _CUT.fullmatch(query_string)
+        if found is None:
+            return parse_usual(query_string)
+        before, timestamp, between, token, code, after = found.groups()
+        asked = self._known.get((before, between, after))
+        if asked is None:
+            inputs = parse_usual(query_string)
+            if inputs is not None:
+                self._learn((before, between, after), inputs.asked)
+            return inputs
+        return Inputs(
+            asked, timestamp, Secret(token) if token else None, Secret(code) if code else None
+        )
+
+    def _learn(self, pieces: tuple[str, str, str], asked: Asked) -> None:
+        if sum(map(len, pieces)) <= _MAX_KNOWN_CHARS and len(asked.values) <= _MAX_KNOWN_VALUES:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()  # simpler than choosing; each is soon learnt again
+            self._known[pieces] = asked
+
+
+def parse_usual(query_string: str) -> Inputs | None:
+    """Read a query string that is written as WeChat writes them, in a quarter of the time.
+
+    None for every other one, good or bad; what is read is what `parse_any` reads. Raises as it
+    does where the page's query is malformed.
+    """
+    found = _USUAL.fullmatch(query_string)
+    if found is None:
+        return None
+    values = found.groups("")
+    # A name that came twice has one group, and one that came empty has none.
+    if len(PARAMETERS) - values.count("") != query_string.count("&") + 1:
+        return None
+    if "%" in query_string:
+        values = tuple(map(_unescaped, values))
+    given = {}
+    for parameter, value in zip(PARAMETERS, values, strict=True):
+        if len(value) > parameter.max_chars or (parameter.is_required and not value):
+            return None
+        if value:
+            given[parameter.attribute] = parameter.read(value)
+    return None if "token" in given and "code" in given else _inputs(given)
+
+
+def _unescaped(value: str) -> str:
+    # Slashes first: they are nearly all there is, and unquote is slow.
+    return unquote(value.replace("%2F", "/")) if "%" in value else value
+
+
+def parse_any(query_string: bytes) -> Inputs:
+    """`PullParser.parse` for every spelling; raises as it does."""
+    if len(query_string) > MAX_QUERY_STRING_BYTES:
+        raise PullRefused("too-long")
+    values: dict[str, str] = {}
+    unknown = 0
+    for name, value in pairs(_repair(query_string)):
+        if name not in _BY_NAME:
+            unknown += 1
+        elif name in values:
+            raise PullRefused("doubled", f"{name} came twice")
+        else:
+            values[name] = value
+    # An optional parameter that came empty says nothing, like one that did not come.
+    values = {name: value for name, value in values.items() if value or _BY_NAME[name].is_required}
+    if "token" in values and "code" in values:
+        raise PullRefused("token-and-code")
+    _check(values)
+    given = {_BY_NAME[name].attribute: _BY_NAME[name].read(values.pop(name)) for name in [*values]}
+    return _inputs(given, unknown_parameters=unknown)
+
+
+def _inputs(given: dict[str, Any], *, unknown_parameters: int = 0) -> Inputs:
+    timestamp = given.pop("timestamp")
+    claims = given.pop("token", None), given.pop("code", None)
+    return Inputs(Asked(**given, unknown_parameters=unknown_parameters), timestamp, *claims)
+
+
+def _check(values: Mapping[str, str]) -> None:
+    messages = _SCHEMA.validate(values)
+    if messages:
+        name, problems = next(iter(messages.items()))
+        parameter = _BY_NAME[name]
+        raise PullRefused(parameter.reason or parameter.attribute, f"{name} {problems[0]}")
+
+
+def _repair(query_string: bytes) -> bytes:
+    # A registered URL that already holds "?x=y" gets a second "?appid=…" appended.
+    return query_string.replace(b"?appid=", b"&appid=", 1)
+
+
+def read_page_query(page_query: str) -> dict[str, list[str]]:
+    """All values of each name in a page's query. Raises `PullRefused` (400)."""
+    values: dict[str, list[str]] = {}
+    if page_query:
+        for name, value in pairs(page_query.encode()):
+            values.setdefault(name, []).append(value)
+    return values
+
+
+def pairs(query_string: bytes) -> Iterator[tuple[str, str]]:
+    """The decoded names and values of a query string. Raises `PullRefused` (400)."""
+    for part in query_string.split(b"&"):
+        if part:
+            name, _, value = part.partition(b"=")
+            yield _decode(name), _decode(value)
+
+
+def _decode(part: bytes) -> str:
+    try:
+        text = unquote_to_bytes(part.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        text = None
+    if text is None:  # outside the except block: the foreign error holds the raw bytes
+        raise PullRefused("encoding", "a name or value is not UTF-8")
+    if _CONTROL.search(text):
+        raise PullRefused("encoding", "a name or value holds a control character")
+    return text

@@ -1,0 +1,34 @@
+"""Every reason for which a pull is refused: its HTTP status, and what it means."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+
+class Refusal(NamedTuple):
+    status: int
+    meaning: str
+
+
+REFUSALS: Final[Mapping[str, Refusal]] = {
+    "appid": Refusal(400, "the appid is missing or malformed"),
+    "timestamp": Refusal(400, "the timestamp is missing or malformed"),
+    "token": Refusal(400, "the token is too long"),
+    "code": Refusal(400, "the code is too long"),
+    "path": Refusal(400, "the path is too long"),
+    "query": Refusal(400, "the query is too long, or lacks a key that the handler needs"),
+    "scene": Refusal(400, "the scene is malformed"),
+    "version": Refusal(400, "the version is too long"),
+    "doubled": Refusal(400, "a parameter came twice"),
+    "token-and-code": Refusal(400, "token and code came together"),
+    "encoding": Refusal(400, "a name or value is not UTF-8, or holds a control character"),
+    "too-long": Refusal(400, "the query string is over 8,190 bytes"),
+    "login": Refusal(401, "the page needs a user and nothing proves one"),
+    "foreign-appid": Refusal(403, "the appid is not ours, or not the one in the URL's path"),
+    "page": Refusal(404, "no handler for this page"),
+    "method": Refusal(405, "neither GET nor HEAD"),
+    "failed": Refusal(500, "the handler failed"),
+    "too-large": Refusal(500, "the answer is over PREFETCH_MAX_BYTES"),
+    "late": Refusal(503, "the handler did not answer within its deadline"),
+    "busy": Refusal(503, "every thread for handlers is taken"),
+    "weixin": Refusal(503, "WeChat cannot be asked about a login code"),
+}
