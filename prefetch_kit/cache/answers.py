@@ -17,7 +17,7 @@ from prefetch_kit.cache.invalidation import Invalidations, Mark
 from prefetch_kit.cache.key import Request, answer_key, exact_key, written
 from prefetch_kit.cache.memory import MemoryStore
 from prefetch_kit.cache.read_sets import TIMESTAMP, USER_ID, Reads, ReadSet
-from prefetch_kit.cache.redis import RedisStore, SharedAnswer
+from prefetch_kit.cache.redis import RedisStore, SharedAnswer, SharedRun
 from prefetch_kit.cache.redis_breaker import refresh_budget, run_budget
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome, SingleFlight
@@ -240,16 +240,17 @@ class AnswerCache:
             return found and self._adopt(found, scope, request, handle, is_refresh=is_refresh)
 
         budget = refresh_budget() if is_refresh else run_budget()
-        lease_s = min(scope.deadline_s, _LONGEST_LEASE_S)
-        if outcome := adopt(redis.find(scope, request, budget)):
+        run = redis.run(name, scope, request, budget)
+        if outcome := adopt(run.find()):
             return outcome
-        token, found = redis.lease(name, lease_s, scope, request, budget)
-        if token is None:
+        lease_s = min(scope.deadline_s, _LONGEST_LEASE_S)
+        is_ours, found = run.lease(lease_s)
+        if not is_ours:
             if is_refresh:
                 return Outcome()  # another process is making it
-            found = redis.wait_for_other(name, scope, request, until=due(lease_s))
+            found = run.wait(due(lease_s))
         outcome = adopt(found) or self._run(scope, request, handle)
-        self._share(name, token, scope, outcome)
+        self._share(redis, run, outcome)
         return outcome
 
     def _adopt(
@@ -271,19 +272,14 @@ class AnswerCache:
             self._refresh(key, scope, request, lambda: handle)
         return Outcome(entry.body, names=names, key=key)
 
-    def _share(self, name: bytes, token: bytes | None, scope: Scope, outcome: Outcome) -> None:
+    def _share(self, redis: RedisStore, run: SharedRun, outcome: Outcome) -> None:
         """Give other processes the answer, and the right to make it; nobody waits for that."""
-        redis, key, entry = self._redis, outcome.key, outcome.entry
-        if redis is None or (token is None and entry is None and not outcome.is_no_data):
-            return
+        names, key, entry = outcome.names, outcome.key, outcome.entry
 
         def share() -> None:
-            if key is not None and entry is not None:
-                redis.keep(scope, SharedAnswer(outcome.names, key, entry))
-            elif key is not None and outcome.is_no_data:
+            if key is not None and outcome.is_no_data:
                 redis.drop(key, began_at=outcome.began_at)
-            if token is not None:
-                redis.release(name, token)
+            run.publish(None if key is None or entry is None else SharedAnswer(names, key, entry))
 
         try:
             self._executor.submit(share)

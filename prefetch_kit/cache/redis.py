@@ -5,7 +5,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -24,7 +24,7 @@ from prefetch_kit.cache.redis_format import (
 )
 from prefetch_kit.cache.redis_invalidation import RedisInvalidations
 from prefetch_kit.cache.scope import Scope
-from prefetch_kit.concurrency.redis_client import Budget, Commands
+from prefetch_kit.concurrency.redis_client import Budget
 from prefetch_kit.logs import SafeLogger
 from prefetch_kit.secret import Secret
 
@@ -63,150 +63,44 @@ class RedisStore:
         # With a colon in one of them, two deployments could have the same keys.
         namespace, release = _quoted(namespace), _quoted(release)
         self._prefix = f"{namespace}:{release}:".encode()
-        self._log = invalidations
-        self._stream = RedisInvalidations(
+        self.invalidations = invalidations
+        self.stream = RedisInvalidations(
             f"{namespace}:forgotten".encode(), log=invalidations, logger=logger
         )
         self._logger = logger
         self._lock = threading.Lock()
-        self._made_redis: RedisBreaker | None = None
+        self._redis: RedisBreaker | None = None
 
-    def find(self, scope: Scope, request: Request, budget: Budget) -> SharedAnswer | None:
-        """An answer that some process made for a request like this."""
-        return self._look_up(scope, request, budget)[1]
-
-    def lease(
-        self, name: bytes, seconds: float, scope: Scope, request: Request, budget: Budget
-    ) -> tuple[bytes | None, SharedAnswer | None]:
-        """Take the right to make an answer, then look whether one was made a moment before.
-
-        Returns a token, or None while another process has the right. Without Redis everybody
-        has it. It ends by itself if its process does.
-        """
-        token = secrets.token_bytes(8)
-        at, lease_ms = self._lease_key(name), _ms(seconds)
-        is_taken, found = self._look_up(
-            scope, request, budget, lambda pipe: pipe.set(at, token, nx=True, px=lease_ms)
-        )
-        return (token if is_taken else None), found
-
-    def release(self, name: bytes, token: bytes) -> None:
-        """Give the right back, unless it ended and another process has it by now."""
-        at = self._lease_key(name)
-        self._call(lambda pipe: pipe.eval(_RELEASE, 1, at, token))
-
-    def wait_for_other(
-        self, name: bytes, scope: Scope, request: Request, *, until: float
-    ) -> SharedAnswer | None:
-        """What the process with the lease makes; None where it ends without an answer."""
-        at, began = self._lease_key(name), time.monotonic()
-        while (now := time.monotonic()) < until:
-            time.sleep(min(_POLL_S + (now - began) / 8, _LONGEST_POLL_S, until - now))
-            held = self._call(lambda pipe: pipe.exists(at))
-            if held is None or held[0] != 1:
-                break
-        return self.find(scope, request, run_budget())
-
-    def keep(self, scope: Scope, answer: SharedAnswer) -> None:
-        """Share an answer, unless there is one of a run that began later."""
-        entry, now, reads_key = answer.entry, time.monotonic(), self._reads_key(scope)
-        value = write_entry(answer.key, entry)
-        left_ms = _ms(entry.fresh_s + entry.stale_s - (now - entry.made_at))
-
-        def commands(pipe: Any) -> None:
-            at = self._answer_key(answer.key)
-            pipe.eval(KEEP_OR_DROP, 1, at, value, left_ms, now - entry.began_at)
-            pipe.zadd(reads_key, {write_read_set(answer.names): time.time()})
-            pipe.zremrangebyrank(reads_key, 0, -_READ_SETS - 1)
-            pipe.expire(reads_key, _READ_SETS_KEPT_S)
-
-        self._call(commands)
+    def run(self, name: bytes, scope: Scope, request: Request, budget: Budget) -> "SharedRun":
+        """A run for this request, which other processes may want to make too."""
+        return SharedRun(self, name, scope, request, budget)
 
     def drop(self, key: bytes, *, began_at: float) -> None:
         """Drop a shared answer for which there is no data any more, unless a later run made it."""
-        at, began_ago_s = self._answer_key(key), time.monotonic() - began_at
-        self._call(lambda pipe: pipe.eval(KEEP_OR_DROP, 1, at, b"", 0, began_ago_s))
+        at, began_ago_s = self.answer_key(key), time.monotonic() - began_at
+        self.redis.call(
+            lambda pipe: pipe.eval(KEEP_OR_DROP, 1, at, b"", 0, began_ago_s), run_budget()
+        )
 
     def read_sets(self, scope: Scope) -> list[ReadSet]:
         """What runs of a handler were seen to read, in any process, the latest first."""
-        at = self._reads_key(scope)
-        reply = self._call(lambda pipe: pipe.zrevrange(at, 0, _READ_SETS - 1))
+        at = self.reads_key(scope)
+        reply = self.redis.call(lambda pipe: pipe.zrevrange(at, 0, _READ_SETS - 1), run_budget())
         return read_read_sets(reply and reply[0])
 
     def invalidate(self, marks: Sequence[Mark]) -> None:
         """Invalidate here at once, and in every process as soon as it hears of it."""
-        self._stream.add(marks, self._redis)
+        self.stream.add(marks, self.redis)
 
     def listen(self) -> None:
         """Hear once of what other processes invalidated."""
-        self._stream.listen(self._redis)
-
-    def _look_up(
-        self, scope: Scope, request: Request, budget: Budget, take: Commands | None = None
-    ) -> tuple[bool, SharedAnswer | None]:
-        """Whether `take` was not denied, and an answer as it is after that."""
-        tried, since = scope.read_sets.for_lookup, self._stream.read_to
-        keys = [answer_key(request, scope.name, names) for names in tried]
-
-        def commands(pipe: Any) -> None:
-            if take is not None:
-                take(pipe)
-            self._stream.request_news(pipe, since)
-            pipe.zrevrange(self._reads_key(scope), 0, _READ_SETS - 1)
-            self._request_answers(pipe, keys)
-
-        replies = self._redis.call(commands, budget)
-        if replies is None:
-            return True, None
-        is_taken = take is None or replies.pop(0) is not None
-        news, read_sets, *values = replies
-        if not self._stream.take_news(news, since):
-            return is_taken, None
-        found = self._first_valid(scope, request, tried, keys, values)
-        others = [names for names in read_read_sets(read_sets) if names not in tried]
-        if found is None and others:
-            found = self._find_under(others, scope, request, budget)
-        return is_taken, found
-
-    def _find_under(
-        self, read_sets: Sequence[ReadSet], scope: Scope, request: Request, budget: Budget
-    ) -> SharedAnswer | None:
-        keys = [answer_key(request, scope.name, names) for names in read_sets]
-        values = self._redis.call(lambda pipe: self._request_answers(pipe, keys), budget)
-        return self._first_valid(scope, request, read_sets, keys, values or ())
-
-    def _request_answers(self, pipe: Any, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            # The time first: of an answer that is replaced in between, it may be too little.
-            pipe.pttl(self._answer_key(key))
-            pipe.get(self._answer_key(key))
-
-    def _first_valid(
-        self,
-        scope: Scope,
-        request: Request,
-        read_sets: Iterable[ReadSet],
-        keys: Iterable[bytes],
-        values: Sequence[Any],
-    ) -> SharedAnswer | None:
-        for names, key, left_ms, value in zip(
-            read_sets, keys, values[::2], values[1::2], strict=False
-        ):
-            user_id = request.user_id() if USER_ID in names else None
-            appid = request.asked.appid
-            entry = read_entry(key, value, left_ms, scope, appid=appid, user_id=user_id)
-            if entry is not None and not self._log.cover(entry):
-                return SharedAnswer(names, key, entry)
-        return None
-
-    def _call(self, commands: Commands) -> list[Any] | None:
-        return self._redis.call(commands, run_budget())
+        self.stream.listen(self.redis)
 
     @property
-    def _redis(self) -> RedisBreaker:
-        if self._made_redis is None:
+    def redis(self) -> RedisBreaker:
+        if self._redis is None:
             with self._lock:
-                if self._made_redis is None:
+                if self._redis is None:
                     redis = RedisBreaker(self._url, self._logger)
                     threading.Thread(
                         target=_listen,
@@ -214,17 +108,144 @@ class RedisStore:
                         name="prefetch_kit",
                         daemon=True,
                     ).start()
-                    self._made_redis = redis
-        return self._made_redis
+                    self._redis = redis
+        return self._redis
 
-    def _answer_key(self, key: bytes) -> bytes:
+    def answer_key(self, key: bytes) -> bytes:
         return self._prefix + b"answer:" + _short(key)
 
-    def _lease_key(self, name: bytes) -> bytes:
+    def lease_key(self, name: bytes) -> bytes:
         return self._prefix + b"run:" + _short(name)
 
-    def _reads_key(self, scope: Scope) -> bytes:
+    def reads_key(self, scope: Scope) -> bytes:
         return self._prefix + b"reads:" + _short(scope.name)
+
+
+class SharedRun:
+    """One run for a request: what other processes made, and the right to make it here.
+
+    Its keys are worked out once. All that comes before the handler shares one budget.
+    """
+
+    def __init__(
+        self, store: RedisStore, name: bytes, scope: Scope, request: Request, budget: Budget
+    ) -> None:
+        self._store = store
+        self._redis = store.redis
+        self._scope = scope
+        self._request = request
+        self._budget = budget
+        self._lease_key = store.lease_key(name)
+        self._reads_key = store.reads_key(scope)
+        self._token: bytes | None = None
+        self._read_sets: list[ReadSet] = []
+        # For each read set the key of its answer, and the key in Redis.
+        self._keys: list[tuple[bytes, bytes]] = []
+        self._add(scope.read_sets.for_lookup)
+
+    def find(self) -> SharedAnswer | None:
+        """An answer that some process made for a request like this."""
+        redis, stream = self._redis, self._store.stream
+        since, tried = stream.read_to, len(self._keys)
+
+        def commands(pipe: Any) -> None:
+            stream.request_news(pipe, since)
+            pipe.zrevrange(self._reads_key, 0, _READ_SETS - 1)
+            self._request_answers(pipe, 0)
+
+        replies = redis.call(commands, self._budget)
+        if replies is None or not stream.take_news(replies[0], since):
+            return None
+        self._add([names for names in read_read_sets(replies[1]) if names not in self._read_sets])
+        found = self._first_valid(0, replies[2:])
+        if found is None and len(self._keys) > tried:
+            more = redis.call(lambda pipe: self._request_answers(pipe, tried), self._budget)
+            found = self._first_valid(tried, more or ())
+        return found
+
+    def lease(self, seconds: float) -> tuple[bool, SharedAnswer | None]:
+        """Take the right to make the answer, then look whether it was made a moment before.
+
+        False while another process has the right. Without Redis everybody has it. It ends by
+        itself if its process does.
+        """
+        stream, token = self._store.stream, secrets.token_bytes(8)
+        since = stream.read_to
+
+        def commands(pipe: Any) -> None:
+            pipe.set(self._lease_key, token, nx=True, px=_ms(seconds))
+            stream.request_news(pipe, since)
+            self._request_answers(pipe, 0)
+
+        replies = self._redis.call(commands, self._budget)
+        if replies is None:
+            return True, None
+        found = self._first_valid(0, replies[2:]) if stream.take_news(replies[1], since) else None
+        if replies[0] is None:
+            return False, found
+        self._token = token
+        return True, found
+
+    def wait(self, until: float) -> SharedAnswer | None:
+        """What the process with the right makes; None where it ends without an answer."""
+        began = time.monotonic()
+        while (now := time.monotonic()) < until:
+            time.sleep(min(_POLL_S + (now - began) / 8, _LONGEST_POLL_S, until - now))
+            held = self._redis.call(lambda pipe: pipe.exists(self._lease_key), run_budget())
+            if held is None or held[0] != 1:
+                break
+        self._budget = run_budget()
+        return self.find()
+
+    def publish(self, answer: SharedAnswer | None) -> None:
+        """Share an answer, unless there is one of a run that began later, and end the lease.
+
+        The lease stays if it ended by itself and another process has it by now.
+        """
+        if answer is None and self._token is None:
+            return
+
+        def commands(pipe: Any) -> None:
+            if answer is not None:
+                self._keep(pipe, answer)
+            if self._token is not None:
+                pipe.eval(_RELEASE, 1, self._lease_key, self._token)
+
+        self._redis.call(commands, run_budget())
+
+    def _keep(self, pipe: Any, answer: SharedAnswer) -> None:
+        entry, now, at = answer.entry, time.monotonic(), self._store.answer_key(answer.key)
+        left_ms = _ms(entry.fresh_s + entry.stale_s - (now - entry.made_at))
+        value = write_entry(answer.key, entry)
+        pipe.eval(KEEP_OR_DROP, 1, at, value, left_ms, now - entry.began_at)
+        pipe.zadd(self._reads_key, {write_read_set(answer.names): time.time()})
+        pipe.zremrangebyrank(self._reads_key, 0, -_READ_SETS - 1)
+        pipe.expire(self._reads_key, _READ_SETS_KEPT_S)
+
+    def _add(self, read_sets: Sequence[ReadSet]) -> None:
+        for names in read_sets:
+            key = answer_key(self._request, self._scope.name, names)
+            self._read_sets.append(names)
+            self._keys.append((key, self._store.answer_key(key)))
+
+    def _request_answers(self, pipe: Any, first: int) -> None:
+        for _, at in self._keys[first:]:
+            # The time first: of an answer that is replaced in between, it may be too little.
+            pipe.pttl(at)
+            pipe.get(at)
+
+    def _first_valid(self, first: int, values: Sequence[Any]) -> SharedAnswer | None:
+        """The first answer that may be used, of those asked for from this one on."""
+        for n, (left_ms, value) in enumerate(zip(values[::2], values[1::2], strict=False), first):
+            if value is None:
+                continue
+            names, key = self._read_sets[n], self._keys[n][0]
+            user_id = self._request.user_id() if USER_ID in names else None
+            appid = self._request.asked.appid
+            entry = read_entry(key, value, left_ms, self._scope, appid=appid, user_id=user_id)
+            if entry is not None and not self._store.invalidations.cover(entry):
+                return SharedAnswer(names, key, entry)
+        return None
 
 
 def _listen(store: "weakref.ref[RedisStore]", redis: RedisBreaker) -> None:

@@ -44,9 +44,9 @@ class RedisBreaker:
         self._is_away = False
         self._answered_at = time.monotonic()
         self._back_at = -math.inf
-        self._refusals: set[str] = set()
+        self._refusals: set[type[Exception]] = set()
         self._rest_s = _REST_S
-        self._client = RedisClient(url, silence_s=SILENCE_S)
+        self._client = RedisClient(url, silence_s=SILENCE_S, on_refusal=self._note_refusal)
         try:
             self._client.connect(Budget(CONNECT_S))
         except RedisUnavailable as error:  # a run goes on without Redis
@@ -63,7 +63,6 @@ class RedisBreaker:
             self._note_failure(error)
             return None
         self._answered_at = time.monotonic()
-        self._note_refusals(replies)
         return replies
 
     def probe(self, commands: Commands) -> list[Any] | None:
@@ -81,21 +80,20 @@ class RedisBreaker:
             self._answered_at = self._back_at = now
             self._is_away = False
             self._logger.info("Redis is back")
-        self._note_refusals(replies)
         return replies
 
     def sleep(self) -> None:
         """Sleep until the next `probe`."""
         time.sleep(self._rest_s if self._is_away else _LISTEN_S)
 
-    def _note_refusals(self, replies: list[Any]) -> None:
+    def _note_refusal(self, error: Exception) -> None:
         """Log each kind of refusal once; its text may hold what was to be kept."""
-        for kind in {type(reply).__name__ for reply in replies if isinstance(reply, Exception)}:
-            if kind not in self._refusals:
-                self._refusals.add(kind)
-                self._logger.warning(
-                    "Redis refuses some of what it is asked (%s): answers may not be shared", kind
-                )
+        if type(error) not in self._refusals:
+            self._refusals.add(type(error))
+            self._logger.warning(
+                "Redis refuses some of what it is asked (%s): answers may not be shared",
+                type(error).__name__,
+            )
 
     def _note_failure(self, failure: RedisUnavailable) -> None:
         with self._lock:

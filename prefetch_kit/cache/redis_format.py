@@ -4,6 +4,7 @@ import json
 import struct
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -81,8 +82,15 @@ def write_read_set(names: ReadSet) -> str:
 
 def read_read_sets(raws: object) -> list[ReadSet]:
     """The read sets in a reply; foreign ones are left out."""
-    loaded: list[Any] = [_loaded(raw) for raw in raws] if isinstance(raws, list) else []
-    return [tuple(names) for names in loaded if is_read_set(names)]
+    given = raws if isinstance(raws, list) else []
+    read = [_read_set(raw) for raw in given if isinstance(raw, bytes)]
+    return [names for names in read if names is not None]
+
+
+@lru_cache(maxsize=256)  # each lookup of a handler reads the same few again
+def _read_set(raw: bytes) -> ReadSet | None:
+    names: Any = _loaded(raw)
+    return tuple(names) if is_read_set(names) else None
 
 
 def write_marks(marks: Sequence[Mark] | None) -> dict[str, str]:

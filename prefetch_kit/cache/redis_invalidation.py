@@ -5,6 +5,7 @@ It is a log and not a counter, because a counter would empty every cache at each
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from prefetch_kit.cache.invalidation import Invalidations, Mark, Position
@@ -42,15 +43,16 @@ class RedisInvalidations:
         self._unsent: deque[Sequence[Mark] | None] = deque()
 
     def request_news(self, pipe: Any, since: Position) -> None:
-        """Ask for the invalidations after this position."""
-        self._request_since(pipe, since, count=_RECORDS_IN_A_RUN)
+        """Ask for the invalidations after this position, and for the one at it."""
+        pipe.xread({self._stream: _just_before(since)}, count=_RECORDS_IN_A_RUN)
 
     def take_news(self, reply: object, since: Position) -> bool:
         """Take in the reply; False where it may lack some: no shared answer is safe then."""
         records = _after(since, read_stream(reply))
         if records is None or len(records) >= _RECORDS_IN_A_RUN - 1:
             return False  # `listen` will soon know them all
-        self._take(records)
+        if records:
+            self._take(records)
         return True
 
     def add(self, marks: Sequence[Mark], redis: RedisBreaker) -> None:
@@ -91,7 +93,8 @@ class RedisInvalidations:
         self._send_unsent(redis)
 
     def _records_since(self, since: Position, redis: RedisBreaker) -> _Records | None:
-        reply = redis.probe(lambda pipe: self._request_since(pipe, since))
+        # The record at `since` too: where it is missing, others may be missing.
+        reply = redis.probe(lambda pipe: pipe.xread({self._stream: _just_before(since)}))
         return None if reply is None else read_stream(reply[0])
 
     def _invalidate_everything(self, redis: RedisBreaker) -> None:
@@ -124,19 +127,16 @@ class RedisInvalidations:
                     self._log.add(marks, at=at)
                 self.read_to = at
 
-    def _request_since(self, pipe: Any, since: Position, *, count: int | None = None) -> None:
-        """Ask for the record at `since` too: where it is missing, others may be missing."""
-        pipe.xread({self._stream: write_position(_just_before(since))}, count=count)
-
     def _append(self, pipe: Any, marks: Sequence[Mark] | None, *, at: str = "*") -> None:
         pipe.xadd(self._stream, write_marks(marks), id=at, maxlen=_RECORDS, approximate=True)
 
 
-def _just_before(position: Position) -> Position:
+@lru_cache(maxsize=8)  # mostly asked for the last position again
+def _just_before(position: Position) -> str:
     first, second = position
     if second:
-        return first, second - 1
-    return (first - 1, 2**64 - 1) if first else _START
+        return write_position((first, second - 1))
+    return write_position((first - 1, 2**64 - 1) if first else _START)
 
 
 def _after(since: Position, records: _Records | None) -> _Records | None:

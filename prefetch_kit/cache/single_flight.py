@@ -65,7 +65,10 @@ class Flight:
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.newest: Attempt | None = None
-        self._ended: Future[Attempt | None] = Future()
+        self.answered_by: Attempt | None = None
+        # Held until the flight has ended: a Future would do, for a tenth more a miss.
+        self._under_way = threading.Lock()
+        self._under_way.acquire()
 
     @property
     def late_at(self) -> float:
@@ -74,19 +77,15 @@ class Flight:
 
     def wait(self, until: float) -> bool:
         """Wait until the flight has ended; False where it has not by then."""
-        try:
-            self._ended.result(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
-        except TimeoutError:
-            return False
-        return True
-
-    @property
-    def answered_by(self) -> Attempt | None:
-        """The attempt that ended the flight."""
-        return self._ended.result(0)
+        timeout = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+        has_ended = self._under_way.acquire(timeout=timeout)
+        if has_ended:
+            self._under_way.release()
+        return has_ended
 
     def end(self, attempt: Attempt | None) -> None:
-        self._ended.set_result(attempt)
+        self.answered_by = attempt
+        self._under_way.release()
 
 
 class SingleFlight:

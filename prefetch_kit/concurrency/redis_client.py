@@ -6,10 +6,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+from prefetch_kit.concurrency.executor import Busy, Executor, Late
 from prefetch_kit.secret import Secret
 
 _CALLS_AT_ONCE: Final = 64
@@ -51,12 +52,19 @@ class RedisClient:
 
     Calls run in threads of their own, because name resolution, a handshake or a reply that drips
     has no other bound. `silence_s` bounds one silence of the server. Everything live is made on
-    first use in each process.
+    first use in each process. `on_refusal` hears of each command that Redis refused.
     """
 
-    def __init__(self, url: Secret, *, silence_s: float) -> None:
+    def __init__(
+        self,
+        url: Secret,
+        *,
+        silence_s: float,
+        on_refusal: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
         self._url = url
         self._silence_s = silence_s
+        self._on_refusal = on_refusal
         self._lock = threading.Lock()
         self._connections: dict[int, _Connections] = {}
 
@@ -67,10 +75,11 @@ class RedisClient:
         """
         if budget.left_s <= 0:
             raise RedisUnavailable("the time for it is spent")
-        here, started = self._here(), time.monotonic()
+        here = self._connections.get(os.getpid()) or self._new_connections()
+        started = time.monotonic()  # not before: importing redis may take long
         failure = ""
         try:
-            return here.executor.call(lambda: here.send(commands), ends_at=due(budget.left_s))
+            return here.executor.call(partial(here.send, commands), ends_at=started + budget.left_s)
         except Busy:
             failure = "too many calls are under way"
         except Late:
@@ -81,28 +90,30 @@ class RedisClient:
 
     def call_in_this_thread(self, commands: Commands) -> list[Any]:
         """`call` without a budget, for a thread that may wait: each silence is still bounded."""
-        return self._here().send(commands)
+        here = self._connections.get(os.getpid()) or self._new_connections()
+        return here.send(commands)
 
     def connect(self, budget: Budget) -> None:
         """Connect ahead of the first call, which then needs less of its budget."""
         self.call(lambda _: None, budget)
 
-    def _here(self) -> "_Connections":
+    def _new_connections(self) -> "_Connections":
         """The connections of this process; neither sockets nor threads survive a fork."""
-        pid = os.getpid()
-        here = self._connections.get(pid)
-        if here is None:
-            with self._lock:
-                here = self._connections.get(pid)
-                if here is None:
-                    here = self._connections[pid] = _Connections(self._url, self._silence_s)
+        with self._lock:
+            here = self._connections.get(os.getpid())
+            if here is None:
+                here = _Connections(self._url, self._silence_s, self._on_refusal)
+                self._connections[os.getpid()] = here
         return here
 
 
 class _Connections:
     """A redis-py client and the threads that use it."""
 
-    def __init__(self, url: Secret, silence_s: float) -> None:
+    def __init__(
+        self, url: Secret, silence_s: float, on_refusal: Callable[[Exception], None]
+    ) -> None:
+        self._on_refusal = on_refusal
         self.executor = Executor(_CALLS_AT_ONCE, on_lost_error=_ignore)
         self._is_checked = False
         try:
@@ -128,10 +139,14 @@ class _Connections:
             failure = type(error).__name__
             replies = [error]
         for reply in replies:
-            if isinstance(reply, Exception) and (code := _not_primary(reply)):
+            if not isinstance(reply, Exception):
+                continue
+            if code := _not_primary(reply):
                 # Idle connections alone: the others are in the hands of other threads.
                 self._redis.connection_pool.disconnect(inuse_connections=False)
                 failure = _CLUSTER if code == "MOVED" else code
+            elif not failure:
+                self._on_refusal(reply)
         if failure:
             replies.clear()  # the texts of errors may hold the address
             raise RedisUnavailable(failure)

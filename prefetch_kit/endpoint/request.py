@@ -173,6 +173,8 @@ _USUAL: Final = re.compile(
     )
     + "))++"
 )
+_READERS: Final = tuple((each.attribute, each.max_chars, each.read) for each in PARAMETERS)
+_REQUIRED: Final = {each.attribute for each in PARAMETERS if each.is_required}
 
 # The same, cut into claims, time, and three pieces that all pulls share which ask for the same.
 _OTHERS: Final = rf"(?!timestamp=|{'|'.join(f'{each.name}=' for each in _CLAIMS)})[^&]*+"
@@ -245,19 +247,21 @@ def parse_usual(query_string: str) -> Inputs | None:
     if len(PARAMETERS) - values.count("") != query_string.count("&") + 1:
         return None
     if "%" in query_string:
-        values = tuple(map(_unescaped, values))
-    given = {}
-    for parameter, value in zip(PARAMETERS, values, strict=True):
-        if len(value) > parameter.max_chars or (parameter.is_required and not value):
-            return None
+        values = tuple([_unescaped(value) if "%" in value else value for value in values])
+    given: dict[str, Any] = {}
+    for (attribute, max_chars, read), value in zip(_READERS, values, strict=True):
         if value:
-            given[parameter.attribute] = parameter.read(value)
-    return None if "token" in given and "code" in given else _inputs(given)
+            if len(value) > max_chars:
+                return None
+            given[attribute] = value if read is str else read(value)
+    if not given.keys() >= _REQUIRED or {"token", "code"} <= given.keys():
+        return None
+    return _inputs(given)
 
 
 def _unescaped(value: str) -> str:
     # Slashes first: they are nearly all there is, and unquote is slow.
-    return unquote(value.replace("%2F", "/")) if "%" in value else value
+    return unquote(value.replace("%2F", "/"))
 
 
 def parse_any(query_string: bytes) -> Inputs:

@@ -39,7 +39,7 @@ from prefetch_kit.cache.answers import AnswerCache, Handle
 from prefetch_kit.cache.entry import Entry
 from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.read_sets import Reads
-from prefetch_kit.cache.redis import RedisStore
+from prefetch_kit.cache.redis import SharedRun
 from prefetch_kit.cache.redis_invalidation import RedisInvalidations
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Flight, Outcome
@@ -542,7 +542,7 @@ class Pulls(RuleBasedStateMachine):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock, wait, wait_for_other = Clock(), Flight.wait, RedisStore.wait_for_other
+    clock, wait, wait_for_other = Clock(), Flight.wait, SharedRun.wait
 
     def noted_wait(flight: Flight, until: float) -> bool:
         clock.waited_for.append(flight)
@@ -551,15 +551,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         finally:
             clock.waited_for.remove(flight)
 
-    def noted_wait_for_other(store: RedisStore, name: bytes, *args: Any, **said: Any) -> Any:
-        clock.leases.append(lease := store._lease_key(name))
+    def noted_wait_for_other(run: SharedRun, until: float) -> Any:
+        clock.leases.append(run._lease_key)
         try:
-            return wait_for_other(store, name, *args, **said)
+            return wait_for_other(run, until)
         finally:
-            clock.leases.remove(lease)
+            clock.leases.remove(run._lease_key)
 
     monkeypatch.setattr(Flight, "wait", noted_wait)
-    monkeypatch.setattr(RedisStore, "wait_for_other", noted_wait_for_other)
+    monkeypatch.setattr(SharedRun, "wait", noted_wait_for_other)
     for module in (answers, entry, executor, single_flight, redis_format, redis_store):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(answers, "TTLCache", partial(TTLCache, timer=clock.monotonic))
