@@ -156,9 +156,10 @@ class SharedRun:
         replies = redis.call(commands, self._budget)
         if replies is None or not stream.take_news(replies[0], since):
             return None
+        if found := self._first_valid(0, replies[2:]):
+            return found
         self._add([names for names in read_read_sets(replies[1]) if names not in self._read_sets])
-        found = self._first_valid(0, replies[2:])
-        if found is None and len(self._keys) > tried:
+        if len(self._keys) > tried:
             more = redis.call(lambda pipe: self._request_answers(pipe, tried), self._budget)
             found = self._first_valid(tried, more or ())
         return found

@@ -5,7 +5,7 @@ It is a log and not a counter, because a counter would empty every cache at each
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from prefetch_kit.cache.invalidation import Invalidations, Mark, Position
@@ -100,17 +100,18 @@ class RedisInvalidations:
     def _invalidate_everything(self, redis: RedisBreaker) -> None:
         """Invalidate everything in all processes: nobody knows what was lost in Redis."""
         self._log.add(None)
-        at = self._append_everything(redis, "*")
-        if at is not None and at < self._log.last:
-            # The clock of Redis went back, and positions must not.
-            at = self._append_everything(redis, write_position(self._log.last))
+        at = None
+        # The clock of Redis may have gone back, and positions must not.
+        for position in ("*", write_position(self._log.last)):
+            reply = redis.probe(partial(self._append, marks=None, at=position))
+            if reply is None:
+                return  # the next `listen` finds the same and tries again
+            at = read_position(reply[0])
+            if at is None or at >= self._log.last:
+                break
         if at is not None:
             self._log.add(None, at=at)
         self.read_to = at or _START
-
-    def _append_everything(self, redis: RedisBreaker, at: str) -> Position | None:
-        reply = redis.probe(lambda pipe: self._append(pipe, None, at=at))
-        return None if reply is None else read_position(reply[0])
 
     def _send_unsent(self, redis: RedisBreaker) -> None:
         while self._unsent:
