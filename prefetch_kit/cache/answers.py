@@ -299,7 +299,10 @@ class AnswerCache:
         if TIMESTAMP in names:
             self._warn_of_timestamp(scope)
             return Outcome(body, error, names)
-        key, entry = answer_key(request, scope.name, names), None
+        try:
+            key, entry = answer_key(request, scope.name, names), None
+        except Exception:  # noqa: BLE001 (nobody can say who the user is, as the handler saw)
+            return Outcome(body, error, names)
         if body:
             entry = new_entry(
                 body,

@@ -58,13 +58,13 @@ class Process:
         self._app = app
         self._state = state
         config, logger = state.config, SafeLogger(app.logger)
-        self.handlers = Executor(config.threads, on_lost_error=self._report)
+        self.handler_executor = Executor(config.threads, on_lost_error=self._report)
         # Apart from those of handlers, which may hang: kept answers must still find their user.
-        self._askers = Executor(config.threads, on_lost_error=self._report)
+        self._user_executor = Executor(config.threads, on_lost_error=self._report)
         invalidations = Invalidations()
         self.cache = AnswerCache(
             max_bytes=config.cache_bytes,
-            executor=self.handlers,
+            executor=self.handler_executor,
             logger=logger,
             invalidations=invalidations,
             redis=_redis_store(config, invalidations, logger),
@@ -101,8 +101,8 @@ class Process:
             config=config,
             users=users,
             context=context,
-            handlers=self.handlers,
-            askers=self._askers,
+            executor=self.handler_executor,
+            user_executor=self._user_executor,
             cache=self.cache,
             logger=logger,
             debug=self._app.debug,

@@ -52,8 +52,8 @@ class Dispatcher:
         config: Config,
         users: Users,
         context: RunContext,
-        handlers: Executor,
-        askers: Executor,
+        executor: Executor,
+        user_executor: Executor,
         cache: AnswerCache,
         logger: SafeLogger,
         debug: bool,
@@ -66,8 +66,8 @@ class Dispatcher:
         self._warn_bytes = config.warn_bytes
         self._context_vars = config.context_vars
         self._context = context
-        self._handlers = handlers
-        self._askers = askers
+        self._executor = executor
+        self._user_executor = user_executor
         self._logger = logger
         self._debug = debug
 
@@ -133,7 +133,7 @@ class Dispatcher:
         ends_at = due(registration.deadline_s)
         if not self.users.have_to_ask(inputs):
             return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
-        user = AskedUser(inputs, self.users, self._askers)
+        user = AskedUser(inputs, self.users, self._user_executor)
         with user.asked_until(ends_at):
             return self._run_or_fetch(registration, Request(inputs, user.prove), ends_at)
 
@@ -143,7 +143,7 @@ class Dispatcher:
         if registration.scope is None:
             run = self._context.capture()
             handle = partial(self._handle, registration.handler, request, None)
-            return Served(self._handlers.call(partial(run, handle), ends_at=ends_at))
+            return Served(self._executor.call(partial(run, handle), ends_at=ends_at))
 
         def prepare() -> Handle:
             run = self._context.capture(self._context_vars)

@@ -520,8 +520,8 @@ class Pulls(RuleBasedStateMachine):
         def are_held() -> bool:
             busy = 0
             for process in processes:
-                with process.handlers._lock:
-                    busy += process.handlers._threads - process.handlers._free
+                with process.handler_executor._lock:
+                    busy += process.handler_executor._threads - process.handler_executor._free
             leases = list(self.clock.leases)
             return busy == len(self.door.held) + len(leases) and self.store.has_all(leases)
 

@@ -580,7 +580,7 @@ def test_a_late_failure_that_cannot_be_told_costs_no_thread(
     for _ in range(2):
         ask(app, path="pages/fails", query=f"id={_}")
     gate.set()
-    pool = process_of(app).handlers
+    pool = process_of(app).handler_executor
     until(lambda: pool._free == pool._threads)
     monkeypatch.undo()
     app.teardown_appcontext_funcs.clear()

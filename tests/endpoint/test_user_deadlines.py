@@ -129,7 +129,7 @@ def test_kits_own_tokens_cost_no_other_thread(make_app: App, shop: Prefetch, ask
         token = shop.issue_token("alice", appid="wx1")
     for page in (DEMANDS, KEPT, KEPT):
         assert b"alice" in ask(app, path=page, token=token).data
-    assert process_of(app)._askers._threads == 0
+    assert process_of(app)._user_executor._threads == 0
 
 
 def test_without_a_deadline_a_verifier_is_waited_for(
@@ -160,4 +160,4 @@ def test_pull_that_a_handler_keeps_is_readable_without_an_end(
         return response
 
     ask(app, token="alice")
-    assert (read, process_of(app)._askers._threads) == (["alice"], 0)
+    assert (read, process_of(app)._user_executor._threads) == (["alice"], 0)
