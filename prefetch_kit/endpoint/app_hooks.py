@@ -1,4 +1,4 @@
-"""What of an app's own runs around the view of a pull, and must not be left out unasked."""
+"""Which functions of an app run around the view of a pull, and so must not be left out."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +31,12 @@ _STEPS: Final = (
 )
 _SIGNALS: Final = (
     *(request_started, request_finished, request_tearing_down),
-    got_request_exception,  # whoever listens there looks at the request
+    got_request_exception,  # its receivers look at the request
 )
 
 
 def is_plain(app: Flask, inside: "WSGIApplication") -> bool:
-    """Whether Flask itself, and nothing in its place, takes a request that comes to `inside`."""
+    """Whether an unchanged Flask takes the requests that come to `inside`."""
     return (
         all(map(_is_flasks_own, (inside, *(getattr(app, step) for step in _STEPS))))
         and type(app.session_interface) is SecureCookieSessionInterface
@@ -46,8 +46,8 @@ def is_plain(app: Flask, inside: "WSGIApplication") -> bool:
 
 
 def _is_flasks_own(step: object) -> bool:
-    # By where its code stands: a wrapper takes over the name and the module of what it wraps, and
-    # some pass for a method, whose function is what they wrap.
+    # By the file of its code: a wrapper has the name and the module of what it wraps, and some
+    # pass for a method whose function is what they wrap.
     if type(step) is not MethodType or type(step.__func__) is not FunctionType:
         return False
     return step.__func__.__code__.co_filename.startswith(_FLASK)

@@ -91,9 +91,9 @@ class Prefetch(Blueprint):
 
         `page` is written as in app.json: `"pages/index/index"`. With `login_required` a pull
         that proves no user is refused (401); `schema` dumps what the handler returns. `cache`
-        keeps each answer for so many seconds, for pulls alike in everything the handler read.
-        `deadline` is in seconds and replaces `PREFETCH_DEADLINE`; `math.inf` is none, and an
-        uncached handler then runs in the thread that took the pull.
+        is how many seconds an answer is kept, for pulls that are alike in everything the
+        handler read. `deadline` is in seconds and replaces `PREFETCH_DEADLINE`; `math.inf` means
+        no deadline, and an uncached handler then runs in the thread that took the pull.
         """
         return self._adding(
             "pre_fetch",

@@ -1,4 +1,4 @@
-"""A WSGI door that answers pulls before Flask wakes up."""
+"""WSGI middleware that answers pulls before Flask runs."""
 
 from __future__ import annotations
 
@@ -133,13 +133,13 @@ def fast_path(app: Flask) -> FastPath:
 
     Use it as `app.wsgi_app = fast_path(app)`. On such a hit neither Flask nor the middleware
     inside it runs, no `before_request` and no `after_request`; the answer is the same, byte for
-    byte. All other pulls are answered before Flask too where that leaves nothing of the app's
-    out: no such function, no middleware inside, no receiver of a request's signals, no part of
-    Flask replaced. Receivers of the kit's own signals find the app's context, but no request.
+    byte. All other pulls are answered before Flask too where the app has nothing that would run:
+    no such function, no middleware inside, no receiver of a request's signals, no part of Flask
+    replaced. Receivers of the kit's own signals find the app's context, but no request.
 
     Every other request goes on as before: other URLs and methods, pulls with a cookie, all pulls
-    in debug, where the app matches hosts, where it has a response class or a view of its own in
-    place of ours; failures under TESTING or PROPAGATE_EXCEPTIONS.
+    in debug, where the app matches hosts, where it replaces the response class or our view;
+    failures under TESTING or PROPAGATE_EXCEPTIONS.
     """
     return FastPath(app)
 

@@ -19,9 +19,9 @@ HandlerFunction = Callable[[Pull], object]
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A handler and what was said of it; `page` is None for the fallback and the periodic one.
+    """A handler and its options. `page` is None for the fallback and the periodic handler.
 
-    `deadline_s` is None where the app's own holds, and infinite for none.
+    `deadline_s` is None for the app's deadline, and infinite for no deadline.
     """
 
     function: HandlerFunction

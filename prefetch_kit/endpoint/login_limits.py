@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 class LoginLimits:
     """Lets few enough codes through to WeChat, and none for a while after it failed.
 
-    Each mini program of `appids` has a budget and a breaker of its own, all other appids share
-    one, and one budget for all stands above. Only a code that is no good costs.
+    Each mini program of `appids` has its own budget and breaker, all other appids share one, and
+    there is one budget for all together. Only a code that WeChat rejects costs.
     """
 
     def __init__(self, appids: Iterable[str], *, logger: SafeLogger) -> None:
