@@ -18,9 +18,9 @@ import requests
 from benchmarks.report import Goal, Table
 from benchmarks.timing import Measure, Sample, interleaved
 from benchmarks.wechat import played, wanted_url
-from prefetch_kit.registrar.fleet import Begun, Fleet, Limits
-from prefetch_kit.registrar.project import load_project
-from prefetch_kit.registrar.results import Result
+from prefetch_kit.fleet.project import load_project
+from prefetch_kit.fleet.results import Result
+from prefetch_kit.fleet.run import Begun, Fleet, Limits
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.tokens import StaticToken

@@ -22,8 +22,8 @@ from flask import Flask
 from prefetch_kit import NO_DATA, Prefetch, WeixinError
 from prefetch_kit.cli import commands
 from prefetch_kit.endpoint.config import TABLE, load_config
+from prefetch_kit.fleet.project import load_project
 from prefetch_kit.refusals import REFUSALS as refusals  # noqa: N811 (the README's is REFUSALS here)
-from prefetch_kit.registrar.project import load_project
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.sources import TokenSources

@@ -26,10 +26,10 @@ from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
-from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
+from prefetch_kit.registrar.plan_file import read_plans
 from prefetch_kit.registrar.probe import Probed, probe_setting
-from prefetch_kit.registrar.saved import read_plans
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.weixin.sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 

@@ -41,11 +41,11 @@ from prefetch_kit.cli.sandbox import seed
 from prefetch_kit.endpoint.app_state import process_of, state_of
 from prefetch_kit.errors import PrefetchKitError, ProbeFailed
 from prefetch_kit.fetch_setting import FetchSetting
-from prefetch_kit.registrar.fleet import Fleet
-from prefetch_kit.registrar.imported import check_free, project_of, write_project
+from prefetch_kit.fleet.imported import check_free, project_of, write_project
+from prefetch_kit.fleet.run import Fleet
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
+from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
-from prefetch_kit.registrar.saved import check_directory, write_plans
 from prefetch_kit.sandbox import Sandbox
 
 _Command = Callable[..., Any]

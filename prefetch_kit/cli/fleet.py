@@ -20,12 +20,12 @@ from prefetch_kit.cli.options import (
     yes_option,
 )
 from prefetch_kit.errors import PrefetchKitError
-from prefetch_kit.registrar.crew import Summary
-from prefetch_kit.registrar.fleet import Fleet, Limits
+from prefetch_kit.fleet.project import load_project
+from prefetch_kit.fleet.project_schema import read_rate, read_share
+from prefetch_kit.fleet.results import FleetOutcome, Tally
+from prefetch_kit.fleet.run import Fleet, Limits
+from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.registrar.plan import Guard
-from prefetch_kit.registrar.project import load_project
-from prefetch_kit.registrar.project_schema import read_rate, read_share
-from prefetch_kit.registrar.results import FleetOutcome, Tally
 from prefetch_kit.registrar.template import PullTemplate, Template
 
 

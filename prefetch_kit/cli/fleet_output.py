@@ -8,11 +8,11 @@ import click
 
 from prefetch_kit.cli.output import change_record, print_json, print_table
 from prefetch_kit.cli.progress import Progress, Silent, progress_of
-from prefetch_kit.registrar.crew import Summary
-from prefetch_kit.registrar.fleet import Begun
-from prefetch_kit.registrar.fleet_journal import FleetRecord
-from prefetch_kit.registrar.results import Group, Result, Tally
-from prefetch_kit.registrar.saved import change_fields
+from prefetch_kit.fleet.fleet_journal import FleetRecord
+from prefetch_kit.fleet.results import Group, Result, Tally
+from prefetch_kit.fleet.run import Begun
+from prefetch_kit.fleet.workers import Summary
+from prefetch_kit.registrar.plan_file import change_fields
 
 _FORMAT: Final = 1
 _OUTCOMES: Final = ("done", "failed", "deferred", "left")

@@ -11,8 +11,8 @@ from prefetch_kit.endpoint.handlers import Handler, Route
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
 from prefetch_kit.registrar.domains import Standing
 from prefetch_kit.registrar.plan import Change, Plan
+from prefetch_kit.registrar.plan_file import change_fields
 from prefetch_kit.registrar.probe import Probed, Verdict
-from prefetch_kit.registrar.saved import change_fields
 
 # The console can send a share of the pulls to a second URL, which no API call shows.
 GREY_RELEASE = (

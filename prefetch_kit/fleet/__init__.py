@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from prefetch_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from prefetch_kit.registrar.crew import Summary
-    from prefetch_kit.registrar.fleet import Begun, Fleet, Limits, Report
-    from prefetch_kit.registrar.project import Pace, Project, load_project
-    from prefetch_kit.registrar.results import Group, Result, Tally
+    from prefetch_kit.fleet.project import Pace, Project, load_project
+    from prefetch_kit.fleet.results import Group, Result, Tally
+    from prefetch_kit.fleet.run import Begun, Fleet, Limits, Report
+    from prefetch_kit.fleet.workers import Summary
 
 __all__ = [
     "Begun",
@@ -31,9 +31,9 @@ if not TYPE_CHECKING:  # where it is, a wrong name is an error
     __getattr__ = lazy_names(
         __name__,
         {
-            "prefetch_kit.registrar.crew": ("Summary",),
-            "prefetch_kit.registrar.fleet": ("Begun", "Fleet", "Limits", "Report"),
-            "prefetch_kit.registrar.project": ("Pace", "Project", "load_project"),
-            "prefetch_kit.registrar.results": ("Group", "Result", "Tally"),
+            "prefetch_kit.fleet.workers": ("Summary",),
+            "prefetch_kit.fleet.run": ("Begun", "Fleet", "Limits", "Report"),
+            "prefetch_kit.fleet.project": ("Pace", "Project", "load_project"),
+            "prefetch_kit.fleet.results": ("Group", "Result", "Tally"),
         },
     )

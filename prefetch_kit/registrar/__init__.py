@@ -11,9 +11,9 @@ from prefetch_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
-    from prefetch_kit.registrar.apply import Registrar
     from prefetch_kit.registrar.plan import Change, Guard, OffIfFrom, Plan, Wanted
     from prefetch_kit.registrar.probe import Probed, Verdict
+    from prefetch_kit.registrar.registrar import Registrar
     from prefetch_kit.secret import Secret
     from prefetch_kit.weixin.tokens import StaticToken, TokenSource
     from prefetch_kit.weixin.transport import Transport
@@ -41,7 +41,7 @@ if not TYPE_CHECKING:  # where it is, a wrong name is an error
         __name__,
         {
             "prefetch_kit.fetch_setting": ("FetchSetting", "FetchSettings", "Kind"),
-            "prefetch_kit.registrar.apply": ("Registrar",),
+            "prefetch_kit.registrar.registrar": ("Registrar",),
             "prefetch_kit.registrar.plan": ("Change", "Guard", "Plan", "OffIfFrom", "Wanted"),
             "prefetch_kit.registrar.probe": ("Probed", "Verdict"),
             "prefetch_kit.secret": ("Secret",),

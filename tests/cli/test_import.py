@@ -10,7 +10,7 @@ from flask import Flask
 
 from prefetch_kit import Prefetch
 from prefetch_kit.endpoint.app_state import state_of
-from prefetch_kit.registrar.imported import project_of
+from prefetch_kit.fleet.imported import project_of
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.sources import TokenSources

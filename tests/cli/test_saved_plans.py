@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefetch_kit.registrar.saved import write_plans
+from prefetch_kit.registrar.plan_file import write_plans
 from prefetch_kit.sandbox import Sandbox
 
 if TYPE_CHECKING:

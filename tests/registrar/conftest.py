@@ -1,27 +1,20 @@
 """A registrar of one mini program in front of a sandbox, and an origin to probe."""
 
-import json
 import socket
 import socketserver
 import sqlite3
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pytest
 
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.apply import Registrar
-from prefetch_kit.registrar.crew import Summary
-from prefetch_kit.registrar.fleet import Begun, Fleet, Limits
 from prefetch_kit.registrar.plan import Guard, Plan
-from prefetch_kit.registrar.project import load_project
-from prefetch_kit.registrar.results import Result
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.settings import SettingsApi
@@ -31,20 +24,6 @@ from prefetch_kit.weixin.transport import Transport
 APPID = "wx01"
 PRE_URL = "https://shop.example/prefetch/pre_fetch"
 PERIOD_URL = "https://shop.example/prefetch/period_fetch"
-FLEET_SECRET = "canary-fleet-secret"
-FLEET_TOML = """
-api_base_url = "{base_url}"
-state_dir = "state"
-[apps]
-list = "apps.csv"
-[urls]
-pre_fetch = "https://shop.example/p/{{appid}}/pre_fetch{version}"
-period_fetch = "https://shop.example/p/{{appid}}/period_fetch{version}"
-{more}
-[tokens]
-app_secrets = {{ file = "secrets.json" }}
-"""
-ALL_LIFTED = Limits(allow=frozenset({"disable", "takeover"}))
 
 
 class Row(NamedTuple):
@@ -193,76 +172,3 @@ def origin(wx: Sandbox) -> Iterator[Origin]:
         yield served
         server.shutdown()
         thread.join()
-
-
-class Told:
-    """A report that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.fleets: list[Begun] = []
-        self.results: dict[str, Result] = {}
-
-    def begun(self, begun: Begun) -> None:
-        self.fleets.append(begun)
-
-    def app(self, result: Result) -> None:
-        self.results[result.appid] = result
-
-
-class Merchants:
-    """Mini programs of a played WeChat, and a fleet of them."""
-
-    def __init__(self, wx: Sandbox, folder: Path) -> None:
-        self.wx = wx
-        self.folder = folder
-        self.appids: list[str] = []
-        self.told = Told()
-
-    def add(self, count: int) -> list[str]:
-        """Add so many mini programs, whose business domains are those of `wx`."""
-        added = [f"wxm{number:05}" for number in range(len(self.appids), len(self.appids) + count)]
-        for appid in added:
-            self.wx.add_app(appid, secret=FLEET_SECRET)
-            for host in ("shop.example", "old.example"):
-                self.wx.add_domain(appid, host)
-        self.appids += added
-        return added
-
-    def write(self, more: str = "", *, version: str = "") -> Path:
-        """The prefetch.toml of all of them; `version` ends their URLs."""
-        lines = ["appid", *self.appids]
-        (self.folder / "apps.csv").write_text("\n".join(lines))
-        secrets = dict.fromkeys(self.appids, FLEET_SECRET)
-        (self.folder / "secrets.json").write_text(json.dumps(secrets))
-        path = self.folder / "prefetch.toml"
-        path.write_text(FLEET_TOML.format(base_url=self.wx.base_url, version=version, more=more))
-        return path
-
-    def fleet(self, more: str = "", *, version: str = "", **pace: Any) -> Fleet:
-        """A fleet of all of them, without a canary and without a stop unless `pace` says so."""
-        project = load_project(self.write(more, version=version))
-        self.told = Told()
-        wanted = replace(project.pace, **{"canary": 0, "stop_at": 1.0, "workers": 8, **pace})
-        return Fleet(project, self.told, pace=wanted)
-
-    def apply(self, *, version: str = "", **pace: Any) -> Summary:
-        """Apply with every guard lifted."""
-        return self.fleet(version=version, **pace).apply(ALL_LIFTED)
-
-    def urls(self) -> set[object]:
-        """The last part of every pre_fetch URL that WeChat has, None for none."""
-        found = (self.wx.settings(appid).get("pre_fetch_url") for appid in self.appids)
-        return {url and str(url).rpartition("/")[2] for url in found}
-
-    def spoil(self, appids: Iterable[str], errcode: int) -> None:
-        """Let each call about these settings answer with a denial."""
-        for appid in appids:
-            self.wx.deny(appid, errcode)
-
-    def outcomes(self) -> Counter[str]:
-        return Counter(result.outcome for result in self.told.results.values())
-
-
-@pytest.fixture
-def merchants(wx: Sandbox, tmp_path: Path) -> Merchants:
-    return Merchants(wx, tmp_path)

@@ -14,8 +14,8 @@ from prefetch_kit.errors import (
     Refused,
 )
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.plan import OffIfFrom, Plan, Wanted
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.sandbox.faults import FaultKind
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 
 APPID = "wx01"

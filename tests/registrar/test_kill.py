@@ -13,7 +13,7 @@ import pytest
 
 from prefetch_kit.errors import NothingToRollBack
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.apply import Registrar
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import pytest
 
 from prefetch_kit.errors import DomainRefused, GuardRefused, NoSuchRun, NothingToRollBack
 from prefetch_kit.fetch_setting import FetchSetting
-from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Fault, Sandbox
 
 APPID = "wx01"

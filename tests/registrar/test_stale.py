@@ -7,10 +7,10 @@ import pytest
 
 from prefetch_kit.errors import NothingToRollBack, PlanStale
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar import apply as apply_module
-from prefetch_kit.registrar.apply import Registrar
+from prefetch_kit.registrar import registrar as registrar_module
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 
 APPID = "wx01"
@@ -25,7 +25,7 @@ PRE = FOREIGN | {"pre_fetch_url": "https://shop.example/prefetch/pre_fetch"}
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is held during the approval is not waited for long."""
-    monkeypatch.setattr(apply_module, "_LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(registrar_module, "_LOCK_WAIT_S", 0.2)
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 
 from prefetch_kit.errors import JournalFailed, LockHeld
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar import apply as apply_module
-from prefetch_kit.registrar.apply import Registrar
+from prefetch_kit.registrar import registrar as registrar_module
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.tokens import StaticToken
@@ -243,7 +243,7 @@ def test_the_lock_is_waited_for_and_then_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While another process holds the lock, nothing is changed."""
-    monkeypatch.setattr(apply_module, "_LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(registrar_module, "_LOCK_WAIT_S", 0.2)
     with pytest.raises(LockHeld) as caught:
         apply()
     assert caught.value.waited_s == 0.2

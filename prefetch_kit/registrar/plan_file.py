@@ -21,7 +21,7 @@ _VERSION: Final = 1
 # One app's line, with two changes of the longest URLs, has a tenth of this.
 _LONGEST_LINE: Final = 65_536
 
-SavedPlan = tuple[str, tuple[Change, ...]]
+AppPlan = tuple[str, tuple[Change, ...]]
 
 
 def change_fields(change: Change) -> dict[str, object]:
@@ -51,7 +51,7 @@ def check_directory(path: Path) -> None:
         raise PlanUnusable(str(path), f"it cannot be written ({path.parent} is no directory)")
 
 
-def write_plans(path: Path, plans: Iterable[SavedPlan], *, place: str, unread: int = 0) -> str:
+def write_plans(path: Path, plans: Iterable[AppPlan], *, place: str, unread: int = 0) -> str:
     """Write the plans of several apps, and return their fingerprint.
 
     `place` names the WeChat they are for, `unread` counts the apps that could not be read. The
@@ -76,7 +76,7 @@ def write_plans(path: Path, plans: Iterable[SavedPlan], *, place: str, unread: i
 
 def read_plans(
     path: Path, *, place: str, at_end: Callable[[int], object] = lambda _: None
-) -> Iterator[SavedPlan]:
+) -> Iterator[AppPlan]:
     """Each app's changes. Send none before the end, where it shows whether all of them are there.
 
     There `at_end` is told how many apps the plan lacks because they could not be read.
@@ -92,7 +92,7 @@ def read_plans(
         raise PlanUnusable(str(path), "it is not text") from None
 
 
-def _write(file: IO[str], plans: Iterable[SavedPlan], place: str, unread: int) -> str:
+def _write(file: IO[str], plans: Iterable[AppPlan], place: str, unread: int) -> str:
     digest, apps = hashlib.sha256(), 0
 
     def put(record: dict[str, object]) -> None:
@@ -116,7 +116,7 @@ def _end(digest: "hashlib._Hash", apps: int, unread: object) -> dict[str, object
     return numbers | {"fingerprint": digest.hexdigest()}
 
 
-def _read(file: IO[str], path: Path, place: str) -> Generator[SavedPlan, None, int]:
+def _read(file: IO[str], path: Path, place: str) -> Generator[AppPlan, None, int]:
     first = file.readline(_LONGEST_LINE)
     _check_header(_object(first), path, place)
     digest, apps = hashlib.sha256(first.encode()), 0
@@ -148,7 +148,7 @@ def _object(line: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _saved(record: dict[str, Any], path: Path) -> SavedPlan:
+def _saved(record: dict[str, Any], path: Path) -> AppPlan:
     appid = record.get("appid")
     if not isinstance(appid, str) or not APPID_SHAPE.match(appid):
         raise PlanUnusable(str(path), "it is damaged")

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
 from prefetch_kit.fetch_setting import FetchSettings
-from prefetch_kit.registrar.aims import (
+from prefetch_kit.fleet.aims import (
     Planned,
     changes_of,
     changes_text,
@@ -25,25 +25,25 @@ from prefetch_kit.registrar.aims import (
     read_settings,
     settings_text,
 )
-from prefetch_kit.registrar.app_list import merchants, spool_wanted
-from prefetch_kit.registrar.carry import (
+from prefetch_kit.fleet.app_list import merchants, spool_wanted
+from prefetch_kit.fleet.fleet_journal import FleetHistory, FleetJournal
+from prefetch_kit.fleet.fleet_lock import only_fleet
+from prefetch_kit.fleet.project import Pace, Project
+from prefetch_kit.fleet.rate_limit import Rate, RateLimitedCalls, RateLimitedTransport
+from prefetch_kit.fleet.results import Result
+from prefetch_kit.fleet.schedule import Schedule, Task
+from prefetch_kit.fleet.targets import Spool
+from prefetch_kit.fleet.workers import LeftAlone, Summary, Workers
+from prefetch_kit.registrar.domains import HostDomains
+from prefetch_kit.registrar.execute import (
     APPLY_REASONS,
     ROLLBACK_REASONS,
-    carry_out,
     check_guards,
+    execute,
 )
-from prefetch_kit.registrar.crew import Crew, LeftAlone, Summary
-from prefetch_kit.registrar.domains import HostDomains
-from prefetch_kit.registrar.fleet_journal import FleetHistory, FleetJournal
-from prefetch_kit.registrar.fleet_lock import only_fleet
 from prefetch_kit.registrar.journal import Action
-from prefetch_kit.registrar.pace import PacedCalls, PacedTransport, Rate
 from prefetch_kit.registrar.plan import Guard, Plan, explain, plan_return
-from prefetch_kit.registrar.project import Pace, Project
-from prefetch_kit.registrar.results import Result
-from prefetch_kit.registrar.saved import check_directory, read_plans, write_plans
-from prefetch_kit.registrar.schedule import Schedule, Task
-from prefetch_kit.registrar.spool import Spool
+from prefetch_kit.registrar.plan_file import check_directory, read_plans, write_plans
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.sources import TokenSources
@@ -125,7 +125,7 @@ class Fleet:
         self._pace = pace or project.pace
         self._stopping = threading.Event()
         self._settings_of = settings_of or self._own_settings
-        self._transport = PacedTransport(
+        self._transport = RateLimitedTransport(
             Rate(self._pace.rate, stopping=self._stopping),
             base_url=project.api_base_url,
             ca_file=project.ca_file,
@@ -296,7 +296,7 @@ class Fleet:
                     if domains is not None and self._tokens.are_of_platform(task.appid):
                         for host in plan.hosts:
                             domains(task.appid, host).ensure(directly=False).check()
-                    carry_out(plan, journal.begin(plan, action), settings, journal)
+                    execute(plan, journal.begin(plan, action), settings, journal)
                 return plan
 
             plan_of = planned or _plan_back(journal)
@@ -325,7 +325,7 @@ class Fleet:
                 journal.note(result.appid, result.outcome, result.cause)
             self._report.app(result)
 
-        crew = Crew(schedule, work, report, sent=journal is not None)
+        crew = Workers(schedule, work, report, sent=journal is not None)
         try:
             return crew.run(workers=self._pace.workers, apps=schedule.total)
         finally:
@@ -334,7 +334,7 @@ class Fleet:
     def _own_settings(self, appid: str) -> SettingsApi:
         rate = Rate(self._pace.per_app_rate, stopping=self._stopping)
         return SettingsApi(
-            PacedCalls(self._transport, rate),
+            RateLimitedCalls(self._transport, rate),
             self._tokens.of(appid),
             max_wait_s=0,  # it is tried again when its turn comes, and no worker waits
         )

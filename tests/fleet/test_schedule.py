@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefetch_kit.registrar.results import FleetOutcome, Tally
-from prefetch_kit.registrar.schedule import _MOST_WAITING, Schedule, Task
-from prefetch_kit.registrar.spool import Spool
+from prefetch_kit.fleet.results import FleetOutcome, Tally
+from prefetch_kit.fleet.schedule import _MOST_WAITING, Schedule, Task
+from prefetch_kit.fleet.targets import Spool
 
 
 class Apps:

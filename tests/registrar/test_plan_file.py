@@ -10,9 +10,9 @@ import pytest
 
 from prefetch_kit.errors import GuardRefused, PlanStale, PlanUnusable, UrlRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.apply import Registrar
 from prefetch_kit.registrar.plan import Change, Plan
-from prefetch_kit.registrar.saved import read_plans, write_plans
+from prefetch_kit.registrar.plan_file import read_plans, write_plans
+from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 
 APPID = "wx01"

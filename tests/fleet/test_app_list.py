@@ -8,14 +8,14 @@ import pytest
 
 from prefetch_kit.errors import ListRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.registrar.aims import read_wanted
-from prefetch_kit.registrar.app_list import spool_wanted
+from prefetch_kit.fleet.aims import read_wanted
+from prefetch_kit.fleet.app_list import spool_wanted
+from prefetch_kit.fleet.project import load_project
+from prefetch_kit.fleet.targets import Spool
 from prefetch_kit.registrar.plan import OffIfFrom
-from prefetch_kit.registrar.project import load_project
-from prefetch_kit.registrar.spool import Spool
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants
+    from tests.fleet.conftest import Merchants
 
 Spooled = Callable[..., dict[str, dict[str, str]]]
 TOML = """

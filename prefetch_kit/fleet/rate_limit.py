@@ -36,7 +36,7 @@ class Rate:
         return turn
 
 
-class PacedTransport(Transport):
+class RateLimitedTransport(Transport):
     """A transport whose calls keep to a rate.
 
     Those for tokens take their turns, and later calls wait for it, but they do not wait
@@ -63,7 +63,7 @@ class PacedTransport(Transport):
         return super().call(action, method, path, query=query, body=body)
 
 
-class PacedCalls:
+class RateLimitedCalls:
     """The calls about one app, which keep to a rate of their own too."""
 
     def __init__(self, transport: Transport, rate: Rate) -> None:

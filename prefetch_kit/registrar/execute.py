@@ -43,7 +43,7 @@ def check_guards(plan: Plan, allow: Collection[Guard], reasons: Mapping[Guard, s
             raise GuardRefused(f"{plan.appid} {change.kind}", reason, flag=flag)
 
 
-def carry_out(plan: Plan, run: int, settings: SettingsApi, record: Record) -> None:
+def execute(plan: Plan, run: int, settings: SettingsApi, record: Record) -> None:
     """Send every change of a plan that was recorded as `run`, and read back that it is so.
 
     Each is recorded before it is sent and again when its result is known. Raises `WeixinError`,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from prefetch_kit.errors import JournalFailed, PrefetchKitError
+from prefetch_kit.fleet.results import Result, Tally, done_cause, is_of_the_account, judge
+from prefetch_kit.fleet.schedule import Schedule, Task
 from prefetch_kit.registrar.plan import Plan
-from prefetch_kit.registrar.results import Result, Tally, done_cause, is_of_the_account, judge
-from prefetch_kit.registrar.schedule import Schedule, Task
 
 INTERRUPTED: Final = "interrupted"
 _LOOK_S: Final = 0.2
@@ -51,7 +51,7 @@ class Summary:
         return 1 if tally["done"] else 4
 
 
-class Crew:
+class Workers:
     """Threads that take tasks from a schedule, do `work` for each, and hand `report` the result.
 
     `work` returns an app's plan, carried out where `sent`. `report` is called from the workers,

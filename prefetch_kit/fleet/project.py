@@ -14,7 +14,7 @@ from typing import Any, Final
 from prefetch_kit.addresses import redis_url_problem, wechat_name
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
-from prefetch_kit.registrar.project_schema import checked
+from prefetch_kit.fleet.project_schema import checked
 from prefetch_kit.registrar.template import PullTemplate, PullTemplates
 from prefetch_kit.secret import Secret
 

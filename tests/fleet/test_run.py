@@ -11,13 +11,13 @@ import pytest
 
 from prefetch_kit.errors import ListRefused, NoSuchRun, NothingToRollBack
 from prefetch_kit.fetch_setting import FetchSetting
-from prefetch_kit.registrar import results
-from prefetch_kit.registrar.fleet import Limits
-from prefetch_kit.registrar.pace import PacedTransport, Rate
+from prefetch_kit.fleet import results
+from prefetch_kit.fleet.rate_limit import Rate, RateLimitedTransport
+from prefetch_kit.fleet.run import Limits
 from prefetch_kit.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants
+    from tests.fleet.conftest import Merchants
 
 APPID = "wx01"
 THEIRS = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://old.example/x"}
@@ -420,7 +420,7 @@ def test_a_call_for_a_token_takes_its_turn_and_waits_for_none(wx: Sandbox) -> No
     rate = Rate(1 / 60, stopping=threading.Event())
     body = {"grant_type": "client_credential", "appid": APPID, "secret": "canary-app-secret"}
     began = time.monotonic()
-    with PacedTransport(rate, base_url=wx.base_url, ca_file=None) as transport:
+    with RateLimitedTransport(rate, base_url=wx.base_url, ca_file=None) as transport:
         for _ in range(3):
             transport.call("stable_token", "POST", "/cgi-bin/stable_token", query={}, body=body)
     assert time.monotonic() - began < 50

@@ -18,11 +18,11 @@ from prefetch_kit.errors import (
     PlanStale,
 )
 from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
-from prefetch_kit.registrar.carry import (
+from prefetch_kit.registrar.execute import (
     APPLY_REASONS,
     ROLLBACK_REASONS,
-    carry_out,
     check_guards,
+    execute,
 )
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import (
@@ -159,7 +159,7 @@ class Registrar:
             plan = planned()
             _check_fresh(plan, approved)
             if plan.changes:
-                self._carry_out(plan, self._journal.begin(plan, "apply"))
+                self._execute(plan, self._journal.begin(plan, "apply"))
         return plan
 
     def rollback(
@@ -206,13 +206,13 @@ class Registrar:
             plan = planned()
             if self._journal.last_applied(self._appid) == undone_by:
                 _check_fresh(plan, approved)
-                self._carry_out(plan, self._journal.begin(plan, "rollback", returns_from=run))
+                self._execute(plan, self._journal.begin(plan, "rollback", returns_from=run))
             elif plan.changes:
                 raise PlanStale(self._appid)
         return plan
 
-    def _carry_out(self, plan: Plan, run: int) -> None:
-        carry_out(plan, run, self._settings, self._journal)
+    def _execute(self, plan: Plan, run: int) -> None:
+        execute(plan, run, self._settings, self._journal)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.errors import JournalFailed, LockHeld, NothingToRollBack
-from prefetch_kit.registrar.fleet import Fleet, Limits
-from prefetch_kit.registrar.fleet_lock import only_fleet
-from prefetch_kit.registrar.project import load_project
-from prefetch_kit.registrar.writer import Writer
+from prefetch_kit.fleet.fleet_lock import only_fleet
+from prefetch_kit.fleet.project import load_project
+from prefetch_kit.fleet.run import Fleet, Limits
+from prefetch_kit.fleet.writer import Writer
 from prefetch_kit.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants
+    from tests.fleet.conftest import Merchants
 
 HOLDER = """
 import sys
 from pathlib import Path
-from prefetch_kit.registrar.fleet_lock import only_fleet
+from prefetch_kit.fleet.fleet_lock import only_fleet
 with only_fleet(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Plan, Wanted, plan_saved, plan_wanted
-from prefetch_kit.registrar.saved import change_fields, read_changes
+from prefetch_kit.registrar.plan_file import change_fields, read_changes
 
 # From an app, its text, and what WeChat holds, to its plan.
 Planned = Callable[[str, str, FetchSettings], Plan]

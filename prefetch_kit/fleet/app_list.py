@@ -14,10 +14,10 @@ from prefetch_kit.errors import (
     TokenSourceError,
     WeixinError,
 )
-from prefetch_kit.registrar.aims import wanted_text
+from prefetch_kit.fleet.aims import wanted_text
+from prefetch_kit.fleet.project import Project
+from prefetch_kit.fleet.targets import Spool
 from prefetch_kit.registrar.plan import Wanted
-from prefetch_kit.registrar.project import Project
-from prefetch_kit.registrar.spool import Spool
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.grants import APPID_SHAPE
 

@@ -11,11 +11,11 @@ import pytest
 
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, ListRefused, PrefetchKitError
-from prefetch_kit.registrar.app_list import spool_wanted
-from prefetch_kit.registrar.crew import Summary
-from prefetch_kit.registrar.fleet import Fleet, Limits
-from prefetch_kit.registrar.project import Project, load_project
-from prefetch_kit.registrar.spool import Spool
+from prefetch_kit.fleet.app_list import spool_wanted
+from prefetch_kit.fleet.project import Project, load_project
+from prefetch_kit.fleet.run import Fleet, Limits
+from prefetch_kit.fleet.targets import Spool
+from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin import authorizers
@@ -25,7 +25,8 @@ from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants, Origin
+    from tests.fleet.conftest import Merchants
+    from tests.registrar.conftest import Origin
 
 LIST = "/cgi-bin/component/api_get_authorizer_list"
 PLATFORM, SECRET = "wxplatform", "canary-platform-secret"

@@ -19,7 +19,7 @@ import pytest
 from prefetch_kit.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants
+    from tests.fleet.conftest import Merchants
 
 APPS = int(os.environ.get("PREFETCH_KIT_FLEET_APPS", "150"))
 KILLS = 20

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
-from prefetch_kit.registrar.project import Pace, Project
+from prefetch_kit.fleet.project import Pace, Project
 from prefetch_kit.weixin import sources
 
 _WECHAT: Final = "https://api.weixin.qq.com"

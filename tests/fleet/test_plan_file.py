@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.errors import PlanUnusable
-from prefetch_kit.registrar.fleet import Fleet, Limits
-from prefetch_kit.registrar.results import Result
-from tests.registrar.conftest import Told
+from prefetch_kit.fleet.results import Result
+from prefetch_kit.fleet.run import Fleet, Limits
+from tests.fleet.conftest import Told
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Merchants
+    from tests.fleet.conftest import Merchants
 
 
 def interrupted(merchants: "Merchants", monkeypatch: pytest.MonkeyPatch) -> Fleet:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefetch_kit.errors import ConfigError
-from prefetch_kit.registrar.project import Project, load_project
+from prefetch_kit.fleet.project import Project, load_project
 
 SMALLEST = """
 [apps]

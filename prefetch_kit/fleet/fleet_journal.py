@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from prefetch_kit.errors import JournalFailed
 from prefetch_kit.fetch_setting import FetchSetting, Kind
+from prefetch_kit.fleet.writer import Writer
 from prefetch_kit.registrar.journal import (
     SCHEMA,
     Action,
@@ -21,7 +22,6 @@ from prefetch_kit.registrar.journal import (
 )
 from prefetch_kit.registrar.plan import Past, Plan
 from prefetch_kit.registrar.state_dir import check_file
-from prefetch_kit.registrar.writer import Writer
 
 _FLEET_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS fleets (
