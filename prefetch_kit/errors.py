@@ -375,27 +375,30 @@ class ListRefused(RegistrarError):
 
 
 class JournalFailed(RegistrarError):
-    """The journal cannot be read or written, so nothing may be sent."""
+    """The journal or a lock beside it cannot be used, so nothing may be sent."""
 
-    def __init__(self, path: str, cause: str) -> None:
+    def __init__(self, path: str, cause: str, *, remedy: str | None = None) -> None:
         self.path = path
         self.cause = cause
-        super().__init__(
-            f"The journal {path} cannot be used: {cause}. "
+        self.remedy = remedy or (
             "Point PREFETCH_STATE_DIR (state_dir in prefetch.toml) at a directory that only this "
-            "user can write to."
+            "user can write to"
         )
+        super().__init__(f"The journal {path} cannot be used: {cause}. {self.remedy}.")
 
 
 class LockHeld(RegistrarError):
-    """Another process is changing the same settings; `holder` says which, where it is known."""
+    """Another process or thread is changing the same settings; `holder` says which, if known.
 
-    def __init__(self, path: str, waited_s: float, *, holder: str | None = None) -> None:
+    `name` is the appid, or that of the fleet's lock.
+    """
+
+    def __init__(self, path: str, waited_s: float, *, name: str, holder: str | None = None) -> None:
         self.path = path
         self.waited_s = waited_s
+        self.name = name
         self.holder = holder
-        who = f"Another registrar, {holder}," if holder else "Another registrar"
         super().__init__(
-            f"{who} holds {path} (waited {waited_s:g} s). "
-            "Let it finish; the lock ends with its process."
+            f"Another registrar, {holder or 'which ended just now'}, holds the lock of {name} in "
+            f"{path} (waited {waited_s:g} s). Let it finish; the lock ends with its process."
         )

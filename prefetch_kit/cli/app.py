@@ -198,7 +198,7 @@ class AppAtHand:
 
     def saved_changes(self, path: Path) -> tuple[Change, ...]:
         """The changes of a saved plan for this mini program. Raises `PlanUnusable`."""
-        plans = dict(read_plans(path, place=self.place))
+        plans = dict(read_plans(path, wechat=self.place))
         if strangers := sorted(plans.keys() - {self.appid}):
             raise PlanUnusable(str(path), f"it is for {strangers[0]}, and this is {self.appid}")
         return plans.get(self.appid, ())

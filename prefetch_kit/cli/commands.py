@@ -137,7 +137,7 @@ def plan(
         check_directory(out)
     found = at_hand.registrar().plan(at_hand.wanted(sources))
     if out is not None:
-        write_plans(out, [(found.appid, found.changes)], place=at_hand.place)
+        write_plans(out, [(found.appid, found.changes)], wechat=at_hand.place)
     if as_json:
         print_plan_json(found, applied=False)
     else:

@@ -198,12 +198,12 @@ def status(config: Path, *, as_json: bool, live: bool) -> None:
     """Show what became of the last run, by cause; with --live also what WeChat holds now."""
     printer = Printer(as_json=as_json)
     made = Fleet(load_project(config), printer)
-    record, tally = made.history.last(), Tally()
+    record, tally = made.history.last_fleet(), Tally()
     if record is None:
         raise NothingDone("No fleet has run with this configuration.")
-    for appid, outcome, cause in made.history.apps(record.id):
+    for appid, outcome, cause in made.history.results(record.id):
         tally.add(appid, cast("FleetOutcome", outcome), cause)
-    print_status(record, tally, as_json=as_json)
+    print_status(record, tally, holder=made.holder, as_json=as_json)
     if live:
         sys.exit(run_fleet(printer, made.plan).exit_code)
 

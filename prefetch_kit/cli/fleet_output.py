@@ -8,10 +8,10 @@ import click
 
 from prefetch_kit.cli.output import change_record, print_json, print_table
 from prefetch_kit.cli.progress import Progress, Silent, progress_of
-from prefetch_kit.fleet.fleet_journal import FleetRecord
 from prefetch_kit.fleet.results import Group, Result, Tally
 from prefetch_kit.fleet.run import Begun
 from prefetch_kit.fleet.workers import Summary
+from prefetch_kit.registrar.journal import FleetRun
 from prefetch_kit.registrar.plan_file import change_fields
 
 _FORMAT: Final = 1
@@ -55,7 +55,7 @@ class Printer:
                 }
             )
             return
-        what = "goes on with" if begun.resumed else "is"
+        what = "continues" if begun.resumed else "is"
         run = f"Run {begun.run} {what} {begun.action}" if begun.run else begun.action.capitalize()
         click.echo(f"{run}: {begun.apps} mini programs.", err=True)
         if begun.unread:
@@ -153,8 +153,9 @@ def print_causes(groups: Iterable[Group], *, verb: str = "done") -> None:
         print_table([("APPS", "OUTCOME", "SUCH AS", "CAUSE"), *rows])
 
 
-def print_status(record: FleetRecord, tally: Tally, *, as_json: bool) -> None:
-    """The newest fleet, as the journal has it."""
+def print_status(record: FleetRun, tally: Tally, *, holder: str | None, as_json: bool) -> None:
+    """The newest run of a fleet, as the journal has it; `holder` is the process that runs one."""
+    is_running = holder is not None and not record.ended
     unreached = record.apps - sum(group.count for group in tally.groups())
     if as_json:
         print_json(
@@ -165,6 +166,7 @@ def print_status(record: FleetRecord, tally: Tally, *, as_json: bool) -> None:
                 "action": record.action,
                 "returns_from": record.returns_from,
                 "ended": record.ended,
+                "running": is_running,
                 "apps": record.apps,
                 **counts(tally),
                 "unreached": unreached,
@@ -172,7 +174,9 @@ def print_status(record: FleetRecord, tally: Tally, *, as_json: bool) -> None:
             }
         )
         return
-    state = "ended" if record.ended else "not ended: the same command goes on with it"
+    state = "ended" if record.ended else "not ended: the same command continues it"
+    if is_running:
+        state = f"running in {holder}"
     of = f" of run {record.returns_from}" if record.returns_from is not None else ""
     click.echo(f"Run {record.id}, {record.action}{of}, begun {record.at}, {state}.")
     click.echo(_counted(tally, record.apps, unreached))

@@ -14,9 +14,8 @@ from prefetch_kit.errors import (
     TokenSourceError,
     WeixinError,
 )
-from prefetch_kit.fleet.aims import wanted_text
 from prefetch_kit.fleet.project import Project
-from prefetch_kit.fleet.targets import Spool
+from prefetch_kit.fleet.targets import Targets, wanted_text
 from prefetch_kit.registrar.plan import Wanted
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.grants import APPID_SHAPE
@@ -28,8 +27,8 @@ _SHOWN: Final = 10
 Listed = tuple[str, Mapping[str, str] | str]
 
 
-def spool_wanted(project: Project, authorizers: Authorizers | None, spool: Spool) -> None:
-    """Put down what is wanted of each app's pulls.
+def fill_targets(project: Project, authorizers: Authorizers | None, targets: Targets) -> None:
+    """Add what is wanted of each app's pulls.
 
     All of it is read and checked before anything is sent. Raises `ListRefused`, which names the
     lines, and what the platform's list raises.
@@ -43,10 +42,10 @@ def spool_wanted(project: Project, authorizers: Authorizers | None, spool: Spool
     source, listed = _listed(project, authorizers)
     problems: list[str] = []
     for where, cells in listed:
-        problem = cells if isinstance(cells, str) else _spooled(project, cells, spool)
+        problem = cells if isinstance(cells, str) else _add(project, cells, targets)
         if problem and len(problems) <= _SHOWN:
             problems.append(f"{where}: {problem}")
-    if not problems and not len(spool):
+    if not problems and not len(targets):
         problems = ["it names no mini program"]
     if len(problems) > _SHOWN:
         problems[_SHOWN:] = ["and more"]
@@ -79,8 +78,8 @@ def _listed(project: Project, authorizers: Authorizers | None) -> tuple[str, Ite
     return "the platform's list of merchants", listed
 
 
-def _spooled(project: Project, cells: Mapping[str, str], spool: Spool) -> str | None:
-    """Put one app down; what is wrong with it otherwise."""
+def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | None:
+    """Add one app; what is wrong with it otherwise."""
     appid = cells.get("appid", "")
     if not APPID_SHAPE.match(appid):
         return f"{appid[:64]!r} is no appid"
@@ -92,8 +91,8 @@ def _spooled(project: Project, cells: Mapping[str, str], spool: Spool) -> str | 
         return f"{error.subject} {error.problem}"
     except ValueError as error:
         return str(error)
-    is_new = spool.add(appid, wanted_text(wanted))
-    # Whoever authorizes while the platform's list is read by pages moves others to the next one.
+    is_new = targets.add(appid, wanted_text(wanted))
+    # Merchants who authorize while the platform's list is read move others to the next page.
     return None if is_new or project.apps is None else f"{appid} is there twice"
 
 

@@ -54,9 +54,9 @@ class Project:
     access_token: Secret | None = None  # it would be one app's, and here are many
 
     @property
-    def fleet_dir(self) -> Path:
-        """Where the journal and the lock are; the name of no appid."""
-        return self.state_dir / wechat_name(self.api_base_url) / "+fleet"
+    def wechat_dir(self) -> Path:
+        """Where the journal and the locks of this WeChat are."""
+        return self.state_dir / wechat_name(self.api_base_url)
 
 
 def load_project(path: str | Path, *, environment: Mapping[str, str] = os.environ) -> Project:

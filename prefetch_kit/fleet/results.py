@@ -8,6 +8,7 @@ from typing import Final, Literal
 from prefetch_kit.errors import (
     DomainMissing,
     GuardRefused,
+    LockHeld,
     NotAuthorized,
     NotConfirmed,
     OutcomeUnknown,
@@ -27,6 +28,8 @@ _MOST_CAUSES: Final = 100
 _ITS_OWN: Final = frozenset({40166, 48001, 61003, 61007})
 # Too many business domains, or the account of a person; of the platform's list they say the same.
 _ITS_OWN_DOMAINS: Final = frozenset({89029, 89231})
+_HELD: Final = "another process is changing it, such as an apply for this app alone"
+_HELD_WAIT_S: Final = 10.0
 _WHY: Final = {
     "change": "to change",
     "drift": "drifted: WeChat no longer holds what was read back last",
@@ -123,6 +126,8 @@ def judge(error: PrefetchKitError, *, tries: int) -> Verdict:
             return Verdict("failed", "read back, WeChat holds something else", _jitter(tries))
         case GuardRefused():
             return Verdict("failed", f"it {error.reason}: needs {error.flag}")
+        case LockHeld():
+            return Verdict("deferred", _HELD, random.uniform(0, _HELD_WAIT_S))
         case PlanStale():
             return Verdict("failed", "WeChat changed since the plan was made")
         case TokenSourceError():

@@ -7,7 +7,7 @@ stays the same.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,14 @@ from typing import Final, Protocol
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
 from prefetch_kit.fetch_setting import FetchSettings
-from prefetch_kit.fleet.aims import (
+from prefetch_kit.fleet.app_list import fill_targets, merchants
+from prefetch_kit.fleet.project import Pace, Project
+from prefetch_kit.fleet.rate_limit import Rate, RateLimitedCalls, RateLimitedTransport
+from prefetch_kit.fleet.results import Result
+from prefetch_kit.fleet.schedule import Schedule, Task
+from prefetch_kit.fleet.targets import (
     Planned,
+    Targets,
     changes_of,
     changes_text,
     plan_of_changes,
@@ -25,30 +31,16 @@ from prefetch_kit.fleet.aims import (
     read_settings,
     settings_text,
 )
-from prefetch_kit.fleet.app_list import merchants, spool_wanted
-from prefetch_kit.fleet.fleet_journal import FleetHistory, FleetJournal
-from prefetch_kit.fleet.fleet_lock import only_fleet
-from prefetch_kit.fleet.project import Pace, Project
-from prefetch_kit.fleet.rate_limit import Rate, RateLimitedCalls, RateLimitedTransport
-from prefetch_kit.fleet.results import Result
-from prefetch_kit.fleet.schedule import Schedule, Task
-from prefetch_kit.fleet.targets import Spool
 from prefetch_kit.fleet.workers import LeftAlone, Summary, Workers
 from prefetch_kit.registrar.domains import HostDomains
-from prefetch_kit.registrar.execute import (
-    APPLY_REASONS,
-    ROLLBACK_REASONS,
-    check_guards,
-    execute,
-)
-from prefetch_kit.registrar.journal import Action
+from prefetch_kit.registrar.execute import check_guards, execute
+from prefetch_kit.registrar.journal import Action, Journal
+from prefetch_kit.registrar.locks import FLEET, Locks
 from prefetch_kit.registrar.plan import Guard, Plan, explain, plan_return
 from prefetch_kit.registrar.plan_file import check_directory, read_plans, write_plans
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.sources import TokenSources
-
-_JOURNAL: Final = "journal.sqlite3"
 
 # A read does no harm, so none is held up, and no failures stop the others.
 _NEVER: Final = 2.0
@@ -131,10 +123,18 @@ class Fleet:
             ca_file=project.ca_file,
         )
         self._tokens = TokenSources(project, self._transport)
+        self._locks = Locks(project.wechat_dir / "apps.lock")
+        self._telling = threading.Lock()
 
     @property
-    def history(self) -> FleetHistory:
-        return FleetHistory(self._project.fleet_dir / _JOURNAL)
+    def history(self) -> Journal:
+        """The journal of all runs for this WeChat, also of those for one app alone."""
+        return Journal(self._project.wechat_dir / "journal.sqlite3")
+
+    @property
+    def holder(self) -> str | None:
+        """The process in which a fleet runs now, in words; None where none runs."""
+        return self._locks.holder(FLEET)
 
     def plan(self, *, out: str | Path | None = None) -> Summary:
         """What `apply` would do: one read an app. With `out` it is saved there.
@@ -145,25 +145,27 @@ class Fleet:
         if out is not None:
             check_directory(out)
         history = self.history
-        is_known = history.exists()
-        with self._wanted() as spool:
+        with self._wanted() as targets, ExitStack() as stack:
+            is_known = history.exists()
+            if is_known:
+                stack.enter_context(history)
 
             def work(task: Task) -> Plan:
                 current = self._settings_of(task.appid).get()
-                plan = plan_of_wanted(task.appid, task.aim, current)
+                plan = plan_of_wanted(task.appid, task.target, current)
                 if plan.changes and is_known:
                     plan = explain(plan, history.confirmed(task.appid))
                 if plan.changes and out is not None:
-                    spool.note(task.appid, changes_text(plan.changes))
+                    targets.note(task.appid, changes_text(plan.changes))
                 return plan
 
-            self._report.begun(Begun("plan", len(spool)))
-            summary = self._crew(work, self._schedule(spool, 0, _NEVER))
+            self._report.begun(Begun("plan", len(targets)))
+            summary = self._work(work, self._schedule(targets, 0, _NEVER))
             if out is not None and summary.stopped_because is None:
-                plans = ((appid, changes_of(text)) for appid, text in spool.found())
+                plans = ((appid, changes_of(text)) for appid, text in targets.found())
                 unread = summary.apps - summary.tally["done"]
                 write_plans(
-                    out, plans, place=wechat_name(self._project.api_base_url), unread=unread
+                    out, plans, wechat=wechat_name(self._project.api_base_url), unread=unread
                 )
         return summary
 
@@ -173,19 +175,19 @@ class Fleet:
         `take` is called once, with each app that could be read and its settings; not at all if
         that was interrupted.
         """
-        with Spool() as spool:
+        with Targets() as targets:
             for appid in merchants(self._authorizers) if appids is None else appids:
-                spool.add(appid, "")
+                targets.add(appid)
 
             def work(task: Task) -> Plan:
                 current = self._settings_of(task.appid).get()
-                spool.note(task.appid, settings_text(current))
+                targets.note(task.appid, settings_text(current))
                 return Plan(task.appid, current, ())
 
-            self._report.begun(Begun("import", len(spool)))
-            summary = self._crew(work, self._schedule(spool, 0, _NEVER))
+            self._report.begun(Begun("import", len(targets)))
+            summary = self._work(work, self._schedule(targets, 0, _NEVER))
             if summary.stopped_because is None:
-                take((appid, read_settings(text)) for appid, text in spool.found())
+                take((appid, read_settings(text)) for appid, text in targets.found())
         return summary
 
     def apply(
@@ -193,32 +195,40 @@ class Fleet:
     ) -> Summary:
         """Make WeChat fetch as the project says, or as a saved plan does, and read that back.
 
-        A run that was cut short is gone on with, if all that is wanted is still the same.
+        A run that was cut short is continued, if all that is wanted is still the same.
         """
-        with only_fleet(self._project.fleet_dir):
+        with self._locks.hold(FLEET):
             if saved is None:
-                with self._wanted() as spool:
-                    return self._carry("apply", spool, plan_of_wanted, limits)
-            with self._saved(Path(saved)) as (spool, unread):
-                return self._carry("apply", spool, plan_of_changes, limits, unread=unread)
+                with self._wanted() as targets:
+                    return self._change("apply", targets, limits, plan_of_wanted)
+            with self._saved(Path(saved)) as (targets, unread):
+                return self._change("apply", targets, limits, plan_of_changes, unread=unread)
 
     def rollback(self, limits: Limits = NO_GUARD_LIFTED, *, to: int | None = None) -> Summary:
-        """Bring back what stood there before the last apply, or before the run `to`.
+        """Bring back what WeChat held before the last apply of a fleet, for each app it changed.
 
-        Raises `NothingToRollBack` and `NoSuchRun`.
+        What was done for these apps since is undone with it. With `to` all that was done from
+        that run on is undone, for every app, also by runs for one app alone. Raises
+        `NothingToRollBack` and `NoSuchRun`.
         """
-        with only_fleet(self._project.fleet_dir):
+        with self._locks.hold(FLEET):
             history = self.history
-            fleet = history.last_applied() if to is None else to
-            if fleet is None:
+            since = history.last_fleet_applied() if to is None else to
+            if since is None:
                 raise NothingToRollBack("The fleet", str(history.path))
-            if fleet not in (known := history.known()):
-                raise NoSuchRun(fleet, known, str(history.path))
-            first = history.first_run(fleet)
-            with Spool() as spool:
-                for appid in history.changed_since(first):
-                    spool.add(appid, str(first))
-                return self._carry("rollback", spool, None, limits, returns_from=fleet)
+            if to is not None and to not in (known := history.runs()):
+                raise NoSuchRun(to, known, str(history.path))
+            with Targets() as targets:
+                changed = history.changed(since) if to is None else history.changed_since(since)
+                for appid in changed:
+                    targets.add(appid)
+
+                def planned(appid: str, _: str, current: FetchSettings) -> Plan:
+                    return plan_return(appid, current, history.past(appid, since=since))
+
+                return self._change(
+                    "rollback", targets, limits, planned, journal=history, undoes=since
+                )
 
     @property
     def _authorizers(self) -> Authorizers | None:
@@ -248,86 +258,91 @@ class Fleet:
         )
 
     @contextmanager
-    def _wanted(self) -> Iterator[Spool]:
-        with Spool() as spool:
-            spool_wanted(self._project, self._authorizers, spool)
-            yield spool
+    def _wanted(self) -> Iterator[Targets]:
+        with Targets() as targets:
+            fill_targets(self._project, self._authorizers, targets)
+            yield targets
 
     @contextmanager
-    def _saved(self, path: Path) -> Iterator[tuple[Spool, int]]:
+    def _saved(self, path: Path) -> Iterator[tuple[Targets, int]]:
         unread: list[int] = []
-        with Spool() as spool:
-            place = wechat_name(self._project.api_base_url)
-            for appid, changes in read_plans(path, place=place, at_end=unread.append):
-                if not spool.add(appid, changes_text(changes)):
+        with Targets() as targets:
+            wechat = wechat_name(self._project.api_base_url)
+            for appid, changes in read_plans(path, wechat=wechat, at_end=unread.append):
+                if not targets.add(appid, changes_text(changes)):
                     raise PlanUnusable(str(path), f"{appid} is there twice")
-            yield spool, sum(unread)
+            yield targets, sum(unread)
 
-    def _carry(
+    def _change(
         self,
         action: Action,
-        spool: Spool,
-        planned: Planned | None,
+        targets: Targets,
         limits: Limits,
+        planned: Planned,
         *,
-        returns_from: int | None = None,
+        journal: Journal | None = None,
+        undoes: int | None = None,
         unread: int = 0,
     ) -> Summary:
-        path = self._project.fleet_dir / _JOURNAL
+        """Do what is `planned` for each app; with `undoes` all since that run is undone by it."""
         most = limits.max_changes
         changes = _Changes(self._pace.max_changes if most is None else most)
         domains = self._domains(changes) if limits.ensure_domain else None
-        with FleetJournal(path, on_failure=self._stopping.set) as journal:
-            journal.begin_fleet(
-                action, spool.fingerprint(), apps=len(spool), returns_from=returns_from
+        with journal or self.history as journal:
+            run, is_resumed = journal.begin_fleet(
+                action, wanted=targets.fingerprint(), apps=len(targets), returns_from=undoes
             )
-            self._report.begun(Begun(action, len(spool), journal.fleet, journal.resumed, unread))
-            schedule = self._schedule(spool, self._pace.canary, self._pace.stop_at)
+            self._report.begun(Begun(action, len(targets), run, is_resumed, unread))
+            schedule = self._schedule(targets, self._pace.canary, self._pace.stop_at)
 
             def work(task: Task) -> Plan:
-                settings = self._settings_of(task.appid)
-                plan = plan_of(task.appid, task.aim, settings.get())
-                if plan.changes:
-                    check_guards(plan, limits.allow, reasons)
-                    if not schedule.may_send(task):
-                        raise LeftAlone(_STOPPING)
-                    if not changes.take(len(plan.changes)):
-                        raise LeftAlone("another change would be one more than --max-changes")
-                    if domains is not None and self._tokens.are_of_platform(task.appid):
-                        for host in plan.hosts:
-                            domains(task.appid, host).ensure(directly=False).check()
-                    execute(plan, journal.begin(plan, action), settings, journal)
-                return plan
+                with self._locks.hold(task.appid, run=run):
+                    settings = self._settings_of(task.appid)
+                    plan = planned(task.appid, task.target, settings.get())
+                    if plan.changes:
+                        check_guards(plan, limits.allow, action)
+                        if not schedule.may_send(task):
+                            raise LeftAlone(_STOPPING)
+                        if not changes.take(len(plan.changes)):
+                            raise LeftAlone("another change would be one more than --max-changes")
+                        if domains is not None and self._tokens.are_of_platform(task.appid):
+                            for host in plan.hosts:
+                                domains(task.appid, host).ensure(directly=False).check()
+                    execute(plan, run, settings, journal, undoes=undoes)
+                    return plan
 
-            plan_of = planned or _plan_back(journal)
-            reasons = APPLY_REASONS if action == "apply" else ROLLBACK_REASONS
-            summary = self._crew(work, schedule, journal=journal)
-            # What failed is for another run. But a rollback is done only when all is back: else
-            # the next one would undo an earlier apply too.
+            def note(result: Result) -> None:
+                journal.note(run, result.appid, result.outcome, result.cause)
+
+            summary = self._work(work, schedule, note=note)
+            # What failed is for another run. But a rollback is done only when all is back.
             is_back = summary.exit_code == 0
-            journal.end_fleet(ended=summary.is_ended if action == "apply" else is_back)
+            if summary.is_ended if action == "apply" else is_back:
+                journal.end_fleet(run)
+            journal.flush()
         return summary
 
-    def _schedule(self, spool: Spool, canary: int, stop_at: float) -> Schedule:
+    def _schedule(self, targets: Targets, canary: int, stop_at: float) -> Schedule:
         return Schedule(
-            spool, total=len(spool), canary=canary, stop_at=stop_at, stopping=self._stopping
+            targets, total=len(targets), canary=canary, stop_at=stop_at, stopping=self._stopping
         )
 
-    def _crew(
+    def _work(
         self,
         work: Callable[[Task], Plan],
         schedule: Schedule,
         *,
-        journal: FleetJournal | None = None,
+        note: Callable[[Result], None] | None = None,
     ) -> Summary:
         def report(result: Result) -> None:
-            if journal is not None:
-                journal.note(result.appid, result.outcome, result.cause)
-            self._report.app(result)
+            if note is not None:
+                note(result)
+            with self._telling:
+                self._report.app(result)
 
-        crew = Workers(schedule, work, report, sent=journal is not None)
+        workers = Workers(schedule, work, report, sent=note is not None)
         try:
-            return crew.run(workers=self._pace.workers, apps=schedule.total)
+            return workers.run(self._pace.workers, apps=schedule.total)
         finally:
             self._transport.close()
 
@@ -357,10 +372,3 @@ class _Changes:
                 return False
             self._left -= count
             return True
-
-
-def _plan_back(journal: FleetJournal) -> Planned:
-    def planned(appid: str, aim: str, current: FetchSettings) -> Plan:
-        return plan_return(appid, current, journal.past(appid, int(aim)))
-
-    return planned

@@ -22,7 +22,7 @@ class Task:
     """One try at one app. `tries` were made before."""
 
     appid: str
-    aim: str
+    target: str
     tries: int = 0
     is_canary: bool = False
 
@@ -100,7 +100,7 @@ class Schedule:
             progress.retried += 1
             progress.in_flight -= 1
             progress.places.discard(task.appid)  # else who waits for one would wait for this task
-            later = Task(task.appid, task.aim, task.tries + 1, task.is_canary)
+            later = Task(task.appid, task.target, task.tries + 1, task.is_canary)
             entry = (time.monotonic() + delay_s, progress.retried, later)
             heapq.heappush(progress.waiting, entry)
             self._changed.notify_all()
@@ -183,10 +183,10 @@ class Schedule:
             return None
         if progress.begun == self.total or len(progress.waiting) >= _MOST_WAITING:
             return None
-        appid, aim = next(self._apps)
+        appid, target = next(self._apps)
         progress.begun += 1
         progress.canaries_begun += is_canary
-        return Task(appid, aim, is_canary=is_canary)
+        return Task(appid, target, is_canary=is_canary)
 
     def _is_over(self) -> bool:
         progress = self._progress

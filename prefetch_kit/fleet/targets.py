@@ -1,19 +1,25 @@
-"""What is to be done for each mini program, on the disk, so that their number costs no memory."""
+"""The mini programs of a fleet, and what is to be done for each: on the disk, not in memory."""
 
 import hashlib
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
 from prefetch_kit.errors import JournalFailed
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
+from prefetch_kit.registrar.plan import Change, OffIfFrom, Plan, Wanted, plan_saved, plan_wanted
+from prefetch_kit.registrar.plan_file import change_fields, read_changes
 
-_WHERE: Final = "(a temporary file)"
 _PAGE: Final = 200
 
+# From an appid, its text, and what WeChat holds, to its plan.
+Planned = Callable[[str, str, FetchSettings], Plan]
 
-class Spool:
-    """Texts by appid, in the order they came; each appid once. Ends with its process.
+
+class Targets:
+    """A text for each appid, in the order they came. Ends with its process.
 
     Safe to share between threads. Raises `JournalFailed` where the temporary directory is full.
     """
@@ -24,7 +30,7 @@ class Spool:
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._do("PRAGMA journal_mode = OFF")
         self._do("PRAGMA cache_size = -1024")
-        self._do("CREATE TABLE apps (id INTEGER PRIMARY KEY, appid UNIQUE, aim, found)")
+        self._do("CREATE TABLE apps (id INTEGER PRIMARY KEY, appid UNIQUE, target, found)")
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -38,13 +44,13 @@ class Spool:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Each appid and what is to be done for it."""
-        return self._pages("SELECT id, appid, aim FROM apps WHERE id > ? ORDER BY id LIMIT ?")
+        return self._pages("SELECT id, appid, target FROM apps WHERE id > ? ORDER BY id LIMIT ?")
 
     def fingerprint(self) -> str:
         """Tells whether a later run is to do the same, for the same apps."""
         digest = hashlib.sha256()
-        for appid, aim in self:
-            digest.update(f"{appid} {aim}\n".encode())
+        for appid, target in self:
+            digest.update(f"{appid} {target}\n".encode())
         return digest.hexdigest()
 
     def found(self) -> Iterator[tuple[str, str]]:
@@ -54,15 +60,15 @@ class Spool:
             " ORDER BY id LIMIT ?"
         )
 
-    def add(self, appid: str, aim: str) -> bool:
+    def add(self, appid: str, target: str = "") -> bool:
         """False where this appid is there already."""
-        if self._do("INSERT OR IGNORE INTO apps (appid, aim) VALUES (?, ?)", appid, aim)[0] == 0:
-            return False
-        self._count += 1
-        return True
+        sql = "INSERT OR IGNORE INTO apps (appid, target) VALUES (?, ?)"
+        is_new = self._do(sql, appid, target)[0] > 0
+        self._count += is_new
+        return is_new
 
     def note(self, appid: str, found: str) -> None:
-        """Put down what was found for an app."""
+        """Keep what was found for an app."""
         self._do("UPDATE apps SET found = ? WHERE appid = ?", found, appid)
 
     def _pages(self, sql: str) -> Iterator[tuple[str, str]]:
@@ -79,4 +85,51 @@ class Spool:
                 cursor = self._db.execute(sql, parameters)
                 return cursor.rowcount, cursor.fetchall()
         except sqlite3.Error as error:
-            raise JournalFailed(_WHERE, str(error)) from error
+            raise JournalFailed(
+                "(a temporary file)", str(error), remedy="Make room in the temporary directory"
+            ) from error
+
+
+def wanted_text(wanted: Wanted) -> str:
+    return json.dumps(
+        {
+            kind: {"off_if_from": each.setting.to_dict()}
+            if isinstance(each, OffIfFrom)
+            else each.to_dict()
+            for kind, each in wanted.items()
+        }
+    )
+
+
+def read_wanted(text: str) -> Wanted:
+    return {
+        kind: OffIfFrom(FetchSetting.from_dict(plain["off_if_from"]))
+        if "off_if_from" in plain
+        else FetchSetting.from_dict(plain)
+        for kind, plain in json.loads(text).items()
+    }
+
+
+def plan_of_wanted(appid: str, text: str, current: FetchSettings) -> Plan:
+    return plan_wanted(appid, current, read_wanted(text))
+
+
+def changes_text(changes: Iterable[Change]) -> str:
+    return json.dumps([change_fields(change) for change in changes])
+
+
+def changes_of(text: str) -> tuple[Change, ...]:
+    return read_changes(json.loads(text))
+
+
+def plan_of_changes(appid: str, text: str, current: FetchSettings) -> Plan:
+    return plan_saved(appid, current, changes_of(text))
+
+
+def settings_text(settings: FetchSettings) -> str:
+    return json.dumps({kind: settings.for_kind(kind).to_dict() for kind in KINDS})
+
+
+def read_settings(text: str) -> FetchSettings:
+    both = json.loads(text)
+    return FetchSettings(**{kind: FetchSetting.from_dict(both[kind]) for kind in KINDS})

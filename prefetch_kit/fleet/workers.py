@@ -37,7 +37,7 @@ class Summary:
 
     @property
     def is_ended(self) -> bool:
-        """Whether there is nothing to go on with: all were reached, and nothing only waits."""
+        """Whether there is nothing to continue: all were reached, and nothing only waits."""
         return self.stopped_because is None and self.exit_code != 75
 
     @property
@@ -54,8 +54,7 @@ class Summary:
 class Workers:
     """Threads that take tasks from a schedule, do `work` for each, and hand `report` the result.
 
-    `work` returns an app's plan, carried out where `sent`. `report` is called from the workers,
-    one at a time.
+    `work` returns an app's plan, executed where `sent`. `report` is called from the workers.
     """
 
     def __init__(
@@ -74,14 +73,14 @@ class Workers:
         self._tally = Tally()
         self._broken: BaseException | None = None
 
-    def run(self, *, workers: int, apps: int) -> Summary:
+    def run(self, workers: int, *, apps: int) -> Summary:
         """Work until there is nothing left, or Ctrl-C: then what is under way is finished.
 
         Raises `JournalFailed` where a result could not be stored, and whatever is no error of
         the kit's.
         """
         threads = [
-            threading.Thread(target=self._labour, name=f"fleet-{number}", daemon=True)
+            threading.Thread(target=self._run, name=f"fleet-{number}", daemon=True)
             for number in range(min(workers, apps))
         ]
         for thread in threads:
@@ -101,7 +100,7 @@ class Workers:
                     raise
                 self._schedule.stop(INTERRUPTED)
 
-    def _labour(self) -> None:
+    def _run(self) -> None:
         try:
             while (task := self._schedule.next()) is not None:
                 self._do(task)
@@ -127,7 +126,7 @@ class Workers:
             is_its_own = is_of_the_account(error)
         with self._lock:
             self._tally.add(result.appid, result.outcome, result.cause)
-            self._report(result)
+        self._report(result)
         self._schedule.finish(
             task,
             fine=result.outcome == "done",

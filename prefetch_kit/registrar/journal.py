@@ -1,185 +1,215 @@
-"""What was wanted, tried and confirmed, and what stood there before: a SQLite file."""
+"""What was wanted, tried and confirmed, and what WeChat held before: a SQLite file.
+
+One for each WeChat. A run is an apply or a rollback, of one mini program or of a fleet of them;
+all of them have numbers of one sequence. Each try at a kind of pull of an app is a change.
+"""
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from prefetch_kit.errors import JournalFailed
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
+from prefetch_kit.registrar.database import Database
 from prefetch_kit.registrar.plan import Past, Plan
-from prefetch_kit.registrar.state_dir import make_file
+from prefetch_kit.registrar.undo import undo
 
 Action = Literal["apply", "rollback"]
-_T = TypeVar("_T")
 # Planned: not sent yet. Intent: being sent, so it may have taken effect. Unsent: given up before.
 Outcome = Literal["planned", "intent", "confirmed", "refused", "unknown", "unsent"]
 
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS runs (
-    id INTEGER PRIMARY KEY,
-    at TEXT NOT NULL,
-    appid TEXT NOT NULL,
-    action TEXT NOT NULL,
-    returns_from INTEGER REFERENCES runs (id)
-);
-CREATE TABLE IF NOT EXISTS changes (
-    run INTEGER NOT NULL REFERENCES runs (id),
-    kind TEXT NOT NULL,
-    before TEXT NOT NULL,
-    wanted TEXT NOT NULL,
-    outcome TEXT NOT NULL,
-    detail TEXT NOT NULL,
-    at TEXT NOT NULL,
-    PRIMARY KEY (run, kind)
-);
-CREATE INDEX IF NOT EXISTS runs_of_app ON runs (appid);
+
+_PAST: Final = """
+SELECT kind, before, wanted, undone_by IS NULL FROM effects
+WHERE appid = :appid
+AND id >= (SELECT MIN(id) FROM effects WHERE appid = :appid AND run >= :since) ORDER BY id
 """
-# A rollback that was cut short is finished by the next one, so only a confirmed one counts.
 _LAST_APPLIED: Final = """
-SELECT id FROM runs AS applied
-WHERE appid = ? AND action = 'apply'
-AND EXISTS (
-    SELECT 1 FROM changes WHERE run = applied.id
-    AND outcome NOT IN ('planned', 'refused', 'unsent')
-)
-AND NOT EXISTS (
-    SELECT 1 FROM runs AS back WHERE back.appid = applied.appid
-    AND back.returns_from <= applied.id AND back.id > applied.id
-    AND NOT EXISTS (SELECT 1 FROM changes WHERE run = back.id AND outcome != 'confirmed')
-)
+SELECT run FROM effects JOIN runs ON runs.id = run
+WHERE effects.appid = ? AND action = 'apply' AND undone_by IS NULL ORDER BY effects.id DESC LIMIT 1
+"""
+_LAST_FLEET_APPLIED: Final = """
+SELECT id FROM runs WHERE appid IS NULL AND action = 'apply'
+AND EXISTS (SELECT 1 FROM effects WHERE run = runs.id AND undone_by IS NULL)
 ORDER BY id DESC LIMIT 1
 """
-_PAST: Final = """
-SELECT kind, before, wanted FROM changes JOIN runs ON runs.id = run
-WHERE appid = ? AND run BETWEEN ? AND ? AND outcome NOT IN ('planned', 'refused', 'unsent')
-ORDER BY run
+_CHANGED: Final = """
+SELECT appid FROM effects WHERE run = ? AND undone_by IS NULL GROUP BY appid ORDER BY MIN(id)
 """
+_CHANGED_SINCE: Final = "SELECT appid FROM effects WHERE run >= ? GROUP BY appid ORDER BY MIN(id)"
 _CONFIRMED: Final = """
-SELECT kind, wanted FROM changes JOIN runs ON runs.id = run
-WHERE appid = ? AND outcome = 'confirmed' ORDER BY run
+SELECT kind, wanted FROM changes WHERE appid = ? AND outcome = 'confirmed' ORDER BY id
 """
-_RUNS: Final = """
-SELECT id FROM runs WHERE appid = ? AND EXISTS (
-    SELECT 1 FROM changes WHERE run = id AND outcome NOT IN ('planned', 'refused', 'unsent')
-) ORDER BY id
+_MARK: Final = """
+UPDATE changes SET outcome = ?, detail = ?, at = ?
+WHERE id = (SELECT MAX(id) FROM changes WHERE appid = ? AND run = ? AND kind = ?)
 """
-_LAST_ID: Final = 2**63 - 1
+# A fleet that was cut short is continued by one that wants the same; a rollback is by any.
+_UNFINISHED: Final = """
+SELECT id FROM (SELECT * FROM runs WHERE appid IS NULL ORDER BY id DESC LIMIT 1)
+WHERE NOT ended AND action = ? AND (wanted = ? OR action = 'rollback') AND returns_from IS ?
+"""
+_LAST_FLEET: Final = """
+SELECT id, at, action, apps, returns_from, ended != 0 FROM runs WHERE appid IS NULL
+ORDER BY id DESC LIMIT 1
+"""
 
 
-class Journal:
-    """The record of every change, written before it is sent and again when its result is known.
+@dataclass(frozen=True, slots=True)
+class FleetRun:
+    """One run of a fleet as the journal has it."""
 
-    Raises `JournalFailed` where the file cannot be read or written: what cannot be recorded is
-    not sent.
+    id: int
+    at: str
+    action: Action
+    apps: int
+    returns_from: int | None
+    ended: bool
+
+
+class Journal(Database):
+    """The record of every change, for any number of threads and processes.
+
+    An intent is on the disk before `mark` returns. Other outcomes wait for the next intent,
+    result or `flush`: what many threads write at the same time is committed together. In a `with`
+    block one connection is kept, else each call has its own. Raises `JournalFailed` where the
+    file cannot be read or written: what cannot be recorded is not sent.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def begin(self, action: Action, *, appid: str, returns_from: int | None = None) -> int:
+        """Record a run of one app; returns its number."""
+        row = now(), action, appid, "", 1, returns_from, 1
+        return self.write_now(lambda db: _insert_run(db, row))
 
-    def begin(self, plan: Plan, action: Action, *, returns_from: int | None = None) -> int:
-        """Record a plan before any of it is sent; returns the number of the run."""
-        with self._open() as db:
-            cursor = db.execute(
-                "INSERT INTO runs (at, appid, action, returns_from) VALUES (?, ?, ?, ?)",
-                (now(), plan.appid, action, returns_from),
-            )
-            run = cursor.lastrowid
-            if run is None:
-                raise JournalFailed(str(self.path), "no row was written")
-            db.executemany(
-                "INSERT INTO changes VALUES (?, ?, ?, ?, 'planned', '', ?)",
-                [(run, c.kind, dump(c.before), dump(c.after), now()) for c in plan.changes],
-            )
-        return run
+    def begin_fleet(
+        self, action: Action, *, wanted: str, apps: int, returns_from: int | None = None
+    ) -> tuple[int, bool]:
+        """Record a fleet's run, or take up the last one if it wanted the same and was cut short.
 
-    def mark(self, run: int, kind: Kind, outcome: Outcome, *, detail: str = "") -> None:
+        Returns its number, and whether it was taken up.
+        """
+
+        def work(db: sqlite3.Connection) -> tuple[int, bool]:
+            found = db.execute(_UNFINISHED, (action, wanted, returns_from)).fetchone()
+            if found is None:
+                row = now(), action, None, wanted, apps, returns_from, 0
+                return _insert_run(db, row), False
+            db.execute("UPDATE runs SET apps = MAX(apps, ?) WHERE id = ?", (apps, found[0]))
+            return int(found[0]), True
+
+        return self.write_now(work)
+
+    def end_fleet(self, run: int) -> None:
+        """Say that there is nothing of this run to continue."""
+        self.write_now(lambda db: db.execute("UPDATE runs SET ended = 1 WHERE id = ?", (run,)))
+
+    def record(self, run: int, plan: Plan) -> None:
+        """Record one app's plan; it is on the disk with the first intent."""
+        rows = [(run, plan.appid, c.kind, dump(c.before), dump(c.after)) for c in plan.changes]
+        sql = (
+            "INSERT INTO changes (run, appid, kind, before, wanted, outcome, detail, at)"
+            " VALUES (?, ?, ?, ?, ?, 'planned', '', ?)"
+        )
+        at = now()
+        self.write_later(lambda db: db.executemany(sql, [(*row, at) for row in rows]))
+
+    def mark(self, run: int, appid: str, kind: Kind, outcome: Outcome, *, detail: str = "") -> None:
         """Record how far one change of a run has come."""
-        with self._open() as db:
-            db.execute(
-                "UPDATE changes SET outcome = ?, detail = ?, at = ? WHERE run = ? AND kind = ?",
-                (outcome, detail, now(), run, kind),
+        row = outcome, detail, now(), appid, run, kind
+        write = self.write_now if outcome == "intent" else self.write_later
+        write(lambda db: db.execute(_MARK, row))
+
+    def undo(self, run: int, plan: Plan, *, since: int) -> None:
+        """Record that a rollback is complete for an app: all from run `since` on is undone."""
+        # Without changes of its own it is done now: a change that comes later is not undone by it.
+        write = self.write_later if plan.changes else self.write_now
+        write(lambda db: undo(db, run, plan.appid, since=since))
+
+    def note(self, run: int, appid: str, outcome: str, cause: str) -> None:
+        """Record what became of an app in a fleet's run."""
+        row = appid, run, outcome, cause, now()
+        sql = "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)"
+        self.write_later(lambda db: db.execute(sql, row))
+        self.write_waiting()
+
+    def flush(self) -> None:
+        """Wait until all that was recorded is on the disk."""
+        self.write_now(lambda _: None)
+
+    def past(self, appid: str, *, since: int) -> dict[Kind, Past]:
+        """What WeChat held before run `since` for each kind, and what was wanted from it on."""
+        chains: dict[Kind, list[tuple[FetchSetting, bool]]] = {}
+        values = {"appid": appid, "since": since}
+        for kind, before, wanted, counts in self.read(_PAST, values):
+            settings = self._load(before), self._load(wanted)
+            chains.setdefault(kind, []).extend((each, bool(counts)) for each in settings)
+        return {
+            kind: Past(
+                chain[0][0], chain[-1][0], tuple(each for each, counts in chain[1:-1] if counts)
             )
+            for kind in KINDS
+            if (chain := chains.get(kind))
+        }
 
     def last_applied(self, appid: str) -> int | None:
-        """The newest run that may have changed something and was not rolled back."""
-        with self._open() as db:
-            row = db.execute(_LAST_APPLIED, (appid,)).fetchone()
-        return None if row is None else int(row[0])
+        """The run that may have changed an app last and was not rolled back, a fleet's too."""
+        return next((run for (run,) in self.read(_LAST_APPLIED, (appid,))), None)
 
-    def past(self, appid: str, run: int) -> dict[Kind, Past]:
-        """What a run found and wanted, for each kind it may have changed."""
-        return self._past(appid, run, run)
+    def last_fleet_applied(self) -> int | None:
+        """The newest apply of a fleet of which not all was rolled back."""
+        return next((run for (run,) in self.read(_LAST_FLEET_APPLIED)), None)
 
-    def since(self, appid: str, run: int) -> dict[Kind, Past]:
-        """The same for this run and all after it, as if they were one."""
-        return self._past(appid, run, _LAST_ID)
+    def last_fleet(self) -> FleetRun | None:
+        """The newest run of a fleet."""
+        rows = self.read(_LAST_FLEET)
+        return FleetRun(*rows[0]) if rows else None
+
+    def runs(self, appid: str | None = None) -> list[int]:
+        """The runs that may have changed something, of one app or any, oldest first."""
+        if appid is None:
+            found = self.read("SELECT DISTINCT run FROM effects ORDER BY run")
+        else:
+            sql = "SELECT DISTINCT run FROM effects WHERE appid = ? ORDER BY run"
+            found = self.read(sql, (appid,))
+        return [run for (run,) in found]
+
+    def changed(self, run: int) -> Iterator[str]:
+        """The apps that a run may have changed, of which it was not rolled back."""
+        return (appid for (appid,) in self.rows(_CHANGED, (run,)))
+
+    def changed_since(self, run: int) -> Iterator[str]:
+        """The apps that this run or a later one may have changed."""
+        return (appid for (appid,) in self.rows(_CHANGED_SINCE, (run,)))
+
+    def results(self, run: int) -> Iterator[tuple[str, str, str]]:
+        """Appid, outcome and cause of each app that a fleet's run came to."""
+        sql = "SELECT appid, outcome, cause FROM results WHERE run = ? ORDER BY rowid"
+        return self.rows(sql, (run,))
 
     def confirmed(self, appid: str) -> dict[Kind, FetchSetting]:
-        """What was read back last as it was set, for each kind; nothing is made for this."""
+        """What was read back last as it was set, for each kind."""
+        return {kind: self._load(text) for kind, text in self.read(_CONFIRMED, (appid,))}
+
+    def _load(self, text: str) -> FetchSetting:
         try:
-            if not self.path.exists():
-                return {}
-        except OSError as error:
-            raise JournalFailed(str(self.path), str(error)) from error
-        with self._open() as db:
-            return self._read(lambda: read_confirmed(db, appid))
-
-    def runs(self, appid: str) -> list[int]:
-        """The runs that may have changed something, oldest first."""
-        with self._open() as db:
-            return [int(run) for (run,) in db.execute(_RUNS, (appid,))]
-
-    def _past(self, appid: str, first: int, last: int) -> dict[Kind, Past]:
-        with self._open() as db:
-            return self._read(lambda: read_past(db, appid, first=first, last=last))
-
-    def _read(self, read: Callable[[], _T]) -> _T:
-        try:
-            return read()
+            return FetchSetting.from_dict(json.loads(text))
         except (TypeError, ValueError):
             raise JournalFailed(str(self.path), "a run in it cannot be read") from None
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            make_file(self.path)
-            with closing(sqlite3.connect(self.path, timeout=5.0)) as db:
-                db.executescript(SCHEMA)
-                with db:
-                    yield db
-        except (sqlite3.Error, OSError) as error:
-            raise JournalFailed(str(self.path), str(error)) from error
 
-
-def read_past(
-    db: sqlite3.Connection, appid: str, *, first: int, last: int = _LAST_ID
-) -> dict[Kind, Past]:
-    """What the runs from `first` to `last` found and wanted. Raises TypeError or ValueError."""
-    chains: dict[Kind, list[FetchSetting]] = {}
-    for kind, before, wanted in db.execute(_PAST, (appid, first, last)):
-        chains.setdefault(kind, []).extend((load(before), load(wanted)))
-    return {
-        kind: Past(chain[0], chain[-1], tuple(chain[1:-1]))
-        for kind in KINDS
-        if (chain := chains.get(kind))
-    }
-
-
-def read_confirmed(db: sqlite3.Connection, appid: str) -> dict[Kind, FetchSetting]:
-    """What was confirmed last for each kind. Raises TypeError or ValueError."""
-    return {kind: load(wanted) for kind, wanted in db.execute(_CONFIRMED, (appid,))}
+def _insert_run(db: sqlite3.Connection, row: tuple[object, ...]) -> int:
+    sql = (
+        "INSERT INTO runs (at, action, appid, wanted, apps, returns_from, ended)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    )
+    return int(db.execute(sql, row).lastrowid or 0)
 
 
 def dump(setting: FetchSetting) -> str:
     return json.dumps(setting.to_dict())
-
-
-def load(text: str) -> FetchSetting:
-    return FetchSetting.from_dict(json.loads(text))
 
 
 def now() -> str:

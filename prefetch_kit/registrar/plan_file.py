@@ -51,17 +51,17 @@ def check_directory(path: Path) -> None:
         raise PlanUnusable(str(path), f"it cannot be written ({path.parent} is no directory)")
 
 
-def write_plans(path: Path, plans: Iterable[AppPlan], *, place: str, unread: int = 0) -> str:
+def write_plans(path: Path, plans: Iterable[AppPlan], *, wechat: str, unread: int = 0) -> str:
     """Write the plans of several apps, and return their fingerprint.
 
-    `place` names the WeChat they are for, `unread` counts the apps that could not be read. The
+    `wechat` names the one they are for, `unread` counts the apps that could not be read. The
     file is there whole or not at all. Raises `PlanUnusable` where it cannot be written.
     """
     try:
         handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                fingerprint = _write(file, plans, place, unread)
+                fingerprint = _write(file, plans, wechat, unread)
                 file.flush()
                 os.fsync(handle)
             os.replace(written, path)
@@ -75,7 +75,7 @@ def write_plans(path: Path, plans: Iterable[AppPlan], *, place: str, unread: int
 
 
 def read_plans(
-    path: Path, *, place: str, at_end: Callable[[int], object] = lambda _: None
+    path: Path, *, wechat: str, at_end: Callable[[int], object] = lambda _: None
 ) -> Iterator[AppPlan]:
     """Each app's changes. Send none before the end, where it shows whether all of them are there.
 
@@ -85,14 +85,14 @@ def read_plans(
     """
     try:
         with path.open(encoding="utf-8") as file:
-            at_end((yield from _read(file, path, place)))
+            at_end((yield from _read(file, path, wechat)))
     except OSError as error:
         raise PlanUnusable(str(path), f"it cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:
         raise PlanUnusable(str(path), "it is not text") from None
 
 
-def _write(file: IO[str], plans: Iterable[AppPlan], place: str, unread: int) -> str:
+def _write(file: IO[str], plans: Iterable[AppPlan], wechat: str, unread: int) -> str:
     digest, apps = hashlib.sha256(), 0
 
     def put(record: dict[str, object]) -> None:
@@ -100,7 +100,7 @@ def _write(file: IO[str], plans: Iterable[AppPlan], place: str, unread: int) -> 
         digest.update(line.encode())
         file.write(line)
 
-    put({"type": _TYPE, "version": _VERSION, "place": place})
+    put({"type": _TYPE, "version": _VERSION, "place": wechat})
     for appid, changes in plans:
         put({"appid": appid, "changes": [change_fields(change) for change in changes]})
         apps += 1
@@ -116,9 +116,9 @@ def _end(digest: "hashlib._Hash", apps: int, unread: object) -> dict[str, object
     return numbers | {"fingerprint": digest.hexdigest()}
 
 
-def _read(file: IO[str], path: Path, place: str) -> Generator[AppPlan, None, int]:
+def _read(file: IO[str], path: Path, wechat: str) -> Generator[AppPlan, None, int]:
     first = file.readline(_LONGEST_LINE)
-    _check_header(_object(first), path, place)
+    _check_header(_object(first), path, wechat)
     digest, apps = hashlib.sha256(first.encode()), 0
     while line := file.readline(_LONGEST_LINE):
         record = _object(line)
@@ -133,11 +133,11 @@ def _read(file: IO[str], path: Path, place: str) -> Generator[AppPlan, None, int
     raise PlanUnusable(str(path), "its end is missing")
 
 
-def _check_header(header: dict[str, Any], path: Path, place: str) -> None:
+def _check_header(header: dict[str, Any], path: Path, wechat: str) -> None:
     if header.get("type") != _TYPE or header.get("version") != _VERSION:
         raise PlanUnusable(str(path), "it is no plan of this version of prefetch_kit")
-    if header.get("place") != place:
-        raise PlanUnusable(str(path), f"it is for {header.get('place')!r}, and this is {place!r}")
+    if header.get("place") != wechat:
+        raise PlanUnusable(str(path), f"it is for {header.get('place')!r}, and this is {wechat!r}")
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -1,34 +1,19 @@
 """Make WeChat's settings what they should be, and believe only what was read back."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from filelock import FileLock, Timeout
-
 from prefetch_kit.addresses import wechat_name
-from prefetch_kit.errors import (
-    ConfigError,
-    JournalFailed,
-    LockHeld,
-    NoSuchRun,
-    NothingToRollBack,
-    PlanStale,
-)
+from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanStale
 from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
-from prefetch_kit.registrar.execute import (
-    APPLY_REASONS,
-    ROLLBACK_REASONS,
-    check_guards,
-    execute,
-)
+from prefetch_kit.registrar.execute import check_guards, execute
 from prefetch_kit.registrar.journal import Journal
+from prefetch_kit.registrar.locks import Locks
 from prefetch_kit.registrar.plan import (
     Change,
     Guard,
-    Past,
     Plan,
     Wanted,
     check_wanted,
@@ -39,7 +24,6 @@ from prefetch_kit.registrar.plan import (
     plan_wanted,
 )
 from prefetch_kit.registrar.probe import Probed, probe_setting
-from prefetch_kit.registrar.state_dir import make_directory
 from prefetch_kit.weixin.grants import APPID_SHAPE
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.tokens import TokenSource, token_source_of
@@ -78,8 +62,9 @@ class Registrar:
         self._appid = appid
         self._transport = transport or Transport()
         self._settings = SettingsApi(self._transport, token_source_of(tokens), sleep=sleep)
-        self._state_dir = Path(state_dir, wechat_name(self._transport.base_url), appid)
-        self._journal = Journal(self._state_dir / "journal.sqlite3")
+        directory = Path(state_dir, wechat_name(self._transport.base_url))
+        self._journal = Journal(directory / "journal.sqlite3")
+        self._locks = Locks(directory / "apps.lock")
 
     def __enter__(self) -> Self:
         return self
@@ -153,13 +138,13 @@ class Registrar:
         approved = planned()
         if not approved.changes:
             return approved
-        check_guards(approved, allow, APPLY_REASONS)
+        check_guards(approved, allow, "apply")
         approve(approved)
-        with self._locked():
+        with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S):
             plan = planned()
             _check_fresh(plan, approved)
             if plan.changes:
-                self._execute(plan, self._journal.begin(plan, "apply"))
+                self._execute(plan, self._journal.begin("apply", appid=self._appid))
         return plan
 
     def rollback(
@@ -169,63 +154,41 @@ class Registrar:
         allow: Collection[Guard] = (),
         approve: Callable[[Plan], object] = lambda _: None,
     ) -> Plan:
-        """Undo the newest apply that was not rolled back yet, and read back that it is so.
+        """Undo the newest run that changed this app, a fleet's too, and read back that it is so.
 
-        With `to` all that was done from that run on is undone: what stood there before it
-        stands there again. `allow`, `approve` and `PlanStale` as with `apply`. Raises
-        `NothingToRollBack` where the journal knows of no such apply, `NoSuchRun` of no such run.
+        With `to` all that was done from that run on is undone: WeChat holds again what it held
+        before. `allow`, `approve` and `PlanStale` as with `apply`. Raises `NothingToRollBack`
+        where the journal knows of no run that was not rolled back, `NoSuchRun` of no such run.
         """
-        if to is None:
-            return self._undo(self._last_applied(), self._journal.past, allow, approve)
-        if to not in (runs := self._journal.runs(self._appid)):
-            raise NoSuchRun(to, runs, str(self._journal.path))
-        return self._undo(to, self._journal.since, allow, approve)
-
-    def _last_applied(self) -> int:
-        applied = self._journal.last_applied(self._appid)
-        if applied is None:
+        last = self._journal.last_applied(self._appid)
+        since = last if to is None else to
+        if since is None:
             raise NothingToRollBack(self._appid, str(self._journal.path))
-        return applied
-
-    def _undo(
-        self,
-        run: int,
-        past: Callable[[str, int], Mapping[Kind, Past]],
-        allow: Collection[Guard],
-        approve: Callable[[Plan], object],
-    ) -> Plan:
-        def planned() -> Plan:
-            return plan_return(self._appid, self._settings.get(), past(self._appid, run))
-
-        undone_by = self._journal.last_applied(self._appid)
-        approved = planned()
-        check_guards(approved, allow, ROLLBACK_REASONS)
+        if to is not None and to not in (runs := self._journal.runs(self._appid)):
+            raise NoSuchRun(to, runs, str(self._journal.path))
+        approved = self._plan_rollback(since)
+        check_guards(approved, allow, "rollback")
         if approved.changes:
             approve(approved)
-        with self._locked():
-            plan = planned()
-            if self._journal.last_applied(self._appid) == undone_by:
+        with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S):
+            plan = self._plan_rollback(since)
+            if self._journal.last_applied(self._appid) == last:
                 _check_fresh(plan, approved)
-                self._execute(plan, self._journal.begin(plan, "rollback", returns_from=run))
+                run = self._journal.begin("rollback", appid=self._appid, returns_from=since)
+                self._execute(plan, run, undoes=since)
             elif plan.changes:
                 raise PlanStale(self._appid)
         return plan
 
-    def _execute(self, plan: Plan, run: int) -> None:
-        execute(plan, run, self._settings, self._journal)
+    def _plan_rollback(self, since: int) -> Plan:
+        past = self._journal.past(self._appid, since=since)
+        return plan_return(self._appid, self._settings.get(), past)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        path = self._state_dir / f"{self._appid}.lock"
+    def _execute(self, plan: Plan, run: int, *, undoes: int | None = None) -> None:
         try:
-            make_directory(self._state_dir)
-            lock = FileLock(path, timeout=_LOCK_WAIT_S, mode=0o600).acquire()
-        except Timeout:
-            raise LockHeld(str(path), _LOCK_WAIT_S) from None
-        except OSError as error:
-            raise JournalFailed(str(path), str(error)) from error
-        with lock:
-            yield
+            execute(plan, run, self._settings, self._journal, undoes=undoes)
+        finally:
+            self._journal.flush()
 
 
 def _check_fresh(plan: Plan, approved: Plan) -> None:

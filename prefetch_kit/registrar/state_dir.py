@@ -1,4 +1,4 @@
-"""The directory of the journal and the lock: this user's own, or refused."""
+"""The directory of the journal and the locks: this user's own, or refused."""
 
 import os
 import stat
@@ -7,13 +7,26 @@ from pathlib import Path
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory that only this user may write to, where it is missing.
+    """Make a directory that only this user may enter, and its parents, where they are missing.
 
     Raises OSError where it cannot be made, and where another user owns it or may write to it:
     what lies there may be planted.
     """
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.is_dir():
+        _make_directory(path)
     _check_owner(path, path.stat())
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory whose name outlives a power failure."""
+    if not path.parent.is_dir():
+        _make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def make_file(path: Path) -> None:
@@ -26,6 +39,16 @@ def make_file(path: Path) -> None:
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
     check_file(path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there. Raises OSError as `make_file` does; makes nothing."""
+    try:
+        _check_owner(path.parent, path.parent.stat())
+        check_file(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_file(path: Path) -> None:

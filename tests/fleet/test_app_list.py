@@ -8,16 +8,15 @@ import pytest
 
 from prefetch_kit.errors import ListRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.fleet.aims import read_wanted
-from prefetch_kit.fleet.app_list import spool_wanted
+from prefetch_kit.fleet.app_list import fill_targets
 from prefetch_kit.fleet.project import load_project
-from prefetch_kit.fleet.targets import Spool
+from prefetch_kit.fleet.targets import Targets, read_wanted
 from prefetch_kit.registrar.plan import OffIfFrom
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
 
-Spooled = Callable[..., dict[str, dict[str, str]]]
+Listed = Callable[..., dict[str, dict[str, str]]]
 TOML = """
 [apps]
 list = "{name}"
@@ -29,15 +28,15 @@ command = ["tool", "{{appid}}"]
 """
 
 
-def settings_of(aim: str) -> dict[Kind, FetchSetting]:
+def settings_of(target: str) -> dict[Kind, FetchSetting]:
     return {
         kind: each.setting if isinstance(each, OffIfFrom) else each
-        for kind, each in read_wanted(aim).items()
+        for kind, each in read_wanted(target).items()
     }
 
 
 @pytest.fixture
-def spooled(tmp_path: Path) -> Spooled:
+def listed(tmp_path: Path) -> Listed:
     """Which URLs a list comes to, by app and kind."""
 
     def read(
@@ -46,19 +45,19 @@ def spooled(tmp_path: Path) -> Spooled:
         content = text if isinstance(text, bytes) else text.encode()
         (tmp_path / name).write_bytes(content)
         (tmp_path / "prefetch.toml").write_text(TOML.format(name=name, url=url))
-        with Spool() as spool:
-            spool_wanted(load_project(tmp_path / "prefetch.toml"), None, spool)
+        with Targets() as targets:
+            fill_targets(load_project(tmp_path / "prefetch.toml"), None, targets)
             return {
-                appid: {kind: each.to_text() for kind, each in settings_of(aim).items()}
-                for appid, aim in spool
+                appid: {kind: each.to_text() for kind, each in settings_of(target).items()}
+                for appid, target in targets
             }
 
     return read
 
 
-def test_csv(spooled: Spooled) -> None:
+def test_csv(listed: Listed) -> None:
     """The appid is all that is needed; a BOM, CRLF and empty lines do no harm."""
-    assert spooled("\ufeffappid\r\nwx01\r\n\r\nwx02\r\n") == {
+    assert listed("\ufeffappid\r\nwx01\r\n\r\nwx02\r\n") == {
         appid: {
             "pre_fetch": f"https://shop.example/{appid}",
             "period_fetch": f"https://shop.example/p/{appid}/period",
@@ -67,27 +66,27 @@ def test_csv(spooled: Spooled) -> None:
     }
 
 
-def test_jsonl(spooled: Spooled) -> None:
+def test_jsonl(listed: Listed) -> None:
     """One object a line."""
-    found = spooled('{"appid": "wx01"}\n\n{"appid": "wx02"}\n', name="apps.jsonl")
+    found = listed('{"appid": "wx01"}\n\n{"appid": "wx02"}\n', name="apps.jsonl")
     assert list(found) == ["wx01", "wx02"]
 
 
-def test_columns_fill_placeholders(spooled: Spooled) -> None:
+def test_columns_fill_placeholders(listed: Listed) -> None:
     """Other columns than the appid may differ from app to app, the host too."""
-    found = spooled("shop,appid\na,wx01\nb,wx02\n", url="https://{shop}.example/{appid}")
+    found = listed("shop,appid\na,wx01\nb,wx02\n", url="https://{shop}.example/{appid}")
     assert found["wx02"]["pre_fetch"] == "https://b.example/wx02"
 
 
-def test_an_empty_cell_is_no_url(spooled: Spooled) -> None:
+def test_an_empty_cell_is_no_url(listed: Listed) -> None:
     """That app's pull is left alone."""
-    found = spooled("appid,shop\nwx01,\n", url="https://{shop}.example/")
+    found = listed("appid,shop\nwx01,\n", url="https://{shop}.example/")
     assert list(found["wx01"]) == ["period_fetch"]
 
 
-def test_a_whole_url_in_a_cell(spooled: Spooled) -> None:
+def test_a_whole_url_in_a_cell(listed: Listed) -> None:
     """Where the template is nothing but one placeholder."""
-    found = spooled("appid,url\nwx01,https://a.example/x/y\n", url="{url}")
+    found = listed("appid,url\nwx01,https://a.example/x/y\n", url="{url}")
     assert found["wx01"]["pre_fetch"] == "https://a.example/x/y"
 
 
@@ -118,12 +117,10 @@ def test_a_whole_url_in_a_cell(spooled: Spooled) -> None:
         ("{}", {"name": "apps.jsonl"}, "line 1: '' is no appid"),
     ],
 )
-def test_a_bad_line_is_named(
-    spooled: Spooled, text: str, options: dict[str, str], says: str
-) -> None:
+def test_a_bad_line_is_named(listed: Listed, text: str, options: dict[str, str], says: str) -> None:
     """The whole list is refused, before anything is sent."""
     with pytest.raises(ListRefused, match=says):
-        spooled(text, **options)
+        listed(text, **options)
 
 
 def test_an_app_without_an_app_secret_is_named(merchants: "Merchants") -> None:
@@ -131,8 +128,8 @@ def test_an_app_without_an_app_secret_is_named(merchants: "Merchants") -> None:
     merchants.add(3)
     path = merchants.write()
     (path.parent / "secrets.json").write_text('{"wxm00000": "a", "wxm00002": "b"}')
-    with Spool() as spool, pytest.raises(ListRefused) as caught:
-        spool_wanted(load_project(path), None, spool)
+    with Targets() as targets, pytest.raises(ListRefused) as caught:
+        fill_targets(load_project(path), None, targets)
     (problem,) = caught.value.problems
     assert problem.startswith("line 3: there is no AppSecret for wxm00001")
 
@@ -146,25 +143,25 @@ def test_apps_without_a_token_source_are_one_cause(merchants: "Merchants") -> No
     assert (group.count, group.examples) == (3, merchants.appids)
 
 
-def test_many_bad_lines_are_not_all_told(spooled: Spooled) -> None:
+def test_many_bad_lines_are_not_all_told(listed: Listed) -> None:
     """Ten are enough for one sentence."""
     with pytest.raises(ListRefused) as caught:
-        spooled("appid\n" + "!\n" * 5_000)
+        listed("appid\n" + "!\n" * 5_000)
     assert len(caught.value.problems) == 11
 
 
-def test_a_list_that_is_not_there(spooled: Spooled, tmp_path: Path) -> None:
+def test_a_list_that_is_not_there(listed: Listed, tmp_path: Path) -> None:
     """The file is named."""
-    spooled("appid\nwx01\n")
+    listed("appid\nwx01\n")
     (tmp_path / "apps.csv").unlink()
-    with Spool() as spool, pytest.raises(ListRefused, match=r"apps\.csv .*cannot be read"):
-        spool_wanted(load_project(tmp_path / "prefetch.toml"), None, spool)
+    with Targets() as targets, pytest.raises(ListRefused, match=r"apps\.csv .*cannot be read"):
+        fill_targets(load_project(tmp_path / "prefetch.toml"), None, targets)
 
 
-def test_a_list_that_no_file_can_be(spooled: Spooled, tmp_path: Path) -> None:
+def test_a_list_that_no_file_can_be(listed: Listed, tmp_path: Path) -> None:
     """A name with a NUL in it is refused like any other."""
-    spooled("appid\nwx01\n")
+    listed("appid\nwx01\n")
     path = tmp_path / "prefetch.toml"
     path.write_text(path.read_text().replace("apps.csv", "a\\u0000.csv"))
-    with Spool() as spool, pytest.raises(ListRefused, match=r"a.x00\.csv' .*no file can have"):
-        spool_wanted(load_project(path), None, spool)
+    with Targets() as targets, pytest.raises(ListRefused, match=r"a.x00\.csv' .*no file can have"):
+        fill_targets(load_project(path), None, targets)

@@ -11,10 +11,10 @@ import pytest
 
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, ListRefused, PrefetchKitError
-from prefetch_kit.fleet.app_list import spool_wanted
+from prefetch_kit.fleet.app_list import fill_targets
 from prefetch_kit.fleet.project import Project, load_project
 from prefetch_kit.fleet.run import Fleet, Limits
-from prefetch_kit.fleet.targets import Spool
+from prefetch_kit.fleet.targets import Targets
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
@@ -162,19 +162,19 @@ def test_a_merchant_on_two_pages(
     for appid in rest:
         authorize(appid)
 
-    class Noted(Spool):
-        def add(self, appid: str, aim: str) -> bool:
+    class Noted(Targets):
+        def add(self, appid: str, target: str = "") -> bool:
             granted = merchants.wx.component(PLATFORM).authorizations
             if first not in granted:
                 later = dict(granted)
                 merchants.wx.authorize(PLATFORM, first)
                 for each in later:
                     granted[each] = granted.pop(each)
-            return super().add(appid, aim)
+            return super().add(appid, target)
 
-    with Noted() as spool:
-        spool_wanted(project, platform.authorizers, spool)
-        assert [appid for appid, _ in spool] == rest
+    with Noted() as targets:
+        fill_targets(project, platform.authorizers, targets)
+        assert [appid for appid, _ in targets] == rest
 
 
 def test_a_platform_without_merchants(

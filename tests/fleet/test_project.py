@@ -73,7 +73,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
     assert project.component_secret is not None
     assert project.component_secret.reveal() == "canary-platform"
     assert (project.pace.rate, project.pace.stop_at, project.pace.max_changes) == (100, 0.025, 10)
-    assert project.fleet_dir == Path("/var/lib/prefetch/127.0.0.1%3A9000/+fleet")
+    assert project.wechat_dir == Path("/var/lib/prefetch/127.0.0.1%3A9000")
 
 
 @pytest.mark.parametrize(

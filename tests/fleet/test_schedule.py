@@ -7,7 +7,7 @@ import pytest
 
 from prefetch_kit.fleet.results import FleetOutcome, Tally
 from prefetch_kit.fleet.schedule import _MOST_WAITING, Schedule, Task
-from prefetch_kit.fleet.targets import Spool
+from prefetch_kit.fleet.targets import Targets
 
 
 class Apps:
@@ -213,16 +213,16 @@ def test_a_small_fleet_counts_as_it_is() -> None:
     assert "larger --stop-at" in made.way_on
 
 
-def test_the_spool_keeps_order_and_finds_doubles() -> None:
+def test_targets_keep_order_and_find_doubles() -> None:
     """Page by page, and no appid twice."""
-    with Spool() as spool:
+    with Targets() as targets:
         for number in range(1000):
-            assert spool.add(f"wx{number}", str(number))
-        assert not spool.add("wx5", "")
-        spool.note("wx7", "x")
-        assert [aim for _, aim in spool] == [str(number) for number in range(1000)]
-        assert list(spool.found()) == [("wx7", "x")]
-        assert len(spool) == 1000
+            assert targets.add(f"wx{number}", str(number))
+        assert not targets.add("wx5", "")
+        targets.note("wx7", "x")
+        assert [target for _, target in targets] == [str(number) for number in range(1000)]
+        assert list(targets.found()) == [("wx7", "x")]
+        assert len(targets) == 1000
 
 
 def test_the_tally_has_a_bounded_number_of_causes() -> None:

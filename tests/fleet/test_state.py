@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.errors import JournalFailed, LockHeld, NothingToRollBack
-from prefetch_kit.fleet.fleet_lock import only_fleet
 from prefetch_kit.fleet.project import load_project
 from prefetch_kit.fleet.run import Fleet, Limits
-from prefetch_kit.fleet.writer import Writer
+from prefetch_kit.registrar.locks import FLEET, Locks
 from prefetch_kit.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys
 from pathlib import Path
-from prefetch_kit.fleet.fleet_lock import only_fleet
-with only_fleet(Path(sys.argv[1])):
+from prefetch_kit.registrar.locks import FLEET, Locks
+with Locks(Path(sys.argv[1]) / "apps.lock").hold(FLEET):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -82,7 +81,7 @@ def test_a_refused_one_leaves_the_holder_its_name(directory: Path) -> None:
     with held(directory):
         said = []
         for _ in range(3):
-            with pytest.raises(LockHeld) as caught, only_fleet(directory):
+            with pytest.raises(LockHeld) as caught, Locks(directory / "apps.lock").hold(FLEET):
                 pass
             said.append(str(caught.value))
     assert len(set(said)) == 1
@@ -101,8 +100,8 @@ def test_a_plan_makes_no_state(merchants: "Merchants", directory: Path) -> None:
     merchants.add(2)
     fleet = merchants.fleet()
     fleet.plan()
-    assert fleet.history.last() is None
-    assert not directory.exists()
+    assert fleet.history.last_fleet() is None
+    assert not list(directory.glob("*.*"))
 
 
 def test_a_journal_that_was_just_being_made(merchants: "Merchants", directory: Path) -> None:
@@ -111,7 +110,7 @@ def test_a_journal_that_was_just_being_made(merchants: "Merchants", directory: P
     directory.mkdir(parents=True, mode=0o700)
     (directory / "journal.sqlite3").touch(0o600)
     fleet = merchants.fleet()
-    assert fleet.history.last() is None
+    assert fleet.history.last_fleet() is None
     assert fleet.plan().exit_code == 0
     with pytest.raises(NothingToRollBack):
         merchants.fleet().rollback(Limits())
@@ -119,14 +118,15 @@ def test_a_journal_that_was_just_being_made(merchants: "Merchants", directory: P
 
 
 def test_only_the_owner_may_read(merchants: "Merchants", directory: Path) -> None:
-    """Journal, lock and holder, under a umask that forbids nothing."""
+    """Journal, locks and tokens, under a umask that forbids nothing."""
     merchants.add(1)
     before = os.umask(0)
     try:
         merchants.apply()
     finally:
         os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+    found = {(p.is_dir(), p.stat().st_mode & 0o777) for p in directory.rglob("*")}
+    assert found == {(True, 0o700), (False, 0o600)}
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
@@ -239,33 +239,3 @@ def test_a_result_that_cannot_be_stored_is_said(merchants: "Merchants") -> None:
     finally:
         filling.join()
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_many_threads_write_in_few_transactions(tmp_path: Path) -> None:
-    """What waits is committed together, in order, and each hears of its own."""
-    with Writer(
-        tmp_path / "j", "CREATE TABLE t (x INTEGER PRIMARY KEY)", on_failure=lambda: None
-    ) as writer:
-        insert = "INSERT INTO t VALUES (?)"
-        threads = [
-            threading.Thread(target=lambda n=n: writer.ask(lambda db: db.execute(insert, [n])))
-            for n in range(64)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        rows = writer.ask(lambda db: db.execute("SELECT COUNT(*) FROM t").fetchone())
-    assert rows == (64,)
-
-
-def test_a_writer_that_failed_writes_no_more(tmp_path: Path) -> None:
-    """Whoever comes after the failure hears of it, and it was told once."""
-    told: list[str] = []
-    with Writer(tmp_path / "j", "CREATE TABLE t (x)", on_failure=lambda: told.append("")) as writer:
-        writer.tell(lambda db: db.execute("INSERT INTO nowhere VALUES (1)"))
-        with pytest.raises(JournalFailed, match="nowhere"):
-            writer.check()
-        with pytest.raises(JournalFailed, match="nowhere"):
-            writer.ask(lambda db: db.execute("SELECT 1"))
-    assert told == [""]

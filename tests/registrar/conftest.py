@@ -88,8 +88,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state_dir(wx: Sandbox, root: Path) -> Path:
-    """Where the mini program's journal and lock are."""
-    return root / quote(wx.base_url.removeprefix("http://"), safe="") / APPID
+    """Where the journal and the locks are."""
+    return root / quote(wx.base_url.removeprefix("http://"), safe="")
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def rows(state_dir: Path) -> Callable[[], list[Row]]:
         with closing(sqlite3.connect(state_dir / "journal.sqlite3")) as db:
             found = db.execute(
                 "SELECT run, action, kind, outcome, detail FROM changes JOIN runs ON runs.id = run"
-                " ORDER BY run, changes.rowid"
+                " ORDER BY changes.id"
             )
             return [Row(*each) for each in found]
 

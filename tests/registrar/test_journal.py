@@ -10,7 +10,7 @@ import pytest
 
 from prefetch_kit.errors import JournalFailed
 from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
-from prefetch_kit.registrar.journal import Journal, Outcome
+from prefetch_kit.registrar.journal import Action, Journal, Outcome
 from prefetch_kit.registrar.plan import Change, Past, Plan
 
 OLD = FetchSetting(open=True, source="server", url="https://old.example/data")
@@ -30,16 +30,23 @@ def journal(state_dir: Path) -> Journal:
 
 def begun(journal: Journal) -> int:
     """A run of which both halves are on their way."""
-    run = journal.begin(PLAN, "apply")
+    run = recorded(journal, "apply")
     for change in PLAN.changes:
-        journal.mark(run, change.kind, "intent")
+        journal.mark(run, "wx01", change.kind, "intent")
+    return run
+
+
+def recorded(journal: Journal, action: Action) -> int:
+    """A run that was begun, and of which nothing was sent."""
+    run = journal.begin(action, appid="wx01")
+    journal.record(run, PLAN)
     return run
 
 
 def test_what_stood_there_comes_back_unchanged(journal: Journal) -> None:
     """Both sources survive the way through the file."""
     run = begun(journal)
-    assert Journal(journal.path).past("wx01", run) == {
+    assert Journal(journal.path).past("wx01", since=run) == {
         "pre_fetch": Past(before=OLD, wanted=NEW),
         "period_fetch": Past(before=CLOUD, wanted=NEW),
     }
@@ -62,29 +69,30 @@ def test_only_a_run_that_may_have_changed_something_counts(
     journal: Journal, outcomes: list[Outcome], counts: bool
 ) -> None:
     """A run whose every half was refused or never sent leaves nothing to undo."""
-    run = journal.begin(PLAN, "apply")
+    run = recorded(journal, "apply")
     for change, outcome in zip(PLAN.changes, outcomes, strict=True):
-        journal.mark(run, change.kind, outcome)
+        journal.mark(run, "wx01", change.kind, outcome)
     assert (journal.last_applied("wx01") == run) is counts
-    assert (journal.past("wx01", run) != {}) is counts
+    assert (journal.past("wx01", since=run) != {}) is counts
 
 
 def test_a_run_that_was_only_begun_does_not_count(journal: Journal) -> None:
     """Killed before anything was sent, it leaves nothing to undo."""
-    run = journal.begin(PLAN, "apply")
+    run = recorded(journal, "apply")
     assert journal.last_applied("wx01") is None
-    assert journal.past("wx01", run) == {}
+    assert journal.past("wx01", since=run) == {}
 
 
-@pytest.mark.parametrize("outcome", ["planned", "intent", "refused", "unknown", "unsent"])
-def test_a_rollback_counts_only_when_confirmed(journal: Journal, outcome: Outcome) -> None:
-    """One that was cut short leaves the apply to be undone again."""
+def test_a_rollback_counts_once_it_is_complete(journal: Journal) -> None:
+    """Until then the apply is to be undone again; what comes later is not undone by it."""
     applied = begun(journal)
-    back = journal.begin(PLAN, "rollback", returns_from=applied)
-    journal.mark(back, "pre_fetch", "confirmed")
-    journal.mark(back, "period_fetch", outcome)
+    back = recorded(journal, "rollback")
+    journal.mark(back, "wx01", "pre_fetch", "confirmed")
     assert journal.last_applied("wx01") == applied
-    journal.mark(back, "period_fetch", "confirmed")
+    later = begun(journal)
+    journal.undo(back, PLAN, since=applied)
+    assert journal.last_applied("wx01") == later
+    journal.undo(recorded(journal, "rollback"), PLAN, since=later)
     assert journal.last_applied("wx01") is None
 
 
@@ -98,15 +106,16 @@ def test_a_refusal_keeps_its_sentence(
     journal: Journal, rows: Callable[[], list[tuple[object, ...]]]
 ) -> None:
     """The detail is there for whoever reads the file later."""
-    run = journal.begin(PLAN, "apply")
-    journal.mark(run, "pre_fetch", "refused", detail="WeChat refused")
+    run = recorded(journal, "apply")
+    journal.mark(run, "wx01", "pre_fetch", "refused", detail="WeChat refused")
+    journal.flush()
     assert rows()[0] == (run, "apply", "pre_fetch", "refused", "WeChat refused")
 
 
 def test_only_the_owner_may_enter(journal: Journal) -> None:
     """The directory is closed to others, whatever the umask says."""
     before = os.umask(0)
-    journal.begin(PLAN, "apply")
+    journal.begin("apply", appid="wx01")
     os.umask(before)
     assert journal.path.parent.stat().st_mode & 0o077 == 0
 
@@ -116,7 +125,7 @@ def test_a_file_that_is_no_database(journal: Journal) -> None:
     journal.path.parent.mkdir(parents=True)
     journal.path.write_bytes(b"garbage " * 512)
     with pytest.raises(JournalFailed) as caught:
-        journal.begin(PLAN, "apply")
+        journal.begin("apply", appid="wx01")
     assert caught.value.path == str(journal.path)
     assert journal.path.read_bytes() == b"garbage " * 512
 
@@ -131,7 +140,7 @@ def test_a_row_that_cannot_be_read(journal: Journal, damage: str, text: str) -> 
     with closing(sqlite3.connect(journal.path)) as db, db:
         db.execute(damage, [text])
     with pytest.raises(JournalFailed):
-        journal.past("wx01", run)
+        journal.past("wx01", since=run)
 
 
 def test_a_journal_of_another_shape(journal: Journal) -> None:

@@ -129,7 +129,7 @@ def reached(
         recorded = [row.outcome for row in rows()]
     except sqlite3.OperationalError:  # not made yet, or just being made
         recorded = []
-    return (state_dir / f"{APPID}.lock").exists() and (ours, recorded) == wanted
+    return (state_dir / "apps.lock").exists() and (ours, recorded) == wanted
 
 
 def roll_all_back(registrar: Registrar) -> None:

@@ -27,12 +27,12 @@ def saved(
     """A plan of both halves, where the first stands at an older URL of ours."""
     wx.put_settings(APPID, OLD)
     path = tmp_path / "plan.json"
-    write_plans(path, [(APPID, registrar.plan(wanted).changes)], place=PLACE)
+    write_plans(path, [(APPID, registrar.plan(wanted).changes)], wechat=PLACE)
     return path
 
 
 def changes(path: Path) -> tuple[Change, ...]:
-    return dict(read_plans(path, place=PLACE))[APPID]
+    return dict(read_plans(path, wechat=PLACE))[APPID]
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_the_guards_hold_for_a_saved_plan(
     """Saving a plan lifts none of them."""
     wx.put_settings(APPID, OLD | {"pre_fetch_url": "https://old.example/"})
     path = tmp_path / "plan.json"
-    write_plans(path, [(APPID, registrar.plan(wanted).changes)], place=PLACE)
+    write_plans(path, [(APPID, registrar.plan(wanted).changes)], wechat=PLACE)
     with pytest.raises(GuardRefused, match="--allow-takeover"):
         registrar.apply_changes(changes(path), approve=lambda _: None)
 
@@ -119,7 +119,7 @@ def test_a_file_with_more_behind_its_end_is_refused(saved: Path) -> None:
 def test_a_plan_for_another_wechat_is_refused(saved: Path) -> None:
     """What was planned in the sandbox is not carried out at WeChat."""
     with pytest.raises(PlanUnusable, match=r"127\.0\.0\.1"):
-        list(read_plans(saved, place="127.0.0.1:9000"))
+        list(read_plans(saved, wechat="127.0.0.1:9000"))
 
 
 def test_the_guard_in_the_file_is_not_believed(saved: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_guard_in_the_file_is_not_believed(saved: Path) -> None:
     before = replace(first.before, url="https://old.example/x")
     off = replace(second.after, open=False)
     theirs = replace(first, before=before), replace(second, before=second.after, after=off)
-    write_plans(saved, [(APPID, theirs)], place=PLACE)
+    write_plans(saved, [(APPID, theirs)], wechat=PLACE)
     assert [change.guards for change in theirs] == [(), ()]
     assert [change.guards for change in changes(saved)] == [("takeover",), ("disable",)]
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_set_is_refused_at_reading(saved: Path) -> None:
     first, second = changes(saved)
     cloud = FetchSetting(open=False, source="cloud_function", env="")
     for wrong in ((first, second, first), (replace(first, after=cloud), second)):
-        write_plans(saved, [(APPID, wrong)], place=PLACE)
+        write_plans(saved, [(APPID, wrong)], wechat=PLACE)
         with pytest.raises(PlanUnusable, match=APPID):
             changes(saved)
 
@@ -147,7 +147,7 @@ def test_a_plan_for_a_url_wechat_cannot_pull(saved: Path) -> None:
     """The rules for URLs hold, whoever wrote the file."""
     change = changes(saved)[0]
     worse = replace(change, after=replace(change.after, url="http://shop.example/"))
-    write_plans(saved, [(APPID, (worse,))], place=PLACE)
+    write_plans(saved, [(APPID, (worse,))], wechat=PLACE)
     with pytest.raises(UrlRefused):
         changes(saved)
 
@@ -164,7 +164,7 @@ def test_what_is_no_plan_at_all(tmp_path: Path, content: bytes) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     """A missing directory is said, not a traceback."""
     with pytest.raises(PlanUnusable, match="cannot be written"):
-        write_plans(tmp_path / "none" / "plan.json", [], place=PLACE)
+        write_plans(tmp_path / "none" / "plan.json", [], wechat=PLACE)
 
 
 def test_the_file_holds_what_was_promised(saved: Path) -> None:

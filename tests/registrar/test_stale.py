@@ -135,9 +135,10 @@ def test_an_apply_that_was_still_under_way_makes_it_stale(
     """What it has changed since the rollback was shown is not undone unseen."""
     apply()
     journal = Journal(state_dir / "journal.sqlite3")
-    journal.mark(1, "period_fetch", "planned")
+    journal.mark(1, APPID, "period_fetch", "planned")
+    journal.flush()
     with pytest.raises(PlanStale):
-        registrar.rollback(approve=lambda _: journal.mark(1, "period_fetch", "intent"))
+        registrar.rollback(approve=lambda _: journal.mark(1, APPID, "period_fetch", "intent"))
     assert wx.count(action="set_period_fetch") == 1
 
 

@@ -28,8 +28,9 @@ APPID = "wx01"
 PRE_URL = "https://shop.example/prefetch/pre_fetch"
 HOLDER = """
 import sys
-from filelock import FileLock
-with FileLock(sys.argv[1]):
+from pathlib import Path
+from prefetch_kit.registrar.locks import Locks
+with Locks(Path(sys.argv[1])).hold(sys.argv[2], run=7):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -71,9 +72,8 @@ def full_disk() -> Iterator[None]:
 @pytest.fixture
 def held(state_dir: Path) -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the lock."""
-    state_dir.mkdir(parents=True)
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(state_dir / f"{APPID}.lock")],
+        [sys.executable, "-c", HOLDER, str(state_dir / "apps.lock"), APPID],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -88,7 +88,7 @@ def test_garbage_in_place_of_the_journal(
     wx: Sandbox, apply: Callable[[], Plan], state_dir: Path
 ) -> None:
     """What cannot be recorded is not sent."""
-    state_dir.mkdir(parents=True)
+    state_dir.mkdir(parents=True, mode=0o700)
     (state_dir / "journal.sqlite3").write_bytes(b"garbage " * 512)
     with pytest.raises(JournalFailed, match="PREFETCH_STATE_DIR"):
         apply()

@@ -1,0 +1,231 @@
+"""The journal's SQLite file: its layout, its connections, and how many threads write to it."""
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from prefetch_kit.errors import JournalFailed
+from prefetch_kit.registrar import first_layout
+from prefetch_kit.registrar.state_dir import is_there, make_file
+
+_T = TypeVar("_T")
+_LAYOUT: Final = 2
+_BUSY_S: Final = 30.0
+_MOST_AT_ONCE: Final = 1000
+
+# `undone_by` is the rollback that brought back what WeChat held before this change; a rollback's
+# own changes name that rollback once it is complete for the app. `results` has the newest of each.
+_SCHEMA: Final = (
+    """CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        at TEXT NOT NULL,
+        action TEXT NOT NULL,
+        appid TEXT,
+        wanted TEXT NOT NULL,
+        apps INTEGER NOT NULL,
+        returns_from INTEGER REFERENCES runs (id),
+        ended INTEGER NOT NULL
+    )""",
+    """CREATE TABLE changes (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL REFERENCES runs (id),
+        appid TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        before TEXT NOT NULL,
+        wanted TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        at TEXT NOT NULL,
+        undone_by INTEGER REFERENCES runs (id)
+    )""",
+    "CREATE INDEX changes_of_app ON changes (appid)",
+    "CREATE INDEX changes_of_run ON changes (run)",
+    """CREATE TABLE results (
+        appid TEXT PRIMARY KEY,
+        run INTEGER NOT NULL REFERENCES runs (id),
+        outcome TEXT NOT NULL,
+        cause TEXT NOT NULL,
+        at TEXT NOT NULL
+    )""",
+    "CREATE INDEX results_of_run ON results (run)",
+    "CREATE TABLE merged (path TEXT PRIMARY KEY, at TEXT NOT NULL)",
+    # What may have taken effect.
+    """CREATE VIEW effects AS
+        SELECT * FROM changes WHERE outcome NOT IN ('planned', 'refused', 'unsent')""",
+)
+
+
+class _Job:
+    """Something to be written. `done` once it is on the disk, or cannot be."""
+
+    def __init__(
+        self, work: Callable[[sqlite3.Connection], Any], *, is_awaited: bool = False
+    ) -> None:
+        self.work = work
+        self.is_awaited = is_awaited
+        self.done = False
+        self.result: Any = None
+        self.failure: JournalFailed | None = None
+
+
+class Database:
+    """A file that many threads and processes write to.
+
+    What several threads write at the same time is committed together. In a `with` block one
+    connection is kept, else each call has its own. Raises `JournalFailed`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writing = threading.Lock()
+        self._jobs: deque[_Job] = deque()
+        self._db: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def __enter__(self) -> Self:
+        with self._failing():
+            self._db = self._open()
+            self._inode = self.path.stat().st_ino
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def exists(self) -> bool:
+        """Whether there is one, or what it is made of."""
+        with self._failing():
+            return is_there(self.path) or bool(first_layout.journals(self.path.parent))
+
+    def read(self, sql: str, parameters: Any = ()) -> list[Any]:
+        """All rows, of what this journal was told too."""
+        with self._writing:
+            if self._jobs:
+                self._commit()
+            with self._failing():
+                if self._db is not None:
+                    return self._db.execute(sql, parameters).fetchall()
+        return list(self.rows(sql, parameters))
+
+    def rows(self, sql: str, parameters: Any) -> Iterator[Any]:
+        """Each row, on a connection of their own. Where there is no journal, none is made."""
+        if self.exists():
+            with self._failing(), closing(self._open()) as db:
+                yield from db.execute(sql, parameters)
+
+    def write_later(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        self._jobs.append(_Job(work))
+
+    def write_now(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Write all that waits, or have another thread write it; what `work` returns."""
+        job = _Job(work, is_awaited=True)
+        self._jobs.append(job)
+        with self._writing:
+            while not job.done:
+                self._commit()
+        self.write_waiting()
+        if job.failure is not None:
+            raise JournalFailed(job.failure.path, job.failure.cause, remedy=job.failure.remedy)
+        result: _T = job.result
+        return result
+
+    def write_waiting(self) -> None:
+        """Write what waits, unless another thread writes: that thread looks again when it ends."""
+        while self._jobs and self._writing.acquire(blocking=False):
+            try:
+                self._commit()
+            finally:
+                self._writing.release()
+
+    def _commit(self) -> None:
+        """Write what waits in one transaction. Raises `JournalFailed` if nobody waits for it."""
+        jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), _MOST_AT_ONCE))]
+        failure: JournalFailed | None = None
+        try:
+            with self._failing(), self._connected() as db, _transaction(db):
+                for job in jobs:
+                    job.result = job.work(db)
+        except JournalFailed as error:
+            failure = error
+        for job in jobs:
+            job.failure, job.done = failure, True
+        if failure is not None and not any(job.is_awaited for job in jobs):
+            raise failure
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        if self._db is None:
+            with closing(self._open()) as db:
+                yield db
+            return
+        try:
+            is_ours = self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            is_ours = False
+        if not is_ours:
+            raise JournalFailed(
+                str(self.path),
+                "it was removed, or another put in its place, while this process wrote to it",
+                remedy="Leave the state directory where it is, restore it if there is a copy, "
+                "and run the same command again",
+            )
+        yield self._db
+
+    def _open(self) -> sqlite3.Connection:
+        make_file(self.path)
+        db = sqlite3.connect(
+            self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            # The directory may lie on a network disk, where a write-ahead log does not work.
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA synchronous = FULL")
+            if self._layout(db) < _LAYOUT:
+                with _transaction(db):
+                    if self._layout(db) < _LAYOUT:  # else another process was first
+                        self._create(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _layout(self, db: sqlite3.Connection) -> int:
+        layout = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if layout > _LAYOUT:
+            raise JournalFailed(
+                str(self.path),
+                f"its layout is version {layout}, and this prefetch_kit knows version {_LAYOUT}",
+                remedy="Run the version of prefetch_kit that wrote it, or a newer one, with the "
+                "same state directory",
+            )
+        return layout
+
+    def _create(self, db: sqlite3.Connection) -> None:
+        for sql in _SCHEMA:
+            db.execute(sql)
+        first_layout.merge(db, first_layout.journals(self.path.parent))
+        db.execute(f"PRAGMA user_version = {_LAYOUT}")
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise JournalFailed(str(self.path), str(error)) from error
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
