@@ -152,6 +152,8 @@ class Database:
                     job.result = job.work(db)
         except JournalFailed as error:
             failure = error
+        except Exception as error:  # noqa: BLE001 (each thread that waits must hear of it)
+            failure = JournalFailed(str(self.path), str(error))
         for job in jobs:
             job.failure, job.done = failure, True
         if failure is not None and not any(job.is_awaited for job in jobs):

@@ -302,10 +302,14 @@ def test_ctrl_c_finishes_what_is_under_way(
 def test_two_fleets_at_once(
     project: Project, shell: "Shell", started: "subprocess.Popen[str]"
 ) -> None:
-    """The second says who holds the lock, and exits with 4."""
+    """The second says who holds the lock, and exits with 4; `status` says that one runs."""
     with started:
         ended = project("apply", "--yes")
+        status, (_, record) = project("status"), project.lines("status")
         assert shell.end(started).status == 0
+    assert f", running in process {started.pid} on " in status.stdout
+    assert (record["ended"], record["running"]) == (False, True)
+    assert project.lines("status")[1]["running"] is False
     assert ended.status == 4
     assert f"process {started.pid} on " in ended.stderr
 

@@ -21,7 +21,7 @@ from prefetch_kit.sandbox import Sandbox
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
 
-APPS = int(os.environ.get("PREFETCH_KIT_FLEET_APPS", "150"))
+APPS = int(os.environ.get("PREFETCH_KIT_FLEET_APPS", "60"))
 KILLS = 20
 WORKERS = 32
 SETS = ("set_pre_fetch", "set_period_fetch")

@@ -263,6 +263,19 @@ def test_rollback_restores_what_stood_there(merchants: "Merchants") -> None:
         merchants.fleet().rollback(Limits())
 
 
+def test_an_apply_after_a_rollback_can_be_rolled_back(merchants: "Merchants") -> None:
+    """The rollback undid the apply before it, and not the one that came later."""
+    (appid,) = merchants.add(1)
+    merchants.wx.put_settings(appid, THEIRS)
+    for _ in range(2):
+        merchants.apply()
+        assert merchants.urls() == {"pre_fetch"}
+        assert merchants.fleet().rollback(Limits()).exit_code == 0
+        assert merchants.wx.settings(appid)["pre_fetch_url"] == THEIRS["pre_fetch_url"]
+    with pytest.raises(NothingToRollBack):
+        merchants.fleet().rollback(Limits())
+
+
 def test_rollback_to_an_earlier_run(merchants: "Merchants") -> None:
     """Two applies are undone at once; the run that undid them can be undone as well."""
     merchants.add(5)

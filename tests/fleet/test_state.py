@@ -7,18 +7,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from prefetch_kit.errors import JournalFailed, LockHeld, NothingToRollBack
-from prefetch_kit.fleet.project import load_project
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
+from prefetch_kit.fleet.project import Pace, load_project
 from prefetch_kit.fleet.run import Fleet, Limits
+from prefetch_kit.registrar import Registrar, Secret, StaticToken, Transport, Wanted
 from prefetch_kit.registrar.locks import FLEET, Locks
 from prefetch_kit.sandbox import Fault, Sandbox
+from prefetch_kit.weixin.settings import SettingsApi
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys
 from pathlib import Path
-from prefetch_kit.registrar.locks import FLEET, Locks
-with Locks(Path(sys.argv[1]) / "apps.lock").hold(FLEET):
+from prefetch_kit.registrar.locks import Locks
+with Locks(Path(sys.argv[1]) / "apps.lock").hold(sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -45,10 +48,10 @@ def full_disk() -> Iterator[None]:
 
 
 @contextmanager
-def held(directory: Path) -> "Iterator[subprocess.Popen[str]]":
-    """Another process that holds the fleet's lock."""
+def held(directory: Path, name: str = FLEET) -> "Iterator[subprocess.Popen[str]]":
+    """Another process that holds the fleet's lock, or an app's."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", HOLDER, str(directory)]
+    command = [sys.executable, "-c", HOLDER, str(directory), name]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -86,6 +89,103 @@ def test_a_refused_one_leaves_the_holder_its_name(directory: Path) -> None:
             said.append(str(caught.value))
     assert len(set(said)) == 1
     assert "process" in said[0]
+
+
+def test_an_app_that_is_held_is_for_another_run(
+    merchants: "Merchants", directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker waits for it: the others are done, and it is said why this one is not."""
+    monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) / 1000)
+    first, *_ = merchants.add(4)
+    with held(directory, first):
+        summary = merchants.apply(workers=1)
+    assert (summary.exit_code, merchants.outcomes()) == (75, {"done": 3, "deferred": 1})
+    assert "another process is changing it" in merchants.told.results[first].cause
+    assert merchants.wx.settings(first) == {}
+    assert merchants.apply().exit_code == 0
+
+
+class Reached(SettingsApi):
+    """Calls `then` when a fleet comes to an app, and lets that be read and set."""
+
+    def __init__(self, merchants: "Merchants", appid: str, then: Callable[[], object]) -> None:
+        tokens = StaticToken(Secret(merchants.wx.access_token(appid)))
+        super().__init__(Transport(base_url=merchants.wx.base_url), tokens)
+        self._then = then
+
+    def get(self) -> FetchSettings:
+        self._then()
+        return super().get()
+
+
+def fleet_that(merchants: "Merchants", then: Callable[[str], object]) -> Fleet:
+    """A fleet with one worker that calls `then` with each appid that it comes to."""
+    project = load_project(merchants.write())
+    return Fleet(
+        project,
+        merchants.told,
+        pace=Pace(workers=1, canary=0),
+        settings_of=lambda appid: Reached(merchants, appid, lambda: then(appid)),
+    )
+
+
+def test_an_app_that_is_held_for_a_while_is_done(
+    merchants: "Merchants", directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet comes back to it."""
+    monkeypatch.setattr("random.uniform", lambda _, high: high / 20)
+    first, second = merchants.add(2)
+    with ExitStack() as holding:
+        holding.enter_context(Locks(directory / "apps.lock").hold(first))
+        fleet_that(merchants, lambda _: holding.close()).apply(Limits())
+    assert list(merchants.told.results) == [second, first]
+    assert merchants.outcomes() == {"done": 2}
+
+
+def test_an_apply_for_one_app_waits_for_the_fleet(
+    merchants: "Merchants", transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its app alone, and no longer than a bound: then it says which run holds it."""
+    monkeypatch.setattr("prefetch_kit.registrar.registrar._LOCK_WAIT_S", 0.1)
+    (appid,) = merchants.add(1)
+    tokens = StaticToken(Secret(merchants.wx.access_token(appid)))
+    state_dir = merchants.folder / "state"
+    alone = Registrar(appid, tokens=tokens, state_dir=state_dir, transport=transport)
+    wanted: Wanted = {"pre_fetch": FetchSetting.server("https://shop.example/alone")}
+    said: list[str] = []
+
+    def apply(_: str) -> None:
+        if not said:
+            with pytest.raises(LockHeld) as caught:
+                alone.apply(wanted)
+            said.append(str(caught.value))
+
+    assert fleet_that(merchants, apply).apply(Limits()).exit_code == 0
+    assert f"run 1, process {os.getpid()} on " in said[0]
+    assert f"lock of {appid} in " in said[0]
+    alone.apply(wanted)
+    assert alone.read().pre_fetch == wanted["pre_fetch"]
+
+
+def test_a_directory_that_is_removed_ends_the_fleet(
+    merchants: "Merchants", directory: Path
+) -> None:
+    """No journal, no more sets, and a sentence that says what happened."""
+    merchants.add(40)
+    merchants.wx.inject(Fault(kind="delay", action="set_pre_fetch", after=2, delay_s=0.2))
+    fleet = merchants.fleet(workers=2)
+
+    def remove() -> None:
+        while merchants.wx.count(action="set_pre_fetch") < 3:
+            time.sleep(0.001)
+        directory.rename(directory.with_name("removed"))
+
+    removing = threading.Thread(target=remove)
+    removing.start()
+    with pytest.raises(JournalFailed, match="it was removed"):
+        fleet.apply(Limits())
+    removing.join()
+    assert sets(merchants.wx) < 20
 
 
 def test_a_plan_needs_no_lock(merchants: "Merchants", directory: Path) -> None:
@@ -202,21 +302,26 @@ def test_a_disk_that_fills_up_under_way(merchants: "Merchants") -> None:
 
 def test_an_intent_is_stored_before_its_call(merchants: "Merchants", directory: Path) -> None:
     """While the journal cannot be written, WeChat is read but nothing is sent."""
-    (appid,) = merchants.add(1)
-    merchants.wx.inject(Fault(kind="delay", action="get", delay_s=3.0))
-    thread = threading.Thread(target=merchants.fleet().apply, args=(Limits(),))
-    thread.start()
-    while not merchants.told.fleets:
-        time.sleep(0.001)
-    with closing(sqlite3.connect(directory / "journal.sqlite3", isolation_level=None)) as db:
-        db.execute("BEGIN IMMEDIATE")
-        while not merchants.wx.count(action="get"):
-            time.sleep(0.001)
-        time.sleep(0.5)
-        assert sets(merchants.wx) == 0
+    merchants.add(1)
+    merchants.apply(version="v0")
+    was, locked = sets(merchants.wx), threading.Event()
+    path = directory / "journal.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
+
+        def lock(_: str) -> None:
+            if not locked.is_set():
+                db.execute("BEGIN IMMEDIATE")
+                locked.set()
+
+        thread = threading.Thread(target=fleet_that(merchants, lock).apply, args=(Limits(),))
+        thread.start()
+        locked.wait(60)
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert sets(merchants.wx) == was
         db.execute("ROLLBACK")
-    thread.join()
-    assert merchants.wx.settings(appid)["is_pre_fetch_open"] is True
+        thread.join()
+    assert merchants.urls() == {"pre_fetch"}
 
 
 def test_a_result_that_cannot_be_stored_is_said(merchants: "Merchants") -> None:

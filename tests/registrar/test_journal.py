@@ -1,7 +1,12 @@
 """The journal: what it remembers, and what happens when it cannot."""
 
 import os
+import re
+import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -157,3 +162,99 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(JournalFailed):
         Journal(tmp_path / "state" / "journal.sqlite3").last_applied("wx01")
+
+
+def test_one_that_is_newer_is_left_alone(journal: Journal) -> None:
+    """The file, its version and the remedy are named, for readers and writers alike."""
+    begun(journal)
+    with closing(sqlite3.connect(journal.path)) as db:
+        db.execute("PRAGMA user_version = 3")
+    before = journal.path.read_bytes()
+    for go in (lambda: journal.last_applied("wx01"), lambda: begun(journal), journal.__enter__):
+        with pytest.raises(JournalFailed, match=r"version 3, .* knows version 2") as caught:
+            go()
+        assert caught.value.path == str(journal.path)
+        assert "Run the version of prefetch_kit that wrote it" in str(caught.value)
+        assert "Point PREFETCH_STATE_DIR" not in str(caught.value)
+    assert journal.path.read_bytes() == before
+
+
+def test_one_that_was_removed_is_not_made_anew(journal: Journal) -> None:
+    """While it is written to: what it held cannot be rolled back any more, and that is said."""
+    with journal:
+        begun(journal)
+        journal.path.rename(journal.path.with_name("elsewhere"))
+        for _ in range(2):
+            with pytest.raises(JournalFailed, match="it was removed"):
+                begun(journal)
+        begun(Journal(journal.path))
+        with pytest.raises(JournalFailed, match="another put in its place"):
+            begun(journal)
+
+
+def test_many_threads_write_at_once(journal: Journal) -> None:
+    """Each hears of its own, and nothing is lost, however many transactions they share."""
+    told: list[int] = []
+
+    def work(number: int) -> None:
+        told.append(journal.begin("apply", appid=f"wx{number}"))
+        journal.note(told[-1], f"wx{number}", "done", "")
+
+    with journal:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(told) == list(range(1, 65))
+        assert sum(1 for run in told for _ in journal.results(run)) == 64
+
+
+def test_a_failure_is_told_to_all_who_wait(journal: Journal) -> None:
+    """Also where what cannot be written was recorded by another thread before."""
+    with journal:
+        run = begun(journal)
+        journal.note(run, "wx01", "done", "")
+        journal.record(2**70, PLAN)  # no number of SQLite's
+        with pytest.raises(JournalFailed):
+            journal.mark(run, "wx01", "pre_fetch", "intent")
+        journal.mark(run, "wx01", "pre_fetch", "intent")
+
+
+def test_what_is_committed_is_on_the_disk(journal: Journal) -> None:
+    """Without a write-ahead log, which a network disk cannot have."""
+    begun(journal)
+    pragmas = ("synchronous", 2), ("journal_mode", "truncate")
+    with journal:
+        assert [(name, *journal.read(f"PRAGMA {name}")[0]) for name, _ in pragmas] == [*pragmas]
+
+
+TRACED = """
+import sys
+from pathlib import Path
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
+from prefetch_kit.registrar.journal import Journal
+from prefetch_kit.registrar.plan import Change, Plan
+now, then = FetchSetting(), FetchSetting.server("https://shop.example/")
+journal = Journal(Path(sys.argv[1]))
+run = journal.begin("apply", appid="wx01")
+journal.record(run, Plan("wx01", FetchSettings(now, now), (Change("pre_fetch", now, then),)))
+print("begun", flush=True)
+journal.mark(run, "wx01", "pre_fetch", "intent")
+print("sent", flush=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+def test_an_intent_outlives_a_power_failure(tmp_path: Path) -> None:
+    """Before anything is sent the disk has SQLite's own journal, the file, and both their names."""
+    path = tmp_path / "state" / "here" / "journal.sqlite3"
+    trace = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync,write"]
+    command = [*trace, sys.executable, "-c", TRACED, str(path)]
+    calls = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    before, _, sending = calls.partition('"begun')
+    for directory in (tmp_path, tmp_path / "state", path.parent):
+        assert re.search(rf"sync\(\d+<{re.escape(str(directory))}>", before), directory
+    synced = re.findall(r"sync\(\d+<[^>]*/(journal[^>/]*)>", sending.partition('"sent')[0])
+    assert synced[0] == f"{path.name}-journal"
+    assert synced[-2:] == [path.name, f"{path.name}-journal"]

@@ -13,6 +13,7 @@ from prefetch_kit.registrar.plan import (
     Past,
     Plan,
     Wanted,
+    guards_of,
     plan_return,
     plan_wanted,
     same,
@@ -111,6 +112,8 @@ def test_a_return_guards_what_others_set(
         (replace(ON, url=THEIRS), "takeover"),
         (replace(ON, url=THEIRS, open=False), "takeover"),
         (replace(ON, url="https://shop.example.evil/"), "takeover"),
+        (replace(ON, url="https://example/parent"), "takeover"),
+        (replace(ON, url="https://other.shop.example/child"), "takeover"),
         (replace(ON, url="https://[broken"), "takeover"),
         (CLOUD, "takeover"),
         (replace(CLOUD, open=False), "takeover"),
@@ -122,6 +125,13 @@ def test_guard_of_a_served_kind(before: FetchSetting, guard: str | None) -> None
     current = FetchSettings(pre_fetch=before, period_fetch=NEVER)
     (change,) = plan_wanted("wx01", current, {"pre_fetch": SERVED}).changes
     assert change.guards == ((guard,) if guard else ())
+
+
+@pytest.mark.parametrize(("env", "guards"), [("e-1", ()), ("e-2", ("takeover",))])
+def test_guard_of_a_cloud_function(env: str, guards: tuple[str, ...]) -> None:
+    """Another function of our own environment may be replaced, none of another environment."""
+    before = FetchSetting.cloud_function(env, "old")
+    assert guards_of(before, FetchSetting.cloud_function("e-1", "new")) == guards
 
 
 @pytest.mark.parametrize("before", [NEVER, replace(ON, url=THEIRS), CLOUD, replace(ON, open=False)])
