@@ -3,6 +3,7 @@
 It is a log and not a counter, because a counter would empty every cache at each invalidation.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
@@ -40,6 +41,7 @@ class RedisInvalidations:
         self._log = log
         self._logger = logger
         self.read_to = _START
+        self._listening = threading.Lock()
         self._unsent: deque[Sequence[Mark] | None] = deque()
 
     def request_news(self, pipe: Any, since: Position) -> None:
@@ -74,6 +76,10 @@ class RedisInvalidations:
 
     def listen(self, redis: RedisBreaker) -> None:
         """Read what other processes invalidated, and send what could not be sent before."""
+        with self._listening:
+            self._listen(redis)
+
+    def _listen(self, redis: RedisBreaker) -> None:
         since = self.read_to  # a run may read more while this one waits
         records = self._records_since(since, redis)
         if records == [] and since == _START:

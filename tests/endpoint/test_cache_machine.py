@@ -43,7 +43,7 @@ from prefetch_kit.cache.redis import SharedRun
 from prefetch_kit.cache.redis_invalidation import RedisInvalidations
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Flight, Outcome
-from prefetch_kit.concurrency import executor
+from prefetch_kit.concurrency import executor, redis_client
 from prefetch_kit.endpoint import handlers, request
 from prefetch_kit.endpoint.app_state import process_of
 from prefetch_kit.endpoint.handlers import HandlerFunction
@@ -560,7 +560,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(Flight, "wait", noted_wait)
     monkeypatch.setattr(SharedRun, "wait", noted_wait_for_other)
-    for module in (answers, entry, executor, single_flight, redis_format, redis_store):
+    for module in (
+        *(answers, entry, single_flight, redis_format, redis_store),
+        *(executor, redis_client),
+    ):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(answers, "TTLCache", partial(TTLCache, timer=clock.monotonic))
     monkeypatch.setattr(executor, "_IDLE_S", 0.2)  # or the threads of hundreds of apps pile up
