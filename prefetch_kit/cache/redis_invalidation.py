@@ -42,6 +42,7 @@ class RedisInvalidations:
         self._logger = logger
         self.read_to = _START
         self._listening = threading.Lock()
+        self._lock = threading.Lock()
         self._unsent: deque[Sequence[Mark] | None] = deque()
 
     def request_news(self, pipe: Any, since: Position) -> None:
@@ -65,11 +66,12 @@ class RedisInvalidations:
         if at is not None:
             self._log.add(marks, at=at)
             return
-        if len(self._unsent) >= _UNSENT:
-            self._unsent.clear()
-            self._unsent.append(None)  # too many to keep: everything will be invalidated
-        else:
-            self._unsent.append(marks)
+        with self._lock:
+            if len(self._unsent) >= _UNSENT:
+                self._unsent.clear()
+                self._unsent.append(None)  # too many to keep: everything will be invalidated
+            else:
+                self._unsent.append(marks)
         self._logger.error(
             "Redis is away: until it is back, other processes keep what was to be forgotten"
         )
@@ -121,10 +123,13 @@ class RedisInvalidations:
 
     def _send_unsent(self, redis: RedisBreaker) -> None:
         while self._unsent:
-            reply = redis.probe(lambda pipe: self._append(pipe, self._unsent[0]))
+            marks = self._unsent[0]
+            reply = redis.probe(partial(self._append, marks=marks))
             if reply is None or read_position(reply[0]) is None:
                 return
-            self._unsent.popleft()
+            with self._lock:
+                if self._unsent[0] is marks:  # else `add` gave up on all of them meanwhile
+                    self._unsent.popleft()
 
     def _take(self, records: Iterable[tuple[object, object]]) -> None:
         for raw_id, fields in records:
