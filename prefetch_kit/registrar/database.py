@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -16,6 +17,7 @@ _T = TypeVar("_T")
 _LAYOUT: Final = 2
 _BUSY_S: Final = 30.0
 _MOST_AT_ONCE: Final = 1000
+_LATE_S: Final = 0.5
 
 # `undone_by` is the rollback that brought back what WeChat held before this change; a rollback's
 # own changes name that rollback once it is complete for the app. `results` has the newest of each.
@@ -85,6 +87,7 @@ class Database:
         self._jobs: deque[_Job] = deque()
         self._db: sqlite3.Connection | None = None
         self._inode = 0
+        self._written_at = 0.0
 
     def __enter__(self) -> Self:
         with self._failing():
@@ -119,6 +122,7 @@ class Database:
                 yield from db.execute(sql, parameters)
 
     def write_later(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Have it written with what is written next."""
         self._jobs.append(_Job(work))
 
     def write_now(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -128,15 +132,17 @@ class Database:
         with self._writing:
             while not job.done:
                 self._commit()
-        self.write_waiting()
         if job.failure is not None:
             raise JournalFailed(job.failure.path, job.failure.cause, remedy=job.failure.remedy)
         result: _T = job.result
         return result
 
-    def write_waiting(self) -> None:
-        """Write what waits, unless another thread writes: that thread looks again when it ends."""
-        while self._jobs and self._writing.acquire(blocking=False):
+    def write_soon(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Have it written, with more that waits or comes within half a second."""
+        self.write_later(work)
+        is_late = time.monotonic() - self._written_at > _LATE_S
+        # Where another thread writes, the next call of any thread does this.
+        if is_late and self._writing.acquire(blocking=False):
             try:
                 self._commit()
             finally:
@@ -154,6 +160,7 @@ class Database:
             failure = error
         except Exception as error:  # noqa: BLE001 (each thread that waits must hear of it)
             failure = JournalFailed(str(self.path), str(error))
+        self._written_at = time.monotonic()
         for job in jobs:
             job.failure, job.done = failure, True
         if failure is not None and not any(job.is_awaited for job in jobs):

@@ -73,8 +73,8 @@ class FleetRun:
 class Journal(Database):
     """The record of every change, for any number of threads and processes.
 
-    An intent is on the disk before `mark` returns. Other outcomes wait for the next intent,
-    result or `flush`: what many threads write at the same time is committed together. In a `with`
+    An intent is on the disk before `mark` returns. Other outcomes wait for what is
+    written next, or for `flush`: what many threads write at the same time is committed together. In a `with`
     block one connection is kept, else each call has its own. Raises `JournalFailed` where the
     file cannot be read or written: what cannot be recorded is not sent.
     """
@@ -132,8 +132,7 @@ class Journal(Database):
         """Record what became of an app in a fleet's run."""
         row = appid, run, outcome, cause, now()
         sql = "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)"
-        self.write_later(lambda db: db.execute(sql, row))
-        self.write_waiting()
+        self.write_soon(lambda db: db.execute(sql, row))
 
     def flush(self) -> None:
         """Wait until all that was recorded is on the disk."""

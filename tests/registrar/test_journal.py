@@ -206,6 +206,7 @@ def test_many_threads_write_at_once(journal: Journal) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+        journal.flush()
         assert sorted(told) == list(range(1, 65))
         assert sum(1 for run in told for _ in journal.results(run)) == 64
 
