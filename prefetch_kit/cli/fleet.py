@@ -180,7 +180,7 @@ def rollback(
     allow_takeover: bool,
     max_changes: int | None,
 ) -> None:
-    """Restore what stood at WeChat before the last apply, or before an earlier run.
+    """Restore what WeChat held before the last apply of a fleet, or before an earlier run.
 
     It has no canaries unless they are asked for: what it restores has been there.
     """

@@ -58,7 +58,7 @@ def fill_targets(project: Project, authorizers: Authorizers | None, targets: Tar
 
 
 def merchants(authorizers: Authorizers | None) -> Iterator[str]:
-    """The appids of all who authorized the platform. Raises `ConfigError` where there is none."""
+    """The appids of all who authorized the platform. Raises `ConfigError` without a platform."""
     if authorizers is None:
         raise ConfigError(
             "component_appid",
@@ -110,7 +110,7 @@ def _wanted(project: Project, cells: Mapping[str, str]) -> Wanted:
 def read_list(path: Path) -> Iterator[Listed]:
     """Each line of a .csv or .jsonl list: its number, and its cells or what is wrong with it.
 
-    The first line of CSV names the columns. Raises `ListRefused` for a file that is none.
+    The first line of CSV names the columns. Raises `ListRefused` for a file that is no list.
     """
     read = _read_csv if path.suffix == ".csv" else _read_jsonl
     try:

@@ -1,6 +1,6 @@
 """prefetch.toml: which mini programs there are, where each is pulled from, and how to get at them.
 
-No secret stands in it: each is named, by an environment variable or a file.
+It holds no secret: each is named, by an environment variable or a file.
 """
 
 import json

@@ -36,7 +36,7 @@ def checked(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first(messages: Any, table: str = "") -> tuple[str, str, str]:
-    """Where the first of marshmallow's messages stands, and its problem and remedy."""
+    """The key of the first of marshmallow's messages, its problem and its remedy."""
     key = next(iter(messages))
     below = messages[key]
     if isinstance(below, dict):
@@ -66,7 +66,7 @@ def _says(problem: str, remedy: str) -> str:
 
 
 def _check_reference(value: object) -> None:
-    """Refuse a secret that stands in the file, without repeating it."""
+    """Refuse a secret that is in the file itself, without repeating it."""
     if isinstance(value, dict) and len(value) == 1 and value.keys() <= {"env", "file"}:
         (named,) = value.values()
         if isinstance(named, str) and named:

@@ -2,10 +2,8 @@
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.transport import Transport
 
 _TOKEN_CALLS: Final = frozenset(
@@ -15,7 +13,7 @@ _TOKEN_CALLS: Final = frozenset(
 
 
 class Rate:
-    """So many calls a second at most, evenly spread; `rate` None is no limit."""
+    """At most `rate` calls a second, evenly spread; None is no limit."""
 
     def __init__(self, rate: float | None, *, stopping: threading.Event) -> None:
         self._every_s = 0.0 if rate is None else 1 / rate
@@ -47,20 +45,12 @@ class RateLimitedTransport(Transport):
         super().__init__(base_url=base_url, ca_file=ca_file)
         self._rate = rate
 
-    def call(
-        self,
-        action: str,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str | Secret],
-        body: Mapping[str, object] | None = None,
-    ) -> dict[str, object]:
+    def call(self, action: str, *where: str, **what: Any) -> dict[str, object]:
         if action in _TOKEN_CALLS:
             self._rate.take()
         else:
             self._rate.wait()
-        return super().call(action, method, path, query=query, body=body)
+        return super().call(action, *where, **what)
 
 
 class RateLimitedCalls:
@@ -70,15 +60,7 @@ class RateLimitedCalls:
         self._transport = transport
         self._rate = rate
 
-    def call(
-        self,
-        action: str,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str | Secret],
-        body: Mapping[str, object] | None = None,
-    ) -> dict[str, object]:
+    def call(self, action: str, *where: str, **what: Any) -> dict[str, object]:
         """As `Transport.call`."""
         self._rate.wait()
-        return self._transport.call(action, method, path, query=query, body=body)
+        return self._transport.call(action, *where, **what)

@@ -53,7 +53,7 @@ _Found = Iterator[tuple[str, FetchSettings]]
 class Begun:
     """What a fleet is about to do. `run` is its number in the journal, None if it sends nothing.
 
-    `unread` apps are not in the saved plan that it carries out, as they could not be read for it.
+    `unread` apps are not in the saved plan that it executes, as they could not be read for it.
     """
 
     action: str
@@ -248,7 +248,7 @@ class Fleet:
         @contextmanager
         def turn() -> Iterator[None]:
             with lock:
-                # Who was let in before --max-changes was reached still goes on.
+                # What may be sent below --max-changes is still sent.
                 if self._stopping.is_set() and not changes.are_used_up:
                     raise LeftAlone(_STOPPING)
                 yield

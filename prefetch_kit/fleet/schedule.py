@@ -1,4 +1,4 @@
-"""Whose turn it is in a fleet: the canaries first, then the others, and again who may try again."""
+"""Which app of a fleet is next: first the canaries, then the others, and those to be retried."""
 
 import heapq
 import threading
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-# So many wait for their next try, and nobody new begins: the memory stays bounded.
+# With this many apps waiting for a retry no new one begins: the memory stays bounded.
 _MOST_WAITING: Final = 1000
 # Below this many apps a share says little; a smaller fleet counts as what it is.
 _FEWEST_FOR_SHARE: Final = 20
-# Tries beyond the first of each app: so many at least, and one for each five apps begun.
+# Retries of all apps: this many, and one more for each five apps begun.
 _SPARE_RETRIES: Final = 100
 _APPS_A_RETRY: Final = 5
 _MOST_TRIES: Final = 4
@@ -39,7 +39,7 @@ class _Progress:
     canaries_fine: int = 0
     canaries_replaced: int = 0
     proven: int = 0
-    places: set[str] = field(default_factory=set)
+    proving: set[str] = field(default_factory=set)
     waiting: list[tuple[float, int, Task]] = field(default_factory=list)
 
 
@@ -99,7 +99,7 @@ class Schedule:
                 return False
             progress.retried += 1
             progress.in_flight -= 1
-            progress.places.discard(task.appid)  # else who waits for one would wait for this task
+            progress.proving.discard(task.appid)  # else others would wait for this task
             later = Task(task.appid, task.target, task.tries + 1, task.is_canary)
             entry = (time.monotonic() + delay_s, progress.retried, later)
             heapq.heappush(progress.waiting, entry)
@@ -113,8 +113,8 @@ class Schedule:
             while not self.stopping.is_set():
                 if progress.proven >= self._canary:
                     return True
-                if progress.proven + len(progress.places) < self._canary:
-                    progress.places.add(task.appid)
+                if progress.proven + len(progress.proving) < self._canary:
+                    progress.proving.add(task.appid)
                     return True
                 self._changed.wait()
             return False
@@ -144,8 +144,8 @@ class Schedule:
 
     def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> None:
         progress = self._progress
-        is_sent = task.appid in progress.places
-        progress.places.discard(task.appid)
+        is_sent = task.appid in progress.proving
+        progress.proving.discard(task.appid)
         if fine:
             progress.canaries_fine += task.is_canary
             progress.proven += is_sent

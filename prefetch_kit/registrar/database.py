@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -14,6 +15,8 @@ from prefetch_kit.registrar import first_layout
 from prefetch_kit.registrar.state_dir import is_there, make_file
 
 _T = TypeVar("_T")
+# Something to be written, and who waits for it.
+_Job = tuple[Callable[[sqlite3.Connection], Any], "Future[Any] | None"]
 _LAYOUT: Final = 2
 _BUSY_S: Final = 30.0
 _MOST_AT_ONCE: Final = 1000
@@ -59,19 +62,6 @@ _SCHEMA: Final = (
     """CREATE VIEW effects AS
         SELECT * FROM changes WHERE outcome NOT IN ('planned', 'refused', 'unsent')""",
 )
-
-
-class _Job:
-    """Something to be written. `done` once it is on the disk, or cannot be."""
-
-    def __init__(
-        self, work: Callable[[sqlite3.Connection], Any], *, is_awaited: bool = False
-    ) -> None:
-        self.work = work
-        self.is_awaited = is_awaited
-        self.done = False
-        self.result: Any = None
-        self.failure: JournalFailed | None = None
 
 
 class Database:
@@ -123,19 +113,16 @@ class Database:
 
     def write_later(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """Have it written with what is written next."""
-        self._jobs.append(_Job(work))
+        self._jobs.append((work, None))
 
     def write_now(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Write all that waits, or have another thread write it; what `work` returns."""
-        job = _Job(work, is_awaited=True)
-        self._jobs.append(job)
+        answer: Future[_T] = Future()
+        self._jobs.append((work, answer))
         with self._writing:
-            while not job.done:
+            while not answer.done():
                 self._commit()
-        if job.failure is not None:
-            raise JournalFailed(job.failure.path, job.failure.cause, remedy=job.failure.remedy)
-        result: _T = job.result
-        return result
+        return answer.result()
 
     def write_soon(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """Have it written, with more that waits or comes within half a second."""
@@ -151,20 +138,21 @@ class Database:
     def _commit(self) -> None:
         """Write what waits in one transaction. Raises `JournalFailed` if nobody waits for it."""
         jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), _MOST_AT_ONCE))]
-        failure: JournalFailed | None = None
+        answers = [answer for _, answer in jobs if answer is not None]
         try:
             with self._failing(), self._connected() as db, _transaction(db):
-                for job in jobs:
-                    job.result = job.work(db)
-        except JournalFailed as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001 (each thread that waits must hear of it)
-            failure = JournalFailed(str(self.path), str(error))
+                results = [work(db) for work, _ in jobs]
+        except BaseException as error:
+            failure = error if isinstance(error, JournalFailed) else self._failure(error)
+            for answer in answers:
+                answer.set_exception(failure)
+            if not answers or not isinstance(error, Exception):
+                raise
+        else:
+            for (_, awaited), result in zip(jobs, results, strict=True):
+                if awaited is not None:
+                    awaited.set_result(result)
         self._written_at = time.monotonic()
-        for job in jobs:
-            job.failure, job.done = failure, True
-        if failure is not None and not any(job.is_awaited for job in jobs):
-            raise failure
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -179,7 +167,7 @@ class Database:
         if not is_ours:
             raise JournalFailed(
                 str(self.path),
-                "it was removed, or another put in its place, while this process wrote to it",
+                "it was removed or replaced while this process wrote to it",
                 remedy="Leave the state directory where it is, restore it if there is a copy, "
                 "and run the same command again",
             )
@@ -225,7 +213,10 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise JournalFailed(str(self.path), str(error)) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: BaseException) -> JournalFailed:
+        return JournalFailed(str(self.path), str(error))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a host stands with WeChat for one mini program; `verdicts` are in the order to mend."""
+    """Whether a host is a business domain, rule by rule; `verdicts` are in the order to mend."""
 
     appid: str
     host: str
@@ -118,7 +118,7 @@ class HostDomains:
         return self._standing(verdicts)
 
     def ensure(self, *, directly: bool, checks_file: bool = True) -> Standing:
-        """Add the host wherever it is missing, and say how it stands then.
+        """Add the host wherever it is missing, and say which rules are kept then.
 
         Through the platform, which counts at once; or `directly`, which counts from the mini
         program's next release on. Raises `ConfirmFileMissing` before anything is sent, if the

@@ -2,7 +2,7 @@
 
 The hook runs in gunicorn's arbiter before any worker answers, so it only starts a child. The
 child waits until the app answers and then runs `apply --yes`; whatever becomes of it, gunicorn
-goes on serving, unless `when_ready_or_stop` is imported in its place. What it says goes where
+goes on serving, unless `when_ready_or_stop` is imported instead. What it says goes where
 gunicorn's own output goes. `apply` runs as the user and group that the workers run as, and the
 state directory has to be theirs. Of all that share this directory, one sets the URLs.
 
@@ -40,7 +40,7 @@ def when_ready_or_stop(server: Any) -> None:
     """`when_ready` for those who would rather not serve than serve unregistered.
 
     Import it `as when_ready`. Where the registration fails, gunicorn is told to end (SIGTERM):
-    requests under way are answered, and whoever started it sees it gone.
+    requests under way are answered, and what started it sees that it ended.
     """
     # The child keeps gunicorn's own rights, without which it could not end it.
     _start_child(server, [str(os.getpid()), json.dumps(_identity(server.cfg))])
@@ -48,10 +48,10 @@ def when_ready_or_stop(server: Any) -> None:
 
 def _start_child(server: Any, stop: list[str], **identity: Any) -> None:
     address = server.LISTENERS[0].getsockname()
-    place = address if isinstance(address, str) else f"{_reachable(address[0])}|{address[1]}"
-    # A session of its own, so that Ctrl-C at gunicorn does not cut a call to WeChat in half.
+    listener = address if isinstance(address, str) else f"{_reachable(address[0])}|{address[1]}"
+    # In another session, so that Ctrl-C at gunicorn does not cut a call to WeChat in half.
     subprocess.Popen(  # noqa: S603 (our own module and the app gunicorn was given)
-        [sys.executable, "-m", __name__, server.app.app_uri, place, *stop],
+        [sys.executable, "-m", __name__, server.app.app_uri, listener, *stop],
         cwd=server.cfg.chdir,
         env=os.environ | {"PYTHONPATH": _python_path(server.cfg)},
         stdin=subprocess.DEVNULL,
@@ -78,12 +78,12 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (read, not bound)
 
 
-def _wait_until_serving(place: str) -> None:
+def _wait_until_serving(listener: str) -> None:
     """Send one request; the listener queues it until a worker is up to answer.
 
     Raises OSError where nobody listens any more.
     """
-    host, _, port = place.rpartition("|")
+    host, _, port = listener.rpartition("|")
     with contextlib.suppress(OSError), _connect(host, port) as connection:
         connection.settimeout(_BOOT_WAIT_S)
         connection.sendall(b"HEAD / HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -107,9 +107,9 @@ def _connect(host: str, port: str) -> socket.socket:
     return connection
 
 
-def _main(app: str, place: str, gunicorn: str = "", identity: str = "{}") -> None:
+def _main(app: str, listener: str, gunicorn: str = "", identity: str = "{}") -> None:
     try:
-        _wait_until_serving(place)
+        _wait_until_serving(listener)
     except OSError:
         sys.exit("prefetch_kit: gunicorn ended before it answered; nothing was registered.")
     command = [sys.executable, "-m", "prefetch_kit", "--app", app, "apply", "--yes"]

@@ -73,10 +73,9 @@ class FleetRun:
 class Journal(Database):
     """The record of every change, for any number of threads and processes.
 
-    An intent is on the disk before `mark` returns. Other outcomes wait for what is
-    written next, or for `flush`: what many threads write at the same time is committed together. In a `with`
-    block one connection is kept, else each call has its own. Raises `JournalFailed` where the
-    file cannot be read or written: what cannot be recorded is not sent.
+    An intent is on the disk before `mark` returns. Other outcomes wait for what is written next,
+    or for `flush`. Raises `JournalFailed` where the file cannot be read or written: what cannot
+    be recorded is not sent.
     """
 
     def begin(self, action: Action, *, appid: str, returns_from: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What stands at WeChat compared with what should: pure, no I/O."""
+"""What WeChat holds compared with what it should hold: pure, no I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,7 +75,7 @@ class Past:
 
     @property
     def known(self) -> tuple[FetchSetting, ...]:
-        """All that stands there without anybody else having set it."""
+        """All that WeChat may hold without anybody else having set it."""
         return self.before, self.wanted, *self.between
 
 
@@ -155,11 +155,11 @@ def _after(before: FetchSetting, wanted: FetchSetting | OffIfFrom) -> FetchSetti
 
 
 def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
-    """Go back to what stood there before a run.
+    """Go back to what WeChat held before a run.
 
     WeChat demands a whole source even for switching off, and cannot forget one it has. So a
-    half that had none becomes switched off, with the source it has now. What neither stood
-    there before nor was wanted by the run was set by somebody else since: a takeover.
+    half that had none becomes switched off, with the source it has now. What was neither
+    held before nor wanted by the run was set by somebody else since: a takeover.
     """
     changes = []
     for kind, past in pasts.items():

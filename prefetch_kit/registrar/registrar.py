@@ -105,8 +105,8 @@ class Registrar:
 
         A change that switches off what is on needs "disable" in `allow`, one that replaces a
         source of another host or environment "takeover": else `GuardRefused` is raised, before
-        anything is sent. `approve` sees the plan before that, and stops it by raising: the place
-        to probe URLs and to ask a person. It is not called where nothing is to do. Raises
+        anything is sent. `approve` sees the plan before that, and stops it by raising: probe URLs
+        and ask a person there. It is not called where nothing is to be done. Raises
         `PlanStale` where something else is to be done by then; what another registrar has done
         by then is left out of the plan that is returned.
         """
@@ -119,7 +119,7 @@ class Registrar:
         allow: Collection[Guard] = (),
         approve: Callable[[Plan], object] = lambda _: None,
     ) -> Plan:
-        """Carry out the changes of a plan that was made earlier, the same way.
+        """Execute the changes of a plan that was made earlier, the same way.
 
         Raises `PlanStale` where WeChat has changed since, what the plan wants excepted. Each
         needs the guards that it needed in its plan.

@@ -185,10 +185,10 @@ def test_one_that_was_removed_is_not_made_anew(journal: Journal) -> None:
         begun(journal)
         journal.path.rename(journal.path.with_name("elsewhere"))
         for _ in range(2):
-            with pytest.raises(JournalFailed, match="it was removed"):
+            with pytest.raises(JournalFailed, match="it was removed or replaced"):
                 begun(journal)
         begun(Journal(journal.path))
-        with pytest.raises(JournalFailed, match="another put in its place"):
+        with pytest.raises(JournalFailed, match="it was removed or replaced"):
             begun(journal)
 
 
