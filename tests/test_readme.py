@@ -26,7 +26,7 @@ from prefetch_kit.fleet.project import load_project
 from prefetch_kit.refusals import REFUSALS as refusals  # noqa: N811 (the README's is REFUSALS here)
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.sources import TokenSources
+from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -30,7 +30,7 @@ from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.plan_file import read_plans
 from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.registrar import Registrar
-from prefetch_kit.weixin.sources import TokenSources
+from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
 # Where no line of the developer's own is: the standard library, this package, and all installed.

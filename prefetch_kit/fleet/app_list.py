@@ -17,8 +17,9 @@ from prefetch_kit.errors import (
 from prefetch_kit.fleet.project import Project
 from prefetch_kit.fleet.targets import Targets, wanted_text
 from prefetch_kit.registrar.plan import Wanted
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.authorizers import Authorizers
-from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.token_sources import has_source
 
 _LONGEST_LINE: Final = 65_536
 _SHOWN: Final = 10
@@ -83,7 +84,7 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
     appid = cells.get("appid", "")
     if not APPID_SHAPE.match(appid):
         return f"{appid[:64]!r} is no appid"
-    if not _has_tokens(project, appid):
+    if not has_source(project, appid):
         return f"there is no AppSecret for {appid} where [tokens] app_secrets leads"
     try:
         wanted = _wanted(project, cells)
@@ -94,12 +95,6 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
     is_new = targets.add(appid, wanted_text(wanted))
     # Merchants who authorize while the platform's list is read move others to the next page.
     return None if is_new or project.apps is None else f"{appid} is there twice"
-
-
-def _has_tokens(project: Project, appid: str) -> bool:
-    """Whether anything says where the app's access tokens come from."""
-    ways = project.token_command, project.component_appid, project.app_secrets.get(appid)
-    return any(way is not None for way in ways)
 
 
 def _wanted(project: Project, cells: Mapping[str, str]) -> Wanted:

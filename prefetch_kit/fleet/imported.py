@@ -11,12 +11,12 @@ from typing import Final, Protocol
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.fleet.project import Pace, Project
-from prefetch_kit.weixin import sources
+from prefetch_kit.weixin import token_sources
 
 _WECHAT: Final = "https://api.weixin.qq.com"
 
 
-class Settings(sources.Settings, Protocol):
+class Settings(token_sources.Settings, Protocol):
     """What an app says about WeChat."""
 
     @property

@@ -19,7 +19,7 @@ from prefetch_kit.addresses import platform_url_problem
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS
 from prefetch_kit.registrar.template import Template
-from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
 _SLOWEST: Final = 0.001  # a call in seventeen minutes
 

@@ -40,7 +40,7 @@ from prefetch_kit.registrar.plan import Guard, Plan, explain, plan_return
 from prefetch_kit.registrar.plan_file import check_directory, read_plans, write_plans
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.sources import TokenSources
+from prefetch_kit.weixin.token_sources import TokenSources
 
 # A read does no harm, so none is held up, and no failures stop the others.
 _NEVER: Final = 2.0

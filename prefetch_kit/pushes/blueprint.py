@@ -17,8 +17,8 @@ from prefetch_kit.pushes.envelope import Keys
 from prefetch_kit.pushes.events import Receiver
 from prefetch_kit.pushes.xml import MAX_BYTES
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.stores import stores_of
 from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_stores.settings import stores_of
 from prefetch_kit.weixin.transport import Transport
 
 # WeChat waits five seconds: one call for the platform's token, one for the merchant's.

@@ -12,13 +12,12 @@ from typing import Final
 from prefetch_kit.errors import PrefetchKitError, Refused
 from prefetch_kit.pushes.envelope import Keys, NotAcceptedError, opened
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.authorizers import SPENT_CODE
 from prefetch_kit.weixin.third_party import ThirdParty
-from prefetch_kit.weixin.token_store import decode_secret
+from prefetch_kit.weixin.token_stores.records import decode_secret
 
 _SECONDS: Final = re.compile(r"[0-9]{1,12}\Z")
-# The authorization code was exchanged before, or is too old.
-_SPENT: Final = frozenset({61009, 61010})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Receiver:
         try:
             appid = merchants.accept(code, since=since)
         except Refused as refused:
-            if refused.errcode not in _SPENT:
+            if refused.errcode not in SPENT_CODE:
                 raise
             if not merchants.holds(appid, since=since):
                 # The answer to an earlier push was lost; the list of merchants has what it gave.

@@ -14,7 +14,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 from prefetch_kit.errors import PlanUnusable, SourceRefused, UrlRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting
 from prefetch_kit.registrar.plan import Change, checked_changes
-from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
 _TYPE: Final = "prefetch_kit plan"
 _VERSION: Final = 1

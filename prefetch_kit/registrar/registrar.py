@@ -24,9 +24,10 @@ from prefetch_kit.registrar.plan import (
     plan_wanted,
 )
 from prefetch_kit.registrar.probe import Probed, probe_setting
-from prefetch_kit.weixin.grants import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.tokens import TokenSource, token_source_of
+from prefetch_kit.weixin.token_sources import token_source_of
+from prefetch_kit.weixin.tokens import TokenSource
 from prefetch_kit.weixin.transport import Transport
 
 _LOCK_WAIT_S: Final = 30.0

@@ -12,7 +12,7 @@ from typing import IO, cast
 from prefetch_kit.errors import ConfigError, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
-from prefetch_kit.weixin.token_store import TOKEN_SHAPE, StoredToken
+from prefetch_kit.weixin.token_stores.records import TOKEN_SHAPE, StoredToken
 
 _MAX_BYTES = 8192
 

@@ -1,4 +1,4 @@
-"""A third-party platform's own credentials: the ticket WeChat pushes, and the token it buys.
+"""A third-party platform's own credentials: the ticket that WeChat pushes, and its token.
 
 developers.weixin.qq.com: the component_verify_ticket and getComponentAccessToken pages.
 """
@@ -9,8 +9,8 @@ from typing import Final
 
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.token_store import StoredToken, TokenStore
-from prefetch_kit.weixin.tokens import KeptToken, TokenSource, promised, read_token, with_token
+from prefetch_kit.weixin.token_stores.records import StoredToken, TokenStore
+from prefetch_kit.weixin.tokens import SharedToken, TokenSource, promised, read_token, with_token
 from prefetch_kit.weixin.transport import Transport
 
 TICKET_LASTS_S: Final = 12 * 3600
@@ -44,8 +44,8 @@ class Tickets:
         return kept.value
 
 
-class ComponentToken(KeptToken[StoredToken]):
-    """The `component_access_token`: bought with the ticket, kept in a store, good two hours."""
+class ComponentToken(SharedToken[StoredToken]):
+    """The `component_access_token`, asked for with the ticket; it lasts two hours."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ComponentToken(KeptToken[StoredToken]):
         self._secret = secret
         self._tickets = tickets
 
-    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 - nothing of it is needed
+    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
         asked_at = self._clock()
         token = read_token(
             self._transport.call(

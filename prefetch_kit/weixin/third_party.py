@@ -3,35 +3,40 @@
 from typing import Protocol
 
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import stores
+from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
-from prefetch_kit.weixin.grants import GRANT_CODEC
-from prefetch_kit.weixin.token_store import LOCK_WAIT_S, TOKEN_CODEC
+from prefetch_kit.weixin.token_stores import settings as store_settings
+from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, TOKEN_CODEC, Stores
+from prefetch_kit.weixin.token_stores.settings import stores_of
 from prefetch_kit.weixin.transport import Transport
 
 
 class ThirdParty:
-    """One third-party platform. Whoever opens the same stores shares all of it.
+    """One third-party platform. All that open the same stores share all of it.
 
     `tickets` takes what WeChat pushes, `token` gives the platform's own token, `calls` makes its
     calls, `authorizers` has the merchants and the tokens of their mini programs.
     """
 
-    def __init__(
-        self, transport: Transport, appid: str, secret: Secret, kept: stores.Stores
-    ) -> None:
+    def __init__(self, transport: Transport, appid: str, secret: Secret, stores: Stores) -> None:
         self.appid = appid
-        self.tickets = Tickets(kept.open(appid, "ticket", TOKEN_CODEC))
-        store = kept.open(appid, "component_token", TOKEN_CODEC)
+        self.tickets = Tickets(stores.open(appid, "ticket", TOKEN_CODEC))
+        store = stores.open(appid, "component_token", TOKEN_CODEC)
         self.token = ComponentToken(transport, appid, secret, self.tickets, store)
         self.calls = ComponentCalls(transport, appid, self.token)
         self.authorizers = Authorizers(
-            self.calls, lambda merchant: kept.open(merchant, f"granted-to-{appid}", GRANT_CODEC)
+            self.calls,
+            lambda merchant: stores.open(merchant, record_name(appid), AUTHORIZATION_CODEC),
         )
 
 
-class Settings(stores.Settings, Protocol):
+def record_name(component_appid: str) -> str:
+    """What a merchant's authorization of this platform is called in a store."""
+    return f"granted-to-{component_appid}"
+
+
+class Settings(store_settings.Settings, Protocol):
     """What an app says about the third-party platform that it belongs to, if it does."""
 
     @property
@@ -40,12 +45,22 @@ class Settings(stores.Settings, Protocol):
     def component_secret(self) -> Secret | None: ...
 
 
+def is_named(settings: Settings) -> bool:
+    """Whether the settings name a platform."""
+    return settings.component_appid is not None and settings.component_secret is not None
+
+
 def third_party_of(
-    settings: Settings, transport: Transport, *, lock_wait_s: float = LOCK_WAIT_S
+    settings: Settings,
+    transport: Transport,
+    *,
+    stores: Stores | None = None,
+    lock_wait_s: float = LOCK_WAIT_S,
 ) -> ThirdParty | None:
-    """The platform of PREFETCH_COMPONENT_APPID; None where there is none."""
+    """The platform of PREFETCH_COMPONENT_APPID, by default with stores of its own."""
     appid, secret = settings.component_appid, settings.component_secret
     if appid is None or secret is None:
         return None
-    kept = stores.stores_of(settings, lock_wait_s=lock_wait_s)
-    return ThirdParty(transport, appid, secret, kept)
+    if stores is None:
+        stores = stores_of(settings, lock_wait_s=lock_wait_s)
+    return ThirdParty(transport, appid, secret, stores)

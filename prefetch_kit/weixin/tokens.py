@@ -1,4 +1,4 @@
-"""Where an access token comes from."""
+"""Access tokens: what gives them, and how a rejected one is renewed."""
 
 import logging
 import time
@@ -8,9 +8,9 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from prefetch_kit.errors import ConfigError, OutcomeUnknown, TokenRejected, TokenSourceError
+from prefetch_kit.errors import OutcomeUnknown, TokenRejected, TokenSourceError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.token_store import TOKEN_SHAPE, Store, StoredToken, TokenStore
+from prefetch_kit.weixin.token_stores.records import TOKEN_SHAPE, Store, StoredToken, TokenStore
 from prefetch_kit.weixin.transport import Transport
 
 # /doc/offiaccount getStableAccessToken: expires_in is 300 to 7200; getComponentAccessToken and
@@ -44,68 +44,28 @@ class StaticToken:
     def get(self) -> Secret:
         return self._value
 
-    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 - part of TokenSource
+    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 (part of TokenSource)
         return self._value
 
 
-class TokenFunction:
-    """The token that a function gives: a program's own token service, for instance.
-
-    It is asked each time, and once more where WeChat rejects what it gave. What it raises is
-    told by its class alone, since the text may hold a secret. Raises TokenSourceError.
-    """
-
-    def __init__(self, ask: Callable[[], str]) -> None:
-        self._ask = ask
-
-    def get(self) -> Secret:
-        outcome = self._asked()
-        if isinstance(outcome, Secret):
-            return outcome
-        raise TokenSourceError("the given function", outcome, remedy="Call it by hand to see why")
-
-    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 - only the function knows better
-        return self.get()
-
-    def _asked(self) -> Secret | str:
-        """The token, or what is wrong, as a value: raised from here it would show the token."""
-        try:
-            token: object = self._ask()
-        except Exception as error:  # noqa: BLE001 - it is the caller's own, and can be any
-            return f"it raised {type(error).__name__}"
-        if not isinstance(token, str) or not TOKEN_SHAPE.match(token):
-            return "what it gave is no access token"
-        return Secret(token)
-
-
-def token_source_of(given: TokenSource | Callable[[], str]) -> TokenSource:
-    """A token source, or one of a function. Raises ConfigError for what is neither."""
-    if callable(given):
-        return TokenFunction(given)
-    if not hasattr(given, "renew"):  # it may be a token, and is not shown
-        problem = "is neither a token source nor a function that gives a token"
-        raise ConfigError("tokens", problem, remedy="Pass one of the two")
-    return given
-
-
-class Kept(Protocol):
-    """A record in which there is an access token, or none yet."""
+class HasToken(Protocol):
+    """A record that may hold an access token."""
 
     @property
     def access(self) -> StoredToken | None: ...
 
 
-_K = TypeVar("_K", bound=Kept)
+_R = TypeVar("_R", bound=HasToken)
 
 
-class KeptToken(ABC, Generic[_K]):
-    """A token kept in a store that all processes share: many need one, one asks WeChat.
+class SharedToken(ABC, Generic[_R]):
+    """A token in a store that all processes share: many need one, one asks WeChat.
 
-    Only whoever holds the store's lock asks. A token is replaced only if it is about to end or
+    Only the holder of the store's lock asks. A token is replaced only if it is about to end or
     is the very one that failed, and stays until the new one is there. `clock` is wall time.
     """
 
-    def __init__(self, store: Store[_K], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store[_R], *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
 
@@ -117,15 +77,15 @@ class KeptToken(ABC, Generic[_K]):
         return self._replaced(failed)
 
     @abstractmethod
-    def _issued(self, kept: _K | None) -> _K:
-        """Ask WeChat for a token; `kept` is what stands in the store. Called under its lock."""
+    def _issued(self, kept: _R | None) -> _R:
+        """Ask WeChat for a token; `kept` is what the store holds. Called under its lock."""
 
-    def _came_late(self, issued: _K) -> None:
-        """The lock was lost, and what was issued is not kept: another's newer record stands."""
+    def _came_late(self, issued: _R) -> None:
+        """The lock was lost, and what was issued is not kept: a newer record was saved."""
 
     def _replaced(self, failed: Secret | None) -> Secret:
         with self._store.lock():
-            # Look again: whoever held the lock before has probably renewed it.
+            # Look again: the holder of the lock before us has probably renewed it.
             kept = self._store.load()
             access, issued = self._good(kept), None
             if access is None or access.value == failed:
@@ -142,7 +102,7 @@ class KeptToken(ABC, Generic[_K]):
             )
         return access.value
 
-    def _good(self, kept: _K | None) -> StoredToken | None:
+    def _good(self, kept: _R | None) -> StoredToken | None:
         access, now = kept.access if kept is not None else None, self._clock()
         if access is None or access.ends_soon(now):
             return None
@@ -150,7 +110,7 @@ class KeptToken(ABC, Generic[_K]):
         return access if access.expires_at <= now + LONGEST_S else None
 
 
-class StableToken(KeptToken[StoredToken]):
+class StableToken(SharedToken[StoredToken]):
     """The token of `POST /cgi-bin/stable_token`.
 
     `force_refresh` is always false: WeChat then gives everyone the same token, so no process
@@ -171,7 +131,7 @@ class StableToken(KeptToken[StoredToken]):
         self._appid = appid
         self._secret = secret
 
-    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 - nothing of it is needed
+    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
         asked_at = self._clock()
         token = read_token(
             self._transport.call(
@@ -192,13 +152,13 @@ class StableToken(KeptToken[StoredToken]):
 
 
 class PlainToken(StableToken):
-    """The token of `GET /cgi-bin/token`, which nobody should want: see the warning it logs.
+    """The token of `GET /cgi-bin/token`; the warning that it logs says why to avoid it.
 
     developers.weixin.qq.com: the getAccessToken page. It shares nothing with `stable_token`, so
     it is for an app whose other programs use this call too, and then through one store.
     """
 
-    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 - nothing of it is needed
+    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
         _logger.warning(
             "%s: a new token of /cgi-bin/token ends the one that any other program of this app "
             "holds, five minutes from now; PREFETCH_TOKEN_CALL = stable_token does not",
@@ -246,7 +206,7 @@ def read_token(
 
 
 def promised(action: str, read: _T | None, *, what: str) -> _T:
-    """What was read from an answer; raises OutcomeUnknown, below no frame that saw the answer."""
+    """What was read from an answer. Raises OutcomeUnknown, from no frame that saw the answer."""
     if read is None:
         raise OutcomeUnknown(action, f"the answer holds no {what}", sent=True, remedy="Try again")
     return read

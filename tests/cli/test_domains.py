@@ -15,8 +15,8 @@ from prefetch_kit import Prefetch
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.stores import FileStores
 from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_stores.file import FileStores
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:

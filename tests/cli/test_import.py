@@ -13,7 +13,7 @@ from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.fleet.imported import project_of
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.sources import TokenSources
+from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:

@@ -103,7 +103,7 @@ def test_tokens_may_be_kept_in_redis(
     assert cli("show", app=app).status == 0
     [key] = redis.keys("prefetch_kit:tokens:*")
     assert b"access_token" in redis.hget(key, "record")
-    assert not list(settings["PREFETCH_STATE_DIR"].rglob("access_token.json"))
+    assert not list(settings["PREFETCH_STATE_DIR"].rglob("tokens.sqlite3"))
 
 
 def test_a_redis_that_is_away_is_one_sentence(

@@ -1,8 +1,9 @@
 """A fleet of all merchants who authorized a third-party platform."""
 
-import os
 import socket
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ from prefetch_kit.fleet.targets import Targets
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import authorizers
+from prefetch_kit.weixin import authorizer_list
 from prefetch_kit.weixin.domains import PlatformDomains
-from prefetch_kit.weixin.sources import TokenSources
 from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
@@ -88,14 +89,19 @@ def test_every_merchant_is_registered(
     assert sorted(merchants.told.results) == merchants.appids[1:5]
 
 
+def lose_authorizations(project: Project) -> None:
+    path = project.state_dir / wechat_name(project.api_base_url) / "tokens.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("DELETE FROM records WHERE name LIKE 'granted-to-%'")
+
+
 def test_lost_refresh_tokens_are_had_by_pages(
     merchants: "Merchants", project: Project, authorize: Callable[[str], None]
 ) -> None:
     """With all that was kept gone, two pages are enough for all merchants, not one each."""
     for appid in merchants.add(5):
         authorize(appid)
-    for path in project.state_dir.rglob("granted-to-*"):
-        os.unlink(path)
+    lose_authorizations(project)
     assert Fleet(project, merchants.told).plan().exit_code == 0
     assert merchants.wx.count(path="/cgi-bin/component/api_get_authorizer_list") == 2
 
@@ -107,8 +113,7 @@ def test_those_of_a_file_are_looked_for_together(
     """One page for what was lost, one for all who never authorized, and none for each."""
     for appid in merchants.add(6)[:3]:
         authorize(appid)
-    for path in project.state_dir.rglob("granted-to-*"):
-        os.unlink(path)
+    lose_authorizations(project)
     (project.path.parent / "apps.csv").write_text("\n".join(["appid", *merchants.appids]))
     Fleet(replace(project, apps=project.path.parent / "apps.csv"), merchants.told).plan()
     outcomes = [merchants.told.results[appid].outcome for appid in merchants.appids]
@@ -119,13 +124,13 @@ def test_those_of_a_file_are_looked_for_together(
 def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
     merchants: "Merchants", project: Project, authorize: Callable[[str], None]
 ) -> None:
-    """One file that others may read: that merchant fails and says so, all others are planned."""
+    """One old file that others may read: that merchant fails and says so, all others do not."""
     for appid in merchants.add(3):
         authorize(appid)
-    (granted,) = (project.state_dir / wechat_name(project.api_base_url) / "wxm00001").glob(
-        "granted-to-*.json"
-    )
-    granted.chmod(0o644)
+    first = project.state_dir / wechat_name(project.api_base_url) / "wxm00001"
+    first.mkdir()
+    (first / f"granted-to-{PLATFORM}.json").write_text("{}")
+    (first / f"granted-to-{PLATFORM}.json").chmod(0o644)
     Fleet(project, merchants.told).plan()
     results = merchants.told.results
     assert [results[appid].outcome for appid in merchants.appids] == ["done", "failed", "done"]
@@ -157,7 +162,7 @@ def test_a_merchant_on_two_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another came to the front of the list between its pages: nobody is left out for that."""
-    monkeypatch.setattr(authorizers, "_PAGE", 2)
+    monkeypatch.setattr(authorizer_list, "_PAGE", 2)
     first, *rest = merchants.add(4)
     for appid in rest:
         authorize(appid)

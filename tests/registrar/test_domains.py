@@ -11,8 +11,8 @@ from prefetch_kit.registrar.domains import HostDomains, Standing
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.domains import ConfirmFile, MiniProgramDomains, PlatformDomains
-from prefetch_kit.weixin.stores import FileStores
 from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_stores.file import FileStores
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:

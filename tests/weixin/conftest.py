@@ -8,7 +8,10 @@ import logging
 import pickle
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +24,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 import trustme
 
+from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.weixin.transport import Transport
 
 OK = b'{"errcode":0,"errmsg":"ok"}'
@@ -176,6 +180,60 @@ class Serve:
     def close(self) -> None:
         for far in self._started:
             far.close()
+
+
+class Clock:
+    """Wall time in seconds, which moves only when it is told to, or when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def wx(running: Sandbox) -> Sandbox:
+    """A WeChat that starts anew with each test, on one port."""
+    running.reset()
+    return running
+
+
+@pytest.fixture
+def transport(wx: Sandbox) -> Iterator[Transport]:
+    with Transport(base_url=wx.base_url) as made:
+        yield made
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start Python processes of a given script, whose pipes hold text; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(script: str, *args: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        argv = [sys.executable, "-c", script, *args]
+        started.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with process:
+            process.kill()
 
 
 @pytest.fixture

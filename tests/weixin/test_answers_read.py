@@ -13,12 +13,12 @@ from prefetch_kit.errors import OutcomeUnknown, Refused
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
+from prefetch_kit.weixin.authorizations import Authorization
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
-from prefetch_kit.weixin.grants import Grant
 from prefetch_kit.weixin.login import CodeExchange, PlatformCodeExchange
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.token_store import MemoryStore, MemoryTokenStore
+from prefetch_kit.weixin.token_stores.records import MemoryStore
 from prefetch_kit.weixin.tokens import StableToken, StaticToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -194,7 +194,7 @@ def put(base_url: str) -> None:
 
 def stable_token(base_url: str) -> object:
     with Transport(base_url=base_url) as transport:
-        return StableToken(transport, "wx01", Secret("app-secret"), MemoryTokenStore()).get()
+        return StableToken(transport, "wx01", Secret("app-secret"), MemoryStore()).get()
 
 
 def login(base_url: str) -> object:
@@ -207,15 +207,15 @@ def login(base_url: str) -> object:
 
 def component_token(base_url: str) -> object:
     with Transport(base_url=base_url) as transport:
-        tickets = Tickets(MemoryTokenStore())
+        tickets = Tickets(MemoryStore())
         tickets.keep(Secret("ticket"), pushed_at=0.0)
-        secret, store = Secret("component-secret"), MemoryTokenStore()
-        return ComponentToken(transport, "wx9", secret, tickets, store).get()
+        secret = Secret("component-secret")
+        return ComponentToken(transport, "wx9", secret, tickets, MemoryStore()).get()
 
 
 def merchants(transport: Transport) -> Authorizers:
-    store: MemoryStore[Grant] = MemoryStore()
-    store.save(Grant((Secret("refresh"),), None, 0.0))
+    store: MemoryStore[Authorization] = MemoryStore()
+    store.save(Authorization((Secret("refresh"),), None, 0.0))
     return Authorizers(platform_calls(transport), lambda _: store)
 
 
@@ -235,7 +235,7 @@ def authorization_code(base_url: str) -> object:
 
 def merchant_list(base_url: str) -> object:
     with Transport(base_url=base_url) as transport:
-        return list(merchants(transport).listed(tries=1))
+        return merchants(transport).find("wx01")
 
 
 def platform_login(base_url: str) -> object:

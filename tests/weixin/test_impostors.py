@@ -16,12 +16,12 @@ import trustme
 from prefetch_kit.errors import OutcomeUnknown
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin import sessions
+from prefetch_kit.weixin.authorizations import Authorization
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
-from prefetch_kit.weixin.grants import Grant
 from prefetch_kit.weixin.login import CodeExchange
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.token_store import MemoryStore, MemoryTokenStore
+from prefetch_kit.weixin.token_stores.records import MemoryStore
 from prefetch_kit.weixin.tokens import StableToken, StaticToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -43,19 +43,19 @@ def send_every_secret(base_url: str, ca_file: str | None) -> list[OutcomeUnknown
     """One call for each secret there is; all of them must fail."""
     transport = Transport(base_url=base_url, ca_file=ca_file)
     exchange = CodeExchange(base_url=base_url, ca_file=ca_file)
-    tickets = Tickets(MemoryTokenStore())
+    tickets = Tickets(MemoryStore())
     tickets.keep(Secret(TICKET), pushed_at=0.0)
-    component = (transport, "wx9", Secret(APP_SECRET), tickets, MemoryTokenStore())
-    grants: MemoryStore[Grant] = MemoryStore()
-    grants.save(Grant((Secret(REFRESH),), None, 0.0))
+    component = ComponentToken(transport, "wx9", Secret(APP_SECRET), tickets, MemoryStore())
+    authorization: MemoryStore[Authorization] = MemoryStore()
+    authorization.save(Authorization((Secret(REFRESH),), None, 0.0))
     calls = ComponentCalls(transport, "wx9", StaticToken(Secret(TOKEN)))
     failed = []
     for call in (
         SettingsApi(transport, StaticToken(Secret(TOKEN))).get,
-        StableToken(transport, "wx01", Secret(APP_SECRET), MemoryTokenStore()).get,
+        StableToken(transport, "wx01", Secret(APP_SECRET), MemoryStore()).get,
         lambda: exchange.exchange("wx01", Secret(APP_SECRET), Secret(CODE)),
-        ComponentToken(*component).get,
-        Authorizers(calls, lambda _: grants).token("wx01").get,
+        component.get,
+        Authorizers(calls, lambda _: authorization).token("wx01").get,
     ):
         with pytest.raises(OutcomeUnknown) as caught:
             call()

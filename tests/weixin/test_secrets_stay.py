@@ -14,12 +14,12 @@ import pytest
 from prefetch_kit.errors import OutcomeUnknown, Refused
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.authorizations import Authorization
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
-from prefetch_kit.weixin.grants import Grant
 from prefetch_kit.weixin.login import CodeExchange, PlatformCodeExchange
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.token_store import MemoryStore, MemoryTokenStore
+from prefetch_kit.weixin.token_stores.records import MemoryStore, StoredToken
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -116,18 +116,18 @@ class Caller:
         self.exchange = CodeExchange(base_url=base_url, deadline_s=deadline_s)
         self.source = StaticToken(Secret(TOKEN))
         self.api = SettingsApi(self.transport, self.source, sleep=lambda _: None)
-        self.store = MemoryTokenStore()
+        self.store: MemoryStore[StoredToken] = MemoryStore()
         self.stable = StableToken(self.transport, "wx01", Secret(APP_SECRET), self.store)
-        self.plain = PlainToken(self.transport, "wx01", Secret(APP_SECRET), MemoryTokenStore())
-        self.tickets = Tickets(MemoryTokenStore())
+        self.plain = PlainToken(self.transport, "wx01", Secret(APP_SECRET), MemoryStore())
+        self.tickets = Tickets(MemoryStore())
         self.tickets.keep(Secret(TICKET), pushed_at=time.time())
         self.component = ComponentToken(
-            self.transport, "wx9", Secret(APP_SECRET), self.tickets, MemoryTokenStore()
+            self.transport, "wx9", Secret(APP_SECRET), self.tickets, MemoryStore()
         )
         self.calls = ComponentCalls(self.transport, "wx9", self.source)
-        self.grants: MemoryStore[Grant] = MemoryStore()
-        self.grants.save(Grant((Secret(REFRESH),), None, 0.0))
-        self.merchants = Authorizers(self.calls, lambda _: self.grants)
+        self.authorization: MemoryStore[Authorization] = MemoryStore()
+        self.authorization.save(Authorization((Secret(REFRESH),), None, 0.0))
+        self.merchants = Authorizers(self.calls, lambda _: self.authorization, sleep=lambda _: None)
         self.platform_exchange = PlatformCodeExchange(self.calls)
 
     def get(self) -> object:
@@ -350,6 +350,6 @@ def test_successes_are_quiet_too(
 
     assert isinstance(watch.failure(succeed), EOFError)
     assert len(results) == len(CALLS)
-    kept = [caller.store.load(), caller.grants.load()]
+    kept = [caller.store.load(), caller.authorization.load()]
     for each in (*results, *kept, *vars(caller).values()):
         watch.nothing_of(each)

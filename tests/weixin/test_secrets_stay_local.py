@@ -2,10 +2,12 @@
 
 import json
 import logging
+import sqlite3
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,8 @@ from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import scrub
 from prefetch_kit.weixin.command_token import CommandToken
-from prefetch_kit.weixin.token_store import FileTokenStore, StoredToken
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, StoredToken, TokenStore
 from prefetch_kit.weixin.tokens import StableToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -85,11 +88,11 @@ def a_link(path: Path) -> None:
     path.symlink_to(path.with_name("other"))
 
 
-def load(store: FileTokenStore) -> object:
+def load(store: TokenStore) -> object:
     return store.load()
 
 
-def save(store: FileTokenStore) -> None:
+def save(store: TokenStore) -> None:
     store.save(StoredToken(Secret(TOKEN), 9e9))
 
 
@@ -105,9 +108,13 @@ STORES = [
 
 @pytest.fixture
 def token_path(tmp_path: Path) -> Path:
-    path = tmp_path / "state" / "token"
+    path = tmp_path / "state" / "tokens.sqlite3"
     path.parent.mkdir()
     return path
+
+
+def opened(path: Path) -> TokenStore:
+    return FileStores(path.parent).open("wx01", "access_token", TOKEN_CODEC)
 
 
 @pytest.mark.parametrize(("state", "use"), STORES)
@@ -115,11 +122,11 @@ def test_token_files_that_cannot_be_used(
     watch: "Watch",
     token_path: Path,
     state: Callable[[Path], None],
-    use: Callable[[FileTokenStore], object],
+    use: Callable[[TokenStore], object],
 ) -> None:
-    """The error names the file and nothing that stands in it."""
+    """The error names the file and nothing that is in it."""
     state(token_path)
-    error = watch.failure(partial(use, FileTokenStore(token_path)))
+    error = watch.failure(partial(use, opened(token_path)))
     assert str(token_path) in str(error)
 
 
@@ -129,12 +136,13 @@ def test_a_fresh_token_that_cannot_be_saved(
     """The answer was good, the file is not."""
     body = json.dumps({"access_token": FRESH, "expires_in": 7200})
     with Transport(base_url=serve.answers(http(body.encode())).url) as transport:
-        store = FileTokenStore(token_path)
-        source = StableToken(transport, "wx01", Secret(APP_SECRET), store)
-        (token_path.parent / "token.lock").touch()
-        with store.lock():
-            token_path.mkdir()
-        watch.failure(partial(source.renew, Secret(TOKEN)))
+        source = StableToken(transport, "wx01", Secret(APP_SECRET), opened(token_path))
+        source.get()
+        with closing(sqlite3.connect(token_path)) as other:
+            other.execute(
+                "CREATE TRIGGER t BEFORE INSERT ON records BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        watch.failure(partial(source.renew, Secret(FRESH)))
 
 
 @pytest.mark.parametrize("spell", [str, str.upper, quote, partial(quote, safe=""), quote_plus])

@@ -1,46 +1,32 @@
 """A played third-party platform, and the kit in front of it as a service provider has it."""
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.stores import FileStores, Stores
 from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import Stores
 from prefetch_kit.weixin.transport import Transport
 
 APPID, COMPONENT = "wx01", "wxplatform"
 SECRET = "canary-component-secret"
 
 
-@pytest.fixture(scope="package")
-def running() -> Iterator[Sandbox]:
-    with Sandbox() as sandbox:
-        yield sandbox
+@pytest.fixture
+def wx(wx: Sandbox) -> Sandbox:
+    """With one mini program and one platform, which has no ticket yet."""
+    wx.add_app(APPID, secret="s")
+    wx.add_user(APPID, "o1", unionid="u1")
+    wx.add_platform(COMPONENT, secret=SECRET, token="t", aes_key="k" * 43)
+    return wx
 
 
 @pytest.fixture
-def wx(running: Sandbox) -> Sandbox:
-    """A WeChat that starts anew with each test: one mini program, one platform, no ticket yet."""
-    running.reset()
-    running.add_app(APPID, secret="s")
-    running.add_user(APPID, "o1", unionid="u1")
-    running.add_platform(COMPONENT, secret=SECRET, token="t", aes_key="k" * 43)
-    return running
-
-
-@pytest.fixture
-def transport(wx: Sandbox) -> Iterator[Transport]:
-    with Transport(base_url=wx.base_url) as made:
-        yield made
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Stores:
+def stores(tmp_path: Path) -> FileStores:
     return FileStores(tmp_path / "state")
 
 
@@ -75,20 +61,3 @@ def authorize(wx: Sandbox, provider: ThirdParty) -> Callable[..., str]:
 def calls(wx: Sandbox) -> Callable[[str], int]:
     """How often one of the platform's calls was made, as WeChat counted."""
     return lambda name: wx.count(path=f"/cgi-bin/component/{name}")
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start Python processes of a given script, whose pipes hold text; none outlives the test."""
-    begun: list[subprocess.Popen[str]] = []
-
-    def begin(script: str, *args: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        argv = [sys.executable, "-c", script, *args]
-        begun.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
-        return begun[-1]
-
-    yield begin
-    for process in begun:
-        with process:
-            process.kill()

@@ -1,5 +1,6 @@
 """The chain from the ticket to a merchant's token, and the refresh token that is never lost."""
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,31 +13,32 @@ from prefetch_kit.errors import OutcomeUnknown, Refused, TokenRejected, TokenSou
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import redis_store
+from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC, Authorization
 from prefetch_kit.weixin.authorizers import Authorizers, AuthorizerToken
-from prefetch_kit.weixin.grants import GRANT_CODEC, Grant
-from prefetch_kit.weixin.redis_store import RedisStores
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.stores import Stores
 from prefetch_kit.weixin.third_party import ThirdParty
-from prefetch_kit.weixin.token_store import Store, StoredToken
+from prefetch_kit.weixin.token_stores import redis as redis_store
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import Store, StoredToken
+from prefetch_kit.weixin.token_stores.redis import RedisStores
 from prefetch_kit.weixin.transport import Transport
 
 APPID, COMPONENT = "wx01", "wxplatform"
 REFRESH = "api_authorizer_token"
 
+AuthorizationStore = Store[Authorization]
 Authorize = Callable[..., str]
 Calls = Callable[[str], int]
 
 
 @pytest.fixture
-def store(stores: Stores) -> Store[Grant]:
-    """Where the merchant's grant is kept."""
-    return stores.open(APPID, f"granted-to-{COMPONENT}", GRANT_CODEC)
+def store(stores: FileStores) -> AuthorizationStore:
+    """Where the merchant's authorization is kept."""
+    return stores.open(APPID, f"granted-to-{COMPONENT}", AUTHORIZATION_CODEC)
 
 
 @pytest.fixture
-def forget_access(store: Store[Grant]) -> Callable[[], None]:
+def forget_access(store: AuthorizationStore) -> Callable[[], None]:
     """Take the access token out of the store, so that the next one has to be asked for."""
 
     def forget() -> None:
@@ -46,10 +48,10 @@ def forget_access(store: Store[Grant]) -> Callable[[], None]:
     return forget
 
 
-def kept(store: Store[Grant]) -> Grant:
-    grant = store.load()
-    assert grant is not None
-    return grant
+def kept(store: AuthorizationStore) -> Authorization:
+    found = store.load()
+    assert found is not None
+    return found
 
 
 def test_a_merchants_settings_are_set_with_its_token(
@@ -98,7 +100,7 @@ def test_a_rejected_component_token_is_not_renewed_without_end(
 
 
 def test_a_rotated_refresh_token_is_saved(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
     """The new one and the one before it stand in the store when the token is handed out."""
     authorize()
@@ -113,7 +115,7 @@ def test_a_rotated_refresh_token_is_saved(
 
 
 def test_a_refresh_token_that_stays_is_kept_once(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
     """Where WeChat gives the same again, there is nothing older to keep."""
     wx.switches.refresh_token_rotates = False
@@ -124,7 +126,7 @@ def test_a_refresh_token_that_stays_is_kept_once(
 
 
 def test_an_answer_without_a_refresh_token_changes_none(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
     """What was used goes on being used."""
     authorize()
@@ -137,7 +139,11 @@ def test_an_answer_without_a_refresh_token_changes_none(
 
 
 def test_the_previous_refresh_token_is_tried_when_the_newest_is_refused(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], calls: Calls
+    wx: Sandbox,
+    provider: ThirdParty,
+    authorize: Authorize,
+    store: AuthorizationStore,
+    calls: Calls,
 ) -> None:
     """The newest stored one is no good, the one before it still is: no list is asked for."""
     authorize()
@@ -150,7 +156,11 @@ def test_the_previous_refresh_token_is_tried_when_the_newest_is_refused(
 
 
 def test_a_lost_rotated_refresh_token_is_rescued_from_the_list(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], calls: Calls
+    wx: Sandbox,
+    provider: ThirdParty,
+    authorize: Authorize,
+    store: AuthorizationStore,
+    calls: Calls,
 ) -> None:
     """WeChat rotated it and the answer never came: the next renewal finds it again."""
     authorize()
@@ -163,6 +173,33 @@ def test_a_lost_rotated_refresh_token_is_rescued_from_the_list(
     assert source.renew(token) != token
     assert calls("api_get_authorizer_list") == 1
     assert kept(store).refresh_tokens[0] == Secret(wx.refresh_token(COMPONENT, APPID))
+
+
+def test_what_a_process_of_the_first_version_renewed_meanwhile_is_tried(
+    wx: Sandbox,
+    provider: ThirdParty,
+    authorize: Authorize,
+    stores: FileStores,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It holds another lock, so its new refresh token may come between our reading and asking."""
+    wx.switches.listed_refresh_tokens = "never"
+    authorize()
+    merchants, refreshed = provider.authorizers, provider.authorizers.refreshed
+    token = merchants.token(APPID).get()
+
+    def renewed_elsewhere(*given: Any) -> Authorization:
+        wx.replace_refresh_token(COMPONENT, APPID)
+        path = stores.directory / APPID / f"granted-to-{COMPONENT}.json"
+        path.parent.mkdir(mode=0o700)
+        tokens = [wx.refresh_token(COMPONENT, APPID)]
+        path.write_text(json.dumps({"refresh_tokens": tokens, "since": wx.now()}))
+        path.chmod(0o600)
+        monkeypatch.undo()
+        return refreshed(*given)
+
+    monkeypatch.setattr(merchants, "refreshed", renewed_elsewhere)
+    assert merchants.token(APPID).renew(token) != token
 
 
 @pytest.fixture
@@ -186,10 +223,10 @@ def machine(
 
 
 @pytest.fixture
-def grant(redis_server: Any) -> Callable[[], Grant]:
+def in_redis(redis_server: Any) -> Callable[[], Authorization]:
     """What the machines keep of the merchant."""
     stores = RedisStores(Secret(redis_server.url), prefix="kit")
-    store = stores.open(APPID, f"granted-to-{COMPONENT}", GRANT_CODEC)
+    store = stores.open(APPID, f"granted-to-{COMPONENT}", AUTHORIZATION_CODEC)
     return lambda: kept(store)
 
 
@@ -204,7 +241,7 @@ def outrun(wx: Sandbox, machine: Callable[..., ThirdParty]) -> Callable[..., Non
         late = machine(lease_s=0.05).authorizers
         refreshed = late.refreshed
 
-        def paused(*given: Any) -> Grant:
+        def paused(*given: Any) -> Authorization:
             time.sleep(0.1)
             with ThreadPoolExecutor(1) as elsewhere:
                 elsewhere.submit(meanwhile, machine().authorizers.token(APPID)).result(60)
@@ -223,39 +260,70 @@ def test_a_refresh_token_that_came_late_is_kept_too(
     wx: Sandbox,
     machine: Callable[..., ThirdParty],
     outrun: Callable[..., None],
-    grant: Callable[[], Grant],
+    in_redis: Callable[[], Authorization],
 ) -> None:
     """From then on WeChat takes no other, and no list shows it."""
     outrun()
     wx.advance(301)
-    stands = grant().access
+    stands = in_redis().access
     assert stands is not None
     assert machine().authorizers.token(APPID).renew(stands.value) != stands.value
 
 
 def test_refresh_tokens_that_come_late_do_not_pile_up(
-    wx: Sandbox, outrun: Callable[..., None], grant: Callable[[], Grant]
+    wx: Sandbox, outrun: Callable[..., None], in_redis: Callable[[], Authorization]
 ) -> None:
     """Two machines that paused: the last of them has the one that counts."""
     outrun(lambda _: outrun())
-    assert len(grant().refresh_tokens) == 3
-    assert Secret(wx.refresh_token(COMPONENT, APPID)) in grant().refresh_tokens
+    assert len(in_redis().refresh_tokens) == 3
+    assert Secret(wx.refresh_token(COMPONENT, APPID)) in in_redis().refresh_tokens
 
 
 def test_what_comes_late_brings_no_merchant_back(
     wx: Sandbox,
     machine: Callable[..., ThirdParty],
     outrun: Callable[..., None],
-    grant: Callable[[], Grant],
+    in_redis: Callable[[], Authorization],
 ) -> None:
     """Who took the authorization back meanwhile has taken it back."""
     with pytest.raises(TokenSourceError, match="taken away meanwhile"):
         outrun(lambda _: machine().authorizers.drop(APPID, since=wx.now() + 1))
-    assert grant().refresh_tokens == ()
+    assert in_redis().refresh_tokens == ()
+
+
+def test_a_lease_that_is_lost_while_a_merchant_leaves(
+    wx: Sandbox, machine: Callable[..., ThirdParty], in_redis: Callable[[], Authorization]
+) -> None:
+    """Another machine saves a renewed token meanwhile: that one is forgotten too."""
+    late = machine(lease_s=0.05).authorizers
+    store_of, other = late._store_of, machine().authorizers.token(APPID)
+    old = other.get()
+
+    def paused(appid: str) -> AuthorizationStore:
+        store = store_of(appid)
+        load = store.load
+
+        def load_slowly() -> Authorization | None:
+            found, store.load = load(), load  # type: ignore[method-assign]
+            time.sleep(0.1)
+            with ThreadPoolExecutor(1) as elsewhere:
+                elsewhere.submit(other.renew, old).result(60)
+            return found
+
+        store.load = load_slowly  # type: ignore[method-assign]
+        return store
+
+    late._store_of = paused
+    assert late.drop(APPID, since=wx.now() + 1)
+    assert in_redis().refresh_tokens == ()
 
 
 def test_a_lost_store_is_filled_from_the_list(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], calls: Calls
+    wx: Sandbox,
+    provider: ThirdParty,
+    authorize: Authorize,
+    store: AuthorizationStore,
+    calls: Calls,
 ) -> None:
     """One call for every 500 merchants brings back all that are missing, and only those."""
     for n in range(3):
@@ -263,7 +331,7 @@ def test_a_lost_store_is_filled_from_the_list(
         authorize(f"wx1{n}")
     authorize()
     with store.lock():
-        store.save(Grant((), None, 0.0))
+        store.save(Authorization((), None, 0.0))
     assert provider.authorizers.recover() == 1
     assert provider.authorizers.recover() == 0
     assert (calls("api_get_authorizer_list"), calls(REFRESH)) == (2, 0)
@@ -297,7 +365,7 @@ def test_a_list_that_helps_nothing(
 
 
 def test_a_code_that_could_not_be_exchanged_is_with_the_next_token(
-    wx: Sandbox, provider: ThirdParty, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, store: AuthorizationStore
 ) -> None:
     """It came before anything else could be done: no list would show what it gives."""
     since = wx.authorize(COMPONENT, APPID).at
@@ -319,13 +387,13 @@ def test_a_code_of_another_merchant_gives_nothing(wx: Sandbox, provider: ThirdPa
 
 
 def test_a_code_that_is_spent_is_passed_over(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
     """Exchanged by a process that was killed before it kept what came: the list has it."""
     authorize()
     (code,) = map(Secret, wx.component(COMPONENT).codes)
     with store.lock():
-        store.save(Grant((), None, kept(store).since, code))
+        store.save(Authorization((), None, kept(store).since, code))
     provider.authorizers.token(APPID).get()
     assert kept(store).code is None
 
@@ -367,7 +435,7 @@ def test_a_page_of_refresh_tokens_can_be_read(wx: Sandbox, provider: ThirdParty)
 
 
 def test_the_list_is_searched_once_a_minute(
-    wx: Sandbox, provider: ThirdParty, store: Store[Grant], calls: Calls
+    wx: Sandbox, provider: ThirdParty, store: AuthorizationStore, calls: Calls
 ) -> None:
     """Many that look at once share one reading; a minute later it is read again."""
     now = 1_900_000_000.0
@@ -382,7 +450,7 @@ def test_the_list_is_searched_once_a_minute(
 
 
 def test_a_merchant_takes_it_back(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
     """The tokens are gone at once; a new authorization is a new beginning."""
     authorize()
@@ -395,12 +463,28 @@ def test_a_merchant_takes_it_back(
 
 
 def test_late_news_of_an_earlier_end_ends_nothing(
-    provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
-    """Taken back, granted again, and only then told of the first: the new grant stays."""
+    """Taken back, granted again, and only then told of the first: the new one stays."""
     authorize()
     assert not provider.authorizers.drop(APPID, since=kept(store).since - 1)
     assert kept(store).refresh_tokens
+
+
+def test_pushes_that_come_out_of_order_keep_the_newer_authorization(
+    wx: Sandbox, provider: ThirdParty, store: AuthorizationStore
+) -> None:
+    """WeChat repeats the earlier push once the later one was dealt with."""
+    earlier = wx.authorize(COMPONENT, APPID).at
+    wx.advance(60)
+    later = wx.authorize(COMPONENT, APPID).at
+    old_code, new_code = map(Secret, wx.component(COMPONENT).codes)
+    provider.authorizers.accept(new_code, since=later)
+    before = kept(store)
+    provider.authorizers.note(APPID, old_code, since=earlier)
+    assert kept(store) == before
+    provider.authorizers.accept(old_code, since=earlier)
+    assert kept(store) == before
 
 
 def test_a_late_40001_about_a_merchants_old_token_keeps_the_fresh_one(
@@ -416,7 +500,7 @@ def test_a_late_40001_about_a_merchants_old_token_keeps_the_fresh_one(
 
 
 def test_a_merchants_old_token_stays_until_the_new_one_exists(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant]
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
     """Whoever looks during a renewal finds the old one, then the new one, never none."""
     authorize()
@@ -463,7 +547,7 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("body", UNREADABLE)
 def test_an_unreadable_renewal_changes_nothing(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: Store[Grant], body: str
+    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore, body: str
 ) -> None:
     """The outcome is unknown; what is stored stays, and the next renewal works."""
     authorize()
@@ -494,20 +578,22 @@ def test_an_unreadable_list_is_said_to_be(wx: Sandbox, provider: ThirdParty, bod
         provider.authorizers.find(APPID)
 
 
-GRANTS = [
-    Grant((Secret("a"), Secret("b")), StoredToken(Secret("c"), 7.5), 7.0),
-    Grant((Secret("a"),), None, 7.0),
-    Grant((), None, 0.0),
-    Grant((), None, 1.0, Secret("code")),
+AUTHORIZATIONS = [
+    Authorization((Secret("a"), Secret("b")), StoredToken(Secret("c"), 7.5), 7.0),
+    Authorization((Secret("a"),), None, 7.0),
+    Authorization((), None, 0.0),
+    Authorization((), None, 1.0, Secret("code")),
 ]
 
 
-@pytest.mark.parametrize("grant", GRANTS)
-def test_what_is_kept_is_read_as_it_was_written(store: Store[Grant], grant: Grant) -> None:
+@pytest.mark.parametrize("authorization", AUTHORIZATIONS)
+def test_what_is_kept_is_read_as_it_was_written(
+    store: AuthorizationStore, authorization: Authorization
+) -> None:
     """With and without an access token, and once all is taken back."""
     with store.lock():
-        assert store.save(grant) == grant
-    assert store.load() == grant
+        assert store.save(authorization) == authorization
+    assert store.load() == authorization
 
 
 @pytest.mark.parametrize(
@@ -520,6 +606,6 @@ def test_what_is_kept_is_read_as_it_was_written(store: Store[Grant], grant: Gran
         {"refresh_tokens": ["a"], "since": "1"},
     ],
 )
-def test_what_is_no_grant_is_none(plain: dict[str, object]) -> None:
+def test_what_is_no_authorization_is_none(plain: dict[str, object]) -> None:
     """It counts as lost, and what is lost is rescued."""
-    assert GRANT_CODEC.decode(plain) is None
+    assert AUTHORIZATION_CODEC.decode(plain) is None

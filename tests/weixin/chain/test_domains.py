@@ -2,9 +2,8 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +14,9 @@ from prefetch_kit.weixin.domains import ConfirmFile, MiniProgramDomains, Platfor
 from prefetch_kit.weixin.errcodes import ERRCODES
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.weixin.conftest import Serve
 
 APPID, COMPONENT, HOST = "wx01", "wxplatform", "shop.example"
 CHANGES = {"modify_wxa_jump_domain", "setwebviewdomain", "setwebviewdomain_directly"}
@@ -35,36 +37,24 @@ def merchant(
 
 
 @pytest.fixture
-def serve(wx: Sandbox) -> Iterator[Callable[[ConfirmFile], None]]:
+def confirm(
+    wx: Sandbox, serve: "Serve", http: Callable[..., bytes]
+) -> Callable[[ConfirmFile], None]:
     """Let shop.example answer everything with the content of this file."""
-    content = b""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
+    def confirm(file: ConfirmFile) -> None:
+        wx.map_origin(HOST, serve.answers(http(file.content.encode())).url)
 
-        def log_message(self, *_: object) -> None: ...
-
-    def serve(file: ConfirmFile) -> None:
-        nonlocal content
-        content = file.content.encode()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=(0.02,)).start()
-        wx.map_origin(HOST, f"http://127.0.0.1:{server.server_port}")
-        yield serve
-        server.shutdown()
+    return confirm
 
 
 def test_way_a(
     platform: PlatformDomains,
     merchant: MiniProgramDomains,
-    serve: Callable[[ConfirmFile], None],
+    confirm: Callable[[ConfirmFile], None],
 ) -> None:
     """First the platform's, proved by its file, then the merchant's; twice is no more than once."""
-    serve(platform.confirm_file())
+    confirm(platform.confirm_file())
     platform.add(HOST)
     assert platform.hosts() == {HOST}
     merchant.add(HOST)
@@ -76,10 +66,10 @@ def test_way_a(
 
 
 def test_way_b(
-    wx: Sandbox, merchant: MiniProgramDomains, serve: Callable[[ConfirmFile], None]
+    wx: Sandbox, merchant: MiniProgramDomains, confirm: Callable[[ConfirmFile], None]
 ) -> None:
     """Proved by the mini program's own file; it counts from the next release on."""
-    serve(merchant.confirm_file())
+    confirm(merchant.confirm_file())
     merchant.add_directly(HOST)
     assert merchant.hosts().direct == {HOST}
     assert not merchant.hosts().effective
@@ -108,7 +98,7 @@ def test_a_platform_that_is_not_published(
 
 
 def test_refusals_say_which_list_is_meant(
-    wx: Sandbox, merchant: MiniProgramDomains, serve: Callable[[ConfirmFile], None]
+    wx: Sandbox, merchant: MiniProgramDomains, confirm: Callable[[ConfirmFile], None]
 ) -> None:
     """Each really came over the wire; what people mix up is named beside what is meant."""
     with pytest.raises(Refused, match=r"89020.*业务域名.*https://.*服务器域名"):
@@ -118,7 +108,7 @@ def test_refusals_say_which_list_is_meant(
         merchant.add(HOST)
     with pytest.raises(Refused, match="86103"):
         merchant.add_directly(HOST)
-    serve(merchant.confirm_file())
+    confirm(merchant.confirm_file())
     wx.switches.apps_per_domain = 0
     with pytest.raises(Refused, match="506015"):
         merchant.add_directly(HOST)
@@ -153,11 +143,11 @@ def test_nothing_but_add_and_get_can_be_sent(
     wx: Sandbox,
     platform: PlatformDomains,
     merchant: MiniProgramDomains,
-    serve: Callable[[ConfirmFile], None],
+    confirm: Callable[[ConfirmFile], None],
 ) -> None:
     """Every public method, and every word in the module that could be another action."""
     for owner in (platform, merchant):
-        serve(owner.confirm_file())
+        confirm(owner.confirm_file())
         for name, method in inspect.getmembers(owner, inspect.ismethod):
             if not name.startswith("_"):
                 method(*[HOST for _ in inspect.signature(method).parameters])

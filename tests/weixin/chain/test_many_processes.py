@@ -10,10 +10,10 @@ from typing import Any
 
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.redis_store import RedisStores
-from prefetch_kit.weixin.stores import FileStores
 from prefetch_kit.weixin.third_party import ThirdParty
-from prefetch_kit.weixin.token_store import TOKEN_CODEC, StoredToken
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, StoredToken
+from prefetch_kit.weixin.token_stores.redis import RedisStores
 from prefetch_kit.weixin.tokens import StableToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -33,11 +33,11 @@ import sys
 from pathlib import Path
 import redis  # here, or each child takes its time for it
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import redis_store
-from prefetch_kit.weixin.redis_store import RedisStores
-from prefetch_kit.weixin.stores import FileStores
+from prefetch_kit.weixin.token_stores import redis as redis_store
+from prefetch_kit.weixin.token_stores.redis import RedisStores
+from prefetch_kit.weixin.token_stores.file import FileStores
 from prefetch_kit.weixin.third_party import ThirdParty
-from prefetch_kit.weixin.token_store import TOKEN_CODEC
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC
 from prefetch_kit.weixin.tokens import StableToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -125,8 +125,8 @@ def test_64_processes_that_share_a_redis_are_one_renewal(
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from prefetch_kit.weixin.stores import FileStores
-from prefetch_kit.weixin.token_store import TOKEN_CODEC
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC
 
 with FileStores(Path(sys.argv[1])).open("wx01", "access_token", TOKEN_CODEC).lock():
     print("held", flush=True)
@@ -154,15 +154,15 @@ KILL_RENEWERS = """
 import itertools
 import os
 import random
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 from prefetch_kit.errors import PrefetchKitError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.stores import FileStores
 from prefetch_kit.weixin.third_party import ThirdParty
-from prefetch_kit.weixin.token_store import FileStore
+from prefetch_kit.weixin.token_stores.file import FileStore, FileStores
 from prefetch_kit.weixin.transport import Transport
 
 base_url, directory, kills = sys.argv[1:]
@@ -172,6 +172,12 @@ def die(*_):
 
 def die_after(done):
     return lambda *args: (done(*args), die())
+
+def die_while_writing():
+    # The operating system kills a process that writes more of a file than it may.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (random.randrange(8000), resource.RLIM_INFINITY))
 
 def renew(rounds):
     with Transport(base_url=base_url, deadline_s=30) as transport:
@@ -189,12 +195,10 @@ for n in range(int(kills)):
         match n % 8:
             case 1:
                 FileStore.save = die  # WeChat has answered, and nothing of it is written
-            case 3:
-                os.fsync = die
-            case 5:
-                os.replace = die
+            case 3 | 5:
+                die_while_writing()  # in the midst of SQLite's journal
             case 7:
-                os.replace = die_after(os.replace)
+                FileStore.save = die_after(FileStore.save)
         renew(itertools.count())
     if n % 2 == 0:
         time.sleep(random.uniform(0, 0.05))

@@ -1,8 +1,6 @@
 """A played WeChat, a transport to it, and sources of tokens in front of it."""
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,8 @@ import pytest
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.token_store import FileTokenStore, TokenStore
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, TokenStore
 from prefetch_kit.weixin.tokens import StableToken, TokenSource
 from prefetch_kit.weixin.transport import Transport
 
@@ -32,31 +31,19 @@ class Numbered:
         return self.get()
 
 
-@pytest.fixture(scope="package")
-def running() -> Iterator[Sandbox]:
-    with Sandbox() as sandbox:
-        yield sandbox
+@pytest.fixture
+def wx(wx: Sandbox) -> Sandbox:
+    """With the app of these tests."""
+    wx.add_app(APPID, secret=SECRET)
+    wx.add_user(APPID, "o1", unionid="u1")
+    wx.add_domain(APPID, "shop.example")
+    return wx
 
 
 @pytest.fixture
-def wx(running: Sandbox) -> Sandbox:
-    """A WeChat that starts anew with each test, on one port."""
-    running.reset()
-    running.add_app(APPID, secret=SECRET)
-    running.add_user(APPID, "o1", unionid="u1")
-    running.add_domain(APPID, "shop.example")
-    return running
-
-
-@pytest.fixture
-def transport(wx: Sandbox) -> Iterator[Transport]:
-    with Transport(base_url=wx.base_url) as made:
-        yield made
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FileTokenStore:
-    return FileTokenStore(tmp_path / "state" / "token.json")
+def store(tmp_path: Path) -> TokenStore:
+    """The file store of the app's token."""
+    return FileStores(tmp_path / "state").open(APPID, "access_token", TOKEN_CODEC)
 
 
 @pytest.fixture
@@ -84,7 +71,7 @@ def settings_of(transport: Transport, pauses: list[float]) -> Callable[[TokenSou
 
 @pytest.fixture
 def api(
-    store: FileTokenStore,
+    store: TokenStore,
     stable: Callable[[TokenStore], StableToken],
     settings_of: Callable[[TokenSource], SettingsApi],
 ) -> SettingsApi:
@@ -102,20 +89,3 @@ def calls(wx: Sandbox) -> Callable[[], int]:
 def token_calls(wx: Sandbox) -> Callable[[], int]:
     """How often a stable token was asked for, as WeChat counted."""
     return lambda: wx.count(path="/cgi-bin/stable_token")
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start Python processes of a given script, whose pipes hold text; none outlives the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(script: str, *args: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        argv = [sys.executable, "-c", script, *args]
-        started.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        with process:
-            process.kill()

@@ -14,9 +14,9 @@ import pytest
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import redis_store
-from prefetch_kit.weixin.redis_store import RedisStores
-from prefetch_kit.weixin.token_store import TOKEN_CODEC, StoredToken, TokenStore
+from prefetch_kit.weixin.token_stores import redis as redis_store
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, StoredToken, TokenStore
+from prefetch_kit.weixin.token_stores.redis import RedisStores
 from prefetch_kit.weixin.tokens import StableToken
 
 CANARY = "canary-access-token"
@@ -25,8 +25,8 @@ NEWER = StoredToken(Secret("a-newer-token"), 1_900_000_001.0)
 HOLD_THE_LEASE = """
 import sys
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.redis_store import RedisStores
-from prefetch_kit.weixin.token_store import TOKEN_CODEC
+from prefetch_kit.weixin.token_stores.redis import RedisStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC
 
 stores = RedisStores(Secret(sys.argv[1]), prefix="kit:tokens", lease_s=0.5)
 with stores.open("wx01", "access_token", TOKEN_CODEC).lock():
@@ -148,6 +148,20 @@ def test_numbers_rise_when_redis_lost_everything(
         redis.flushall()
         elsewhere(saves(machine(), NEWER))
         assert old.save(TOKEN) == NEWER
+
+
+def test_numbers_rise_when_the_clock_of_redis_goes_back(
+    machine: Callable[..., TokenStore], elsewhere: Elsewhere, redis: Any
+) -> None:
+    """A holder with a number of the clock that was ahead does not overwrite a newer token."""
+    an_hour_ahead = (time.time() + 3600) * 1000
+    redis.hset(KEY, "issued", f"{an_hour_ahead:.0f}")
+    late = machine(lease_s=0.05)
+    with late.lock():
+        time.sleep(0.1)
+        elsewhere(saves(machine(), NEWER))
+        assert late.save(TOKEN) == NEWER
+    assert machine().load() == NEWER
 
 
 def test_giving_back_ends_only_the_own_lease(

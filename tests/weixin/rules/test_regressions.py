@@ -15,9 +15,8 @@ from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.sandbox.faults import FaultKind
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.token_store import (
-    FileTokenStore,
-    MemoryTokenStore,
+from prefetch_kit.weixin.token_stores.records import (
+    MemoryStore,
     StoredToken,
     TokenStore,
 )
@@ -34,7 +33,7 @@ def test_several_processes_do_not_kick_out_each_others_token(
     wx: Sandbox, stable: Stable, settings_of: Callable[[TokenSource], SettingsApi]
 ) -> None:
     """Four gunicorn workers with a store each: all four tokens go on working."""
-    workers = [settings_of(stable(MemoryTokenStore())) for _ in range(4)]
+    workers = [settings_of(stable(MemoryStore())) for _ in range(4)]
     for worker in workers * 2:
         worker.get()
     assert wx.count(path=STABLE_TOKEN) == 4
@@ -43,7 +42,7 @@ def test_several_processes_do_not_kick_out_each_others_token(
 
 
 def test_a_late_40001_about_an_old_token_keeps_the_fresh_one(
-    wx: Sandbox, stable: Stable, store: FileTokenStore, token_calls: Callable[[], int]
+    wx: Sandbox, stable: Stable, store: TokenStore, token_calls: Callable[[], int]
 ) -> None:
     """A slow call that fails with the old token neither ends nor replaces the new one."""
     source = stable(store)
@@ -57,7 +56,7 @@ def test_a_late_40001_about_an_old_token_keeps_the_fresh_one(
 
 
 def test_waiters_look_again_after_the_lock(
-    wx: Sandbox, stable: Stable, store: FileTokenStore, token_calls: Callable[[], int]
+    wx: Sandbox, stable: Stable, store: TokenStore, token_calls: Callable[[], int]
 ) -> None:
     """Eight renewals of one failed token, all waiting at once: one call, one token."""
     failed = stable(store).get()
@@ -70,7 +69,7 @@ def test_waiters_look_again_after_the_lock(
 
 
 def test_the_old_token_stays_until_the_new_one_exists(
-    wx: Sandbox, stable: Stable, store: FileTokenStore
+    wx: Sandbox, stable: Stable, store: TokenStore
 ) -> None:
     """Whoever looks during a renewal finds the old token, then the new one, never none."""
     source = stable(store)
@@ -131,7 +130,7 @@ def test_no_secret_in_exception_text(
     """Neither token nor AppSecret in text, traceback, members or DEBUG logs of any library."""
     secrets = ["canary/token+0123456789", "canary/secret+0123456789"]
     caplog.set_level(logging.DEBUG)
-    store = MemoryTokenStore()
+    store: MemoryStore[StoredToken] = MemoryStore()
     if path != STABLE_TOKEN:
         store.save(StoredToken(Secret(secrets[0]), time.time() + 3600))
     source = StableToken(transport, APPID, Secret(secrets[1]), store)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import Popen
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,14 +15,16 @@ from prefetch_kit.errors import OutcomeUnknown, Refused, SystemBusy, TokenReject
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.token_store import (
-    FileTokenStore,
-    MemoryTokenStore,
+from prefetch_kit.weixin.token_stores.records import (
+    MemoryStore,
     StoredToken,
     TokenStore,
 )
 from prefetch_kit.weixin.tokens import StableToken, StaticToken, TokenSource
 from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.weixin.conftest import Clock
 
 APPID = "wx01"
 SECRET = "canary-app-secret"
@@ -33,7 +36,8 @@ import os
 import sys
 from pathlib import Path
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.token_store import FileTokenStore
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC
 from prefetch_kit.weixin.tokens import StableToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -46,7 +50,7 @@ for _ in range(16):
         os.close(go)
         os.read(waiting, 1)
         with Transport(base_url=base_url, deadline_s=30) as transport:
-            store = FileTokenStore(Path(path))
+            store = FileStores(Path(path)).open("wx01", "access_token", TOKEN_CODEC)
             token = StableToken(transport, "wx01", Secret(secret), store).get()
         os.write(1, f"{token.reveal()}\\n".encode())
         os._exit(0)
@@ -57,38 +61,24 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from prefetch_kit.weixin.token_store import FileTokenStore
+from prefetch_kit.weixin.token_stores.file import FileStores
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC
 
-with FileTokenStore(Path(sys.argv[1])).lock():
+with FileStores(Path(sys.argv[1])).open("wx01", "access_token", TOKEN_CODEC).lock():
     print("held", flush=True)
     sys.stdin.readline()
 """
 
 
-class Clock:
-    """Wall time that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def timed(transport: Transport, store: FileTokenStore, clock: Clock) -> StableToken:
+def timed(transport: Transport, store: TokenStore, clock: "Clock") -> StableToken:
     """The app's token, on a clock that can be moved."""
     return StableToken(transport, APPID, Secret(SECRET), store, clock=clock)
 
 
 @pytest.fixture(params=["file", "memory"])
-def either(request: pytest.FixtureRequest, store: FileTokenStore) -> TokenStore:
-    return store if request.param == "file" else MemoryTokenStore()
+def either(request: pytest.FixtureRequest, store: TokenStore) -> TokenStore:
+    return store if request.param == "file" else MemoryStore()
 
 
 def test_a_token_is_asked_for_once_and_kept(
@@ -107,7 +97,7 @@ def test_a_token_is_asked_for_once_and_kept(
 @pytest.mark.parametrize(("left_s", "asked"), [(61, 1), (59, 2), (-9000, 2)])
 def test_a_token_is_reused_until_its_last_minute(
     timed: StableToken,
-    clock: Clock,
+    clock: "Clock",
     token_calls: Callable[[], int],
     left_s: float,
     asked: int,
@@ -120,7 +110,7 @@ def test_a_token_is_reused_until_its_last_minute(
 
 
 def test_a_token_ends_when_weixin_said(
-    wx: Sandbox, timed: StableToken, store: FileTokenStore, clock: Clock
+    wx: Sandbox, timed: StableToken, store: TokenStore, clock: "Clock"
 ) -> None:
     """`expires_in` counts from the moment the token was asked for."""
     wx.inject(
@@ -131,7 +121,7 @@ def test_a_token_ends_when_weixin_said(
 
 
 def test_no_token_is_believed_longer_than_two_hours(
-    wx: Sandbox, timed: StableToken, store: FileTokenStore, clock: Clock
+    wx: Sandbox, timed: StableToken, store: TokenStore, clock: "Clock"
 ) -> None:
     """Whatever `expires_in` says, WeChat's page promises 7200 seconds at most."""
     body = json.dumps({"access_token": "abc", "expires_in": 10**400})
@@ -141,7 +131,7 @@ def test_no_token_is_believed_longer_than_two_hours(
 
 
 def test_a_clock_set_back_asks_again(
-    timed: StableToken, clock: Clock, token_calls: Callable[[], int]
+    timed: StableToken, clock: "Clock", token_calls: Callable[[], int]
 ) -> None:
     """A token that seems to last for days would never be replaced; afterwards all is well."""
     timed.get()
@@ -166,27 +156,29 @@ def test_threads_with_an_ended_token_ask_once(
 
 def test_processes_with_an_ended_token_ask_once(
     wx: Sandbox,
+    store: TokenStore,
     tmp_path: Path,
     start: Callable[..., Popen[str]],
     token_calls: Callable[[], int],
 ) -> None:
     """16 processes at once: one asks WeChat, the others find its token in the file."""
-    path = tmp_path / "token.json"
-    FileTokenStore(path).save(OLD)
+    store.save(OLD)
     wx.inject(Fault(kind="delay", path=STABLE_TOKEN, delay_s=0.3))
-    said, _ = start(GET_TOKENS, wx.base_url, str(path), SECRET).communicate(timeout=60)
+    said, _ = start(GET_TOKENS, wx.base_url, str(tmp_path / "state"), SECRET).communicate(
+        timeout=60
+    )
     assert said.split() == [wx.access_token(APPID)] * 16
     assert token_calls() == 1
 
 
 def test_a_killed_lock_holder_holds_nobody_up(
     stable: Callable[[TokenStore], StableToken],
-    store: FileTokenStore,
+    store: TokenStore,
     tmp_path: Path,
     start: Callable[..., Popen[str]],
 ) -> None:
     """The operating system ends the lock with its process; no one waits for a timeout."""
-    holder = start(HOLD_THE_LOCK, str(tmp_path / "state" / "token.json"))
+    holder = start(HOLD_THE_LOCK, str(tmp_path / "state"))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(signal.SIGKILL)
@@ -198,13 +190,13 @@ def test_a_killed_lock_holder_holds_nobody_up(
 
 def test_the_file_lock_keeps_other_processes_out(
     stable: Callable[[TokenStore], StableToken],
-    store: FileTokenStore,
+    store: TokenStore,
     tmp_path: Path,
     start: Callable[..., Popen[str]],
     token_calls: Callable[[], int],
 ) -> None:
     """While another process renews, nobody asks WeChat."""
-    holder = start(HOLD_THE_LOCK, str(tmp_path / "state" / "token.json"))
+    holder = start(HOLD_THE_LOCK, str(tmp_path / "state"))
     assert holder.stdin is not None
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -255,7 +247,7 @@ def test_a_wrong_secret_is_permanent_and_says_what_to_do(
     """Both codes mean the same in this call, and neither shows the secret."""
     wx.inject(Fault(kind="errcode", path=STABLE_TOKEN, errcode=errcode, errmsg=SECRET))
     with pytest.raises(Refused, match="Check the app secret") as caught:
-        stable(MemoryTokenStore()).get()
+        stable(MemoryStore()).get()
     assert (type(caught.value), caught.value.kind) == (Refused, "permanent")
     assert SECRET not in f"{caught.value!r}{caught.value}"
 
@@ -279,7 +271,7 @@ def test_a_wrong_secret_is_permanent_and_says_what_to_do(
 def test_an_answer_that_is_no_token_is_not_stored(
     wx: Sandbox,
     stable: Callable[[TokenStore], StableToken],
-    store: FileTokenStore,
+    store: TokenStore,
     answer: dict[str, object],
 ) -> None:
     """The outcome is unknown, harmless to repeat, and the store stays as it was."""

@@ -6,26 +6,33 @@ developers.weixin.qq.com: the getAuthorizerRefreshToken and getAuthorizerAccessT
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.token_store import Codec, StoredToken, decode_secret, decode_token
+from prefetch_kit.weixin.token_stores.records import (
+    Codec,
+    StoredToken,
+    decode_secret,
+    decode_token,
+)
 from prefetch_kit.weixin.tokens import read_token
 
-# It becomes part of a file's name.
-APPID_SHAPE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+# An appid becomes part of a file's name.
+APPID_SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_MOST_REFRESH_TOKENS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """One merchant's authorization, kept as one record, so that it is written in one step.
+class Authorization:
+    """One merchant's authorization, stored as one record, so that it is written in one step.
 
     `refresh_tokens` are the newest, those that came late, and the one before it, three at most;
-    none where the merchant took the authorization back. `since` is when the authorization last
-    changed, in WeChat's seconds. `code` is what that change gave, until it is exchanged for
-    tokens.
+    empty where the merchant took the authorization back. `since` is when the authorization last
+    changed, in WeChat's seconds. `code` is the authorization code of that change, until it is
+    exchanged for tokens.
     """
 
     refresh_tokens: tuple[Secret, ...]
@@ -33,36 +40,61 @@ class Grant:
     since: float
     code: Secret | None = None
 
+    def with_fallback(self, refresh_token: Secret) -> "Authorization":
+        """The same, with a refresh token to try where the newest is refused."""
+        newest, *older = self.refresh_tokens
+        known = tuple(dict.fromkeys((newest, refresh_token, *older)))
+        return replace(self, refresh_tokens=known[:_MOST_REFRESH_TOKENS])
 
-def _encode(grant: Grant) -> str:
+
+def _encode(authorization: Authorization) -> str:
     plain: dict[str, object] = {
-        "refresh_tokens": [each.reveal() for each in grant.refresh_tokens],
-        "since": grant.since,
+        "refresh_tokens": [each.reveal() for each in authorization.refresh_tokens],
+        "since": authorization.since,
     }
-    if grant.access is not None:
-        plain["access_token"] = grant.access.value.reveal()
-        plain["expires_at"] = grant.access.expires_at
-    if grant.code is not None:
-        plain["code"] = grant.code.reveal()
+    if authorization.access is not None:
+        plain["access_token"] = authorization.access.value.reveal()
+        plain["expires_at"] = authorization.access.expires_at
+    if authorization.code is not None:
+        plain["code"] = authorization.code.reveal()
     return json.dumps(plain)
 
 
-def _decode(plain: Mapping[str, object]) -> Grant | None:
+def _decode(plain: Mapping[str, object]) -> Authorization | None:
     listed, since = plain.get("refresh_tokens"), plain.get("since")
     if not isinstance(listed, list) or not isinstance(since, float | int):
         return None
     refresh_tokens = tuple(filter(None, map(decode_secret, listed)))
     if len(refresh_tokens) != len(listed):
         return None
-    return Grant(refresh_tokens, decode_token(plain), since, decode_secret(plain.get("code")))
+    return Authorization(
+        refresh_tokens, decode_token(plain), since, decode_secret(plain.get("code"))
+    )
 
 
-GRANT_CODEC = Codec(_encode, _decode)
+def _merge(one: Authorization, other: Authorization) -> Authorization:
+    """The one that changed or was renewed last, with the other's refresh token as a fallback."""
+    if _age(one) >= _age(other):
+        return one
+    if one.since < other.since or not (one.refresh_tokens and other.refresh_tokens):
+        return other
+    return other.with_fallback(one.refresh_tokens[0])
+
+
+def _age(authorization: Authorization) -> tuple[float, float]:
+    access = authorization.access
+    return authorization.since, 0.0 if access is None else access.expires_at
+
+
+AUTHORIZATION_CODEC: Final = Codec(_encode, _decode, _merge)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What a code or a refresh token was exchanged for; no refresh token is: it stays the same."""
+class Issued:
+    """What WeChat gives for a code or a refresh token.
+
+    `refresh_token` is None where the one that was used stays valid.
+    """
 
     appid: str | None
     access: StoredToken
@@ -70,7 +102,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedMerchant:
     """One merchant in the platform's list.
 
     `refresh_token` is None where WeChat shows none, as it does until api_query_auth was called
@@ -82,7 +114,7 @@ class Listed:
     since: float
 
 
-def read_given(answer: object, asked_at: float) -> Given | None:
+def read_issued(answer: object, asked_at: float) -> Issued | None:
     """What api_authorizer_token answers, and what is inside api_query_auth's; None if unreadable.
 
     A refresh token that cannot be one makes it unreadable: without it, the merchant is lost.
@@ -94,19 +126,19 @@ def read_given(answer: object, asked_at: float) -> Given | None:
     if access is None or not (appid is None or APPID_SHAPE.match(str(appid))):
         return None
     if refresh_token in (None, ""):
-        return Given(appid, access, None)
+        return Issued(appid, access, None)
     secret = decode_secret(refresh_token)
-    return None if secret is None else Given(appid, access, secret)
+    return None if secret is None else Issued(appid, access, secret)
 
 
-def read_list(answer: Mapping[str, object]) -> tuple[int, list[Listed]] | None:
+def read_list(answer: Mapping[str, object]) -> tuple[int, list[ListedMerchant]] | None:
     """How many merchants there are, and those on this page; None if unreadable."""
     try:
         page = _PageSchema().load(answer)
     except ValidationError:
         return None
     return page["total_count"], [
-        Listed(
+        ListedMerchant(
             each["authorizer_appid"], decode_secret(each.get("refresh_token")), each["auth_time"]
         )
         for each in page["list"]

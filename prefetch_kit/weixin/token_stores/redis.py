@@ -5,28 +5,30 @@ gets a number higher than all before, and what a later holder has saved is not o
 earlier one that went on without its lease.
 """
 
-import queue
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
+from prefetch_kit.concurrency.redis_client import (
+    Budget,
+    Commands,
+    RedisClient,
+    RedisUnavailable,
+)
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.token_store import LOCK_WAIT_S, Codec, Store, decoded
+from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, Codec, Store
 
 # Outlives a call to WeChat, 5 s at most, with room for those around one that was refused. A chain
 # of calls that takes longer still is what the fence is for.
 LEASE_S: Final = 20.0
 _ANSWER_S: Final = 5.0
 _SILENCE_S: Final = 2.0
-_KEEPALIVE_S: Final = 60
 _POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 0.2
 
@@ -68,7 +70,7 @@ class RedisStores:
         lease_s: float = LEASE_S,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
-        self._line = _Line(url)
+        self._client = RedisClient(url, silence_s=_SILENCE_S)
         self._prefix = prefix
         self._lease_s = lease_s
         self._lock_wait_s = lock_wait_s
@@ -76,7 +78,7 @@ class RedisStores:
     def open(self, account: str, name: str, codec: Codec[_T]) -> Store[_T]:
         key = f"{self._prefix}:{{{quote(account, safe='')}:{name}}}"
         return RedisStore(
-            self._line, key, codec, lease_s=self._lease_s, lock_wait_s=self._lock_wait_s
+            self._client, key, codec, lease_s=self._lease_s, lock_wait_s=self._lock_wait_s
         )
 
 
@@ -87,9 +89,9 @@ class RedisStore(Generic[_T]):
     """
 
     def __init__(
-        self, line: "_Line", key: str, codec: Codec[_T], *, lease_s: float, lock_wait_s: float
+        self, client: RedisClient, key: str, codec: Codec[_T], *, lease_s: float, lock_wait_s: float
     ) -> None:
-        self._line = line
+        self._client = client
         self._key = key
         self._lease = f"{key}:lease"
         self._codec = codec
@@ -107,14 +109,14 @@ class RedisStore(Generic[_T]):
             _NUMBERS.reset(reset)
             # The lease ends by itself; that it could not be given back must hide nothing.
             with suppress(TokenSourceError):
-                self._line.ask(lambda redis: redis.eval(_RELEASE, 1, self._lease, holder))
+                self._ask(lambda redis: redis.eval(_RELEASE, 1, self._lease, holder))
 
     def load(self) -> _T | None:
-        return self._decoded(self._line.ask(lambda redis: redis.hget(self._key, "record")))
+        return self._decoded(self._ask(lambda redis: redis.hget(self._key, "record")))
 
     def save(self, record: _T) -> _T:
         number = _NUMBERS.get()[self._key]
-        newer = self._line.ask(
+        newer = self._ask(
             lambda redis: redis.eval(_SAVE, 1, self._key, number, self._codec.encode(record))
         )
         return self._decoded(newer) or record
@@ -124,7 +126,7 @@ class RedisStore(Generic[_T]):
         began = time.monotonic()
         # A holder that died keeps it for the rest of its lease.
         while (waited_s := time.monotonic() - began) < self._lock_wait_s:
-            number = self._line.ask(
+            number = self._ask(
                 lambda redis: redis.eval(_ACQUIRE, 2, self._key, self._lease, holder, lease_ms)
             )
             if isinstance(number, int) and number > 0:
@@ -137,69 +139,20 @@ class RedisStore(Generic[_T]):
             return None
         if not isinstance(content, bytes):  # taken for nothing, it would be written over
             raise _unusable(f"a record came as {type(content).__name__}")
-        return decoded(content, self._codec)
+        return self._codec.read(content)
 
-
-class _Line:
-    """Asks within a deadline: name lookup, handshake and a reply that drips have no other."""
-
-    def __init__(self, url: Secret) -> None:
-        self._url = url
-        self._client: Any = None
-
-    def ask(self, question: Callable[[Any], Any]) -> Any:
-        answers: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
+    def _ask(self, command: Commands) -> Any:
+        """The reply to one command. Raises TokenSourceError, from no frame that saw a record."""
+        replies, failure = [], ""
         try:
-            self._made()  # apart from the time for an answer: importing it may take long
-        except Exception as error:  # noqa: BLE001 - its text may hold the address
-            failure = type(error).__name__
-        else:
-            failure = ""
+            replies = self._client.call(command, Budget(_ANSWER_S))
+        except RedisUnavailable as error:
+            failure = str(error)
+        if replies and isinstance(replies[0], Exception):
+            failure = type(replies.pop()).__name__  # its text may hold the address
         if failure:
             raise _unusable(failure)
-
-        def exchange() -> None:
-            try:
-                answers.put((question(self._made()), ""))
-            except Exception as error:  # noqa: BLE001 - garbage on the line raises anything
-                # Not the error: its text may hold the address, its frames the record.
-                answers.put((None, type(error).__name__))
-
-        threading.Thread(target=exchange, name="prefetch-kit-redis", daemon=True).start()
-        try:
-            answer, failure = answers.get(timeout=_ANSWER_S)
-        except queue.Empty:
-            failure = f"no answer within {_ANSWER_S:g} s"
-        if failure:
-            raise _unusable(failure)
-        return answer
-
-    def _made(self) -> Any:
-        """The client, which connects with its first question, and again after a fork."""
-        if self._client is None:
-            # Imported on first use: most apps have no Redis.
-            from redis import Redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-
-            self._client = Redis.from_url(
-                self._url.reveal(),
-                socket_timeout=_SILENCE_S,
-                socket_connect_timeout=_SILENCE_S,
-                retry=Retry(NoBackoff(), 0),  # by default a frozen server costs a minute
-                protocol=2,
-                **_keepalive(self._url),
-            )
-        return self._client
-
-
-def _keepalive(url: Secret) -> dict[str, Any]:
-    """Tickets come each ten minutes, and balancers forget a line that is silent for less."""
-    if url.reveal().startswith("unix:"):
-        return {}
-    idle = getattr(socket, "TCP_KEEPIDLE", None)
-    options = {} if idle is None else {idle: _KEEPALIVE_S}
-    return {"socket_keepalive": True, "socket_keepalive_options": options}
+        return replies[0]
 
 
 def _unusable(problem: str) -> TokenSourceError:

@@ -1,0 +1,1 @@
+"""Stores of what WeChat hands out: tokens, tickets, authorizations."""

@@ -1,0 +1,276 @@
+"""One SQLite file for all records of one WeChat, for every process of one user on this machine.
+
+`STATE/<wechat>/tokens.sqlite3`, where <wechat> is `api.weixin.qq.com` or the address of a sandbox.
+Other tools may read its one table, and must take care of what they read:
+
+    records(account TEXT, name TEXT, record TEXT, saved_at REAL, PRIMARY KEY (account, name))
+
+`account` is an appid, `name` the kind of record (`access_token`, `ticket`, `component_token`,
+`granted-to-<platform's appid>` ...), `record` a JSON object, `saved_at` seconds since the epoch.
+`PRAGMA user_version` is the version of this schema, `PRAGMA application_id` is 0x70666b74.
+
+Whoever renews a record holds a lock of that record alone, in `tokens.lock` beside the file, so a
+call to WeChat blocks no other record. Records of the first version are taken over one by one.
+"""
+
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote
+
+from prefetch_kit.concurrency.file_ranges import RangeHeldError, RangeLocks
+from prefetch_kit.concurrency.fork_lock import ForkLock
+from prefetch_kit.errors import TokenSourceError
+from prefetch_kit.weixin.token_stores.first_layout import FirstLayout
+from prefetch_kit.weixin.token_stores.owned_files import (
+    check_directory,
+    check_owner,
+    close_to_others,
+    make_directory,
+    refused,
+    sync_directory,
+    unreadable,
+    unusable,
+)
+from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, Codec, Store, lock_held
+
+_APPLICATION_ID: Final = 0x70666B74
+_VERSION: Final = 1
+_SCHEMA: Final = f"""
+BEGIN;
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_VERSION};
+CREATE TABLE records (
+    account TEXT NOT NULL,
+    name TEXT NOT NULL,
+    record TEXT NOT NULL,
+    saved_at REAL NOT NULL,
+    PRIMARY KEY (account, name)
+) WITHOUT ROWID;
+COMMIT;
+"""
+_LOAD: Final = "SELECT record FROM records WHERE account = ? AND name = ?"
+_SAVE: Final = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
+_ADD: Final = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)"
+_CHANGE: Final = """
+UPDATE records SET record = ?, saved_at = ?
+WHERE account = ? AND name = ? AND CAST(record AS BLOB) = ?
+"""
+# Longer than any other process writes; a rotated refresh token must not be lost to a short wait.
+_BUSY_S: Final = 30.0
+
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+_T = TypeVar("_T")
+
+
+class FileStores:
+    """The records in one directory."""
+
+    def __init__(self, directory: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
+        self.directory = directory
+        self.lock_wait_s = lock_wait_s
+        self.locks = RangeLocks(directory / "tokens.lock")
+        self.database = _Database(directory / "tokens.sqlite3", self.locks)
+
+    def open(self, account: str, name: str, codec: Codec[_T]) -> Store[_T]:
+        return FileStore(self, account, name, codec)
+
+
+class FileStore(Generic[_T]):
+    """One record in the file; once `save` returned, it survives a loss of power.
+
+    Text that is no record of its kind counts as none. A file that is no token store, or belongs
+    to someone else, or that others may read or write, is refused with TokenSourceError.
+    """
+
+    def __init__(self, stores: FileStores, account: str, name: str, codec: Codec[_T]) -> None:
+        self._locks = stores.locks
+        self._wait_s = stores.lock_wait_s
+        self._database = stores.database
+        self._first = FirstLayout(stores.directory, account, name)
+        self._key = (account, name)
+        self._codec = codec
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        path, problem = self._database.path, None
+        with ExitStack() as held:
+            try:
+                make_directory(path.parent)
+                held.enter_context(self._locks.hold("\0".join(self._key), wait_s=self._wait_s))
+            except RangeHeldError:
+                problem = lock_held(f"{path} ({' '.join(self._key)})", self._wait_s)
+            except OSError as error:
+                problem = unusable(path.with_name("tokens.lock"), str(error.strerror))
+            if problem is not None:
+                raise problem
+            held.enter_context(self._first.lock(wait_s=self._wait_s))
+            yield
+
+    def load(self) -> _T | None:
+        rows = self._database.ask(lambda db: db.execute(_LOAD, self._key).fetchall(), create=False)
+        content = rows[0][0] if rows else None
+        kept = self._codec.read(content) if isinstance(content, bytes) else None
+        first = self._first.load(self._codec)
+        if first is None:
+            return kept
+        newest = first if kept is None else self._codec.merge(kept, first)
+        if newest != kept:
+            # What was read is right even where it cannot be copied.
+            with suppress(TokenSourceError):
+                self._take_over(newest, content)
+        return newest
+
+    def save(self, record: _T) -> _T:
+        encode = self._codec.encode
+        self._database.ask(lambda db: db.execute(_SAVE, (*self._key, encode(record), time.time())))
+        return record
+
+    def _take_over(self, record: _T, content: object) -> None:
+        """Copy a record, unless somebody has saved another since `content` was read."""
+        encode, now = self._codec.encode, time.time()
+        if content is None:
+            self._database.ask(lambda db: db.execute(_ADD, (*self._key, encode(record), now)))
+        else:
+            self._database.ask(
+                lambda db: db.execute(_CHANGE, (encode(record), now, *self._key, content))
+            )
+
+
+class _Database:
+    """The SQLite file and this process's one connection to it, used by one thread at a time."""
+
+    def __init__(self, path: Path, locks: RangeLocks) -> None:
+        self.path = path
+        self._locks = locks
+        self._guard = ForkLock(self._leave_inherited)  # so that no fork splits a transaction
+        self._connection: sqlite3.Connection | None = None
+        self._inherited: list[sqlite3.Connection] = []
+        self._file: tuple[int, int] | None = None
+
+    def __del__(self) -> None:
+        self._close()
+
+    def ask(self, work: Callable[[sqlite3.Connection], Any], *, create: bool = True) -> Any:
+        """What `work` returns; None where there is no file and none is made.
+
+        Raises TokenSourceError, from no frame that has seen a record.
+        """
+        try:
+            if create and not os.path.lexists(self.path):
+                self._create()
+            with self._guard:
+                connection = self._connected()
+                if connection is not None:
+                    return work(connection)
+            if not create:
+                return None
+            problem = unusable(self.path, "it was taken away meanwhile")
+        except RangeHeldError as error:
+            problem = lock_held(str(self.path), error.waited_s)
+        except OSError as error:
+            failure = str(error.strerror)
+            problem = unusable(self.path, failure) if create else unreadable(self.path, failure)
+        except sqlite3.Error as error:
+            problem = self._problem(error, writes=create)
+        raise problem
+
+    def _problem(self, error: sqlite3.Error, *, writes: bool) -> TokenSourceError:
+        if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+            return self._damaged(str(error))
+        return (unusable if writes else unreadable)(self.path, str(error))
+
+    def _damaged(self, problem: str) -> TokenSourceError:
+        return TokenSourceError(
+            str(self.path),
+            f"it is damaged ({problem})",
+            remedy="Restore it from a backup; without one, move it away, and the refresh tokens "
+            "that WeChat's list of merchants shows are found again",
+        )
+
+    def _connected(self) -> sqlite3.Connection | None:
+        """The connection; None where there is no file. Made anew where it is another file."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            self._close()
+            return None
+        # Not opened to look at it: closing a file ends the locks that SQLite has on it in other
+        # threads, https://www.sqlite.org/howtocorrupt.html.
+        check_owner(self.path, found)
+        check_directory(self.path.parent)
+        if self._connection is None or self._file != (found.st_dev, found.st_ino):
+            self._close()
+            self._connection, self._file = self._opened(), (found.st_dev, found.st_ino)
+        return self._connection
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{quote(os.fsencode(self.path.absolute()))}?mode=rw",
+            uri=True,
+            timeout=_BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            # Text that is not UTF-8 would be quoted in an error.
+            connection.text_factory = bytes
+            # The journal's removal is what commits; EXTRA makes that survive a loss of power.
+            connection.execute("PRAGMA synchronous = EXTRA")
+            self._check(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Refuse what is no token store, is cut short, or was written by a newer version."""
+        if _number(connection, "application_id") != _APPLICATION_ID:
+            raise refused(self.path, "it is not a token store")
+        if self.path.stat().st_size % _number(connection, "page_size"):
+            raise self._damaged("it is cut short")  # SQLite would read zeros in the last page
+        version = _number(connection, "user_version")
+        if version > _VERSION:
+            problem = f"a newer prefetch-kit wrote it (schema {version}, this one knows {_VERSION})"
+            raise refused(self.path, problem, remedy="Upgrade prefetch-kit")
+
+    def _create(self) -> None:
+        """Put a complete, empty file there, unless another process has."""
+        make_directory(self.path.parent)
+        with self._locks.hold("", wait_s=_BUSY_S):
+            if os.path.lexists(self.path):
+                return
+            close_to_others(self.path.parent)
+            handle, new = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                os.close(handle)
+                with closing(sqlite3.connect(new)) as connection:
+                    connection.executescript(_SCHEMA)
+                os.replace(new, self.path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(new)
+                raise
+            sync_directory(self.path.parent)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _leave_inherited(self) -> None:
+        """Never use or close a connection of the parent: both could harm the file."""
+        if self._connection is not None:
+            self._inherited.append(self._connection)
+        self._connection = None
+
+
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    [(number,)] = connection.execute(f"PRAGMA {pragma}").fetchall()
+    return int(number)

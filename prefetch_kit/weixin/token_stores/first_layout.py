@@ -1,0 +1,77 @@
+"""Records in the layout of the first version: one JSON file each, with a lock file beside it.
+
+`STATE/<wechat>/<account>/<name>.json`. Processes of that version still write there while a new
+version is rolled out, so the files are read, never changed, and locked as those processes do.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+from prefetch_kit.addresses import WECHAT_HOSTS
+from prefetch_kit.weixin.token_stores.owned_files import check_owner, unreadable, unusable
+from prefetch_kit.weixin.token_stores.records import Codec, lock_held
+
+_MAX_BYTES: Final = 8192
+
+_T = TypeVar("_T")
+
+
+class FirstLayout:
+    """The old files of one record, in the directory of this WeChat and of its other hosts."""
+
+    def __init__(self, directory: Path, account: str, name: str) -> None:
+        # That version knew each host of WeChat as another WeChat.
+        hosts = WECHAT_HOSTS if directory.name in WECHAT_HOSTS else (directory.name,)
+        file = Path(quote(account, safe=""), f"{name}.json")
+        self._paths = [directory.with_name(host) / file for host in hosts]
+
+    def load(self, codec: Codec[_T]) -> _T | None:
+        """The record in these files, None without one. Raises TokenSourceError."""
+        read = (_read(path, codec) for path in self._paths)
+        found = [record for record in read if record is not None]
+        return reduce(codec.merge, found) if found else None
+
+    @contextmanager
+    def lock(self, *, wait_s: float) -> Iterator[None]:
+        """Hold the locks of those files that exist. Raises TokenSourceError."""
+        with ExitStack() as held:
+            for path in self._paths:
+                if os.path.lexists(path):
+                    _lock(path, wait_s, held)
+            yield
+
+
+def _lock(path: Path, wait_s: float, held: ExitStack) -> None:
+    try:
+        held.enter_context(FileLock(f"{path}.lock", timeout=wait_s, mode=0o600))
+    except Timeout:
+        problem = lock_held(str(path), wait_s)
+    except OSError as error:
+        problem = unusable(path.with_name(f"{path.name}.lock"), str(error.strerror))
+    else:
+        return
+    raise problem
+
+
+def _read(path: Path, codec: Codec[_T]) -> _T | None:
+    try:
+        with open(path, "rb", opener=_open_in_place) as file:
+            check_owner(path, os.fstat(file.fileno()))
+            return codec.read(file.read(_MAX_BYTES))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        problem = unreadable(path, str(error.strerror))
+    raise problem
+
+
+def _open_in_place(path: str, flags: int) -> int:
+    # O_NONBLOCK: a pipe in the file's place must not hold us up.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
