@@ -5,6 +5,7 @@ import ssl
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from typing import Any
@@ -24,7 +25,6 @@ class Sessions:
     def __init__(self, ca_file: str | None) -> None:
         # A wrong file is found now; the usual certificates are slow to load and wait for a need.
         self._tls = None if ca_file is None else _tls_context(ca_file)
-        self._user_agent = f"prefetch-kit/{version('prefetch-kit')}"
         self._pid = os.getpid()
         self._idle: deque[requests.Session] = deque()
 
@@ -72,7 +72,7 @@ class Sessions:
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         session.headers = CaseInsensitiveDict(
             {
-                "User-Agent": self._user_agent,
+                "User-Agent": _user_agent(),
                 "Accept": "application/json",
                 "Accept-Encoding": "identity",  # a few compressed bytes can become any size
             }
@@ -111,6 +111,11 @@ class _TLSAdapter(HTTPAdapter):
     def cert_verify(self, conn: Any, *_: object) -> None:
         """What is trusted stands in the context; no argument adds to it or turns it off."""
         conn.cert_reqs = "CERT_REQUIRED"
+
+
+@cache
+def _user_agent() -> str:
+    return f"prefetch-kit/{version('prefetch-kit')}"  # which takes milliseconds to find out
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:
