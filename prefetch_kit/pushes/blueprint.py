@@ -92,7 +92,7 @@ def _answer(app: Flask, receiver: Receiver) -> Response:
         status = receiver.receive(request.args, request.get_data(cache=False))
     except RequestEntityTooLarge:
         status = 413
-    except Exception as error:  # noqa: BLE001 - an error page could show what was decrypted
+    except Exception as error:  # noqa: BLE001 (an error page could show what was decrypted)
         app.logger.error("a push could not be dealt with: %s", type(error).__name__)  # noqa: TRY400
         status = 500
     body = "success" if status == 200 else ""

@@ -69,7 +69,7 @@ def _is_signed(keys: Keys, query: Mapping[str, str], sealed: str) -> bool:
     if not all(shape.match(query.get(name, "")) for name, shape in _SHAPES.items()):
         return False
     parts = sorted((keys.message_token.reveal(), query["timestamp"], query["nonce"], sealed))
-    right = hashlib.sha1("".join(parts).encode(errors="replace")).hexdigest()  # noqa: S324 - theirs
+    right = hashlib.sha1("".join(parts).encode(errors="replace")).hexdigest()  # noqa: S324 (theirs)
     return hmac.compare_digest(right, query["msg_signature"])
 
 

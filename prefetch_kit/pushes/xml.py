@@ -31,7 +31,7 @@ def read_members(content: bytes) -> dict[str, str] | None:
     parser.CharacterDataHandler = reader.text
     try:
         # As text: in UTF-8, whatever the document says of itself.
-        parser.Parse(content.decode(), True)  # noqa: FBT003 - expat's signature
+        parser.Parse(content.decode(), True)  # noqa: FBT003 (expat's signature)
     except (expat.ExpatError, UnicodeError, _Refused):
         return None
     return reader.members

@@ -1,4 +1,4 @@
-"""What came back from WeChat: strict reading, and text that is fit to be shown."""
+"""Answers of WeChat: strict reading, and text that may be shown."""
 
 import json
 import re
@@ -17,9 +17,9 @@ class UnreadableError(ValueError):
 
 
 def parse(body: bytes) -> dict[str, object]:
-    """Read one JSON object, refusing whatever could be read in two ways.
+    """Read one JSON object, and refuse what could be read in two ways.
 
-    One leading byte order mark is let through: it changes nothing about what follows.
+    One leading byte order mark is accepted: it changes nothing about what follows.
     Doubled keys, NaN, Infinity, and numbers and surrogates that nothing can write again are
     refused at any depth. Raises UnreadableError.
     """

@@ -22,7 +22,7 @@ class CommandToken:
 
     The command runs without a shell and without input. It is asked once, and again when the
     token ends or is rejected; without `expires_in` it does not end. At `deadline_s` the command
-    is killed, with what it started. What it prints is never shown. Raises TokenSourceError,
+    is killed, with what it started. Its output is never shown. Raises TokenSourceError,
     which names the setting and the program only.
     """
 
@@ -52,7 +52,7 @@ class CommandToken:
             return held.value
 
     def _asked(self) -> StoredToken:
-        """Run the command; the errors are made here, below no frame that saw its output."""
+        """Run the command. Raises its errors here, from no frame that saw the output."""
         outcome = self._run()
         if isinstance(outcome, str):
             raise TokenSourceError(
@@ -65,7 +65,7 @@ class CommandToken:
     def _run(self) -> StoredToken | str:
         ends_at = time.monotonic() + self._deadline_s
         try:
-            process = subprocess.Popen(  # noqa: S603 - no shell; the command is the operator's own
+            process = subprocess.Popen(  # noqa: S603 (no shell; the command is the operator's own)
                 self._argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -93,7 +93,7 @@ class CommandToken:
 
 
 def _read(process: subprocess.Popen[bytes], ends_at: float) -> bytes:
-    """What the command prints, cut to one byte more than is taken."""
+    """What the command prints, cut to one byte more than is accepted."""
     output = b""
     pipe = cast("IO[bytes]", process.stdout)
     with selectors.DefaultSelector() as selector:
@@ -111,7 +111,7 @@ def _read(process: subprocess.Popen[bytes], ends_at: float) -> bytes:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Close the pipe; kill a command that has not ended, with what it started."""
     with process:
-        if process.returncode is None:  # so its number cannot have gone to another process yet
+        if process.returncode is None:  # so no other process can have its number yet
             os.killpg(process.pid, signal.SIGKILL)
 
 

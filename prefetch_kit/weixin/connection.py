@@ -42,7 +42,7 @@ class NotPublicError(Exception):
 
 @dataclass(slots=True)
 class Outgoing:
-    """One request on its way: its secrets and its end, kept out of everything requests sees.
+    """One request under way: its secrets and its deadline, kept out of everything requests sees.
 
     `deadline_s` counts from the moment this is made. `max_bytes` is the longest body that is
     wanted. `public_only` connects to nothing but public addresses. `sent` turns True when the
@@ -77,7 +77,7 @@ class Outgoing:
             raise UnreadableError("the answer does not end")
 
 
-# Not a threading.local: one made before gevent patches the process is shared by its greenlets.
+# Not a threading.local: greenlets would share one that was made before gevent's patch.
 OUTGOING: ContextVar[Outgoing] = ContextVar("prefetch_kit_outgoing")
 
 
@@ -107,7 +107,7 @@ def _reveal(value: object) -> str:
 
 
 class DeadlineSocket(socket.socket):
-    """A socket that waits no longer than the call has left."""
+    """A socket that waits no longer than the time that is left for the call."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         outgoing = OUTGOING.get()
@@ -140,7 +140,7 @@ class DeadlineTLSSocket(DeadlineSocket, ssl.SSLSocket):
 
 
 class _Head:
-    """The lines of a head. http.client takes the end of the connection for the end of the head."""
+    """Reads the lines of a head. http.client takes the end of the connection for its end."""
 
     def __init__(self, lines: IO[bytes]) -> None:
         self._lines = lines
@@ -165,25 +165,25 @@ class WholeResponse(HTTPResponse):
         try:
             assert_header_parsing(self.msg)
         except HeaderParsingError:
-            # Left to urllib3, it is logged with what could not be parsed: an echo of ours, maybe.
+            # urllib3 would log what could not be parsed, which may be an echo of our secrets.
             raise UnreadableError("the head of the answer cannot be parsed") from None
 
 
 class DeadlineConnection(HTTPConnection):
-    """Dials under the deadline and adds the query below everything that logs URLs."""
+    """Connects within the deadline and adds the query below everything that logs URLs."""
 
     response_class = WholeResponse
     debuglevel = 0  # a process-wide http.client.HTTPConnection.debuglevel prints what is sent
 
     def _new_conn(self) -> socket.socket:
-        return _dial(self._dns_host.strip("[]"), self.port or self.default_port)
+        return _connect_any(self._dns_host.strip("[]"), self.port or self.default_port)
 
     def putrequest(
         self,
         method: str,
         url: str,
-        skip_host: bool = False,  # noqa: FBT001, FBT002 - http.client's signature
-        skip_accept_encoding: bool = False,  # noqa: FBT001, FBT002 - same
+        skip_host: bool = False,  # noqa: FBT001, FBT002 (http.client's signature)
+        skip_accept_encoding: bool = False,  # noqa: FBT001, FBT002 (same)
     ) -> None:
         super().putrequest(method, _target(url), skip_host, skip_accept_encoding)
 
@@ -193,7 +193,7 @@ class DeadlineTLSConnection(DeadlineConnection, HTTPSConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether it may serve another request: nothing left over from the last one waits."""
+        """Whether it may serve another request: no rest of the last answer waits."""
         # What is decrypted already does not make the socket readable.
         return super().is_connected and not cast("ssl.SSLSocket", self.sock).pending()
 
@@ -213,17 +213,17 @@ def _target(path: str) -> str:
     return f"{path}?{urlencode({name: _reveal(value) for name, value in query.items()})}"
 
 
-def _dial(host: str, port: int) -> socket.socket:
+def _connect_any(host: str, port: int) -> socket.socket:
     addresses = _resolve(host, port)
     if OUTGOING.get().public_only:
-        # All of them, and these are connected to: asked again, a name could become another's.
+        # All of them are judged, and these are connected to: a second lookup could differ.
         _refuse_private(str(info[4][0]) for info in addresses)
     for left in range(len(addresses), 1, -1):
         try:
-            return _connect(addresses[-left], shared_by=left)
+            return _connect_one(addresses[-left], shared_by=left)
         except OSError:
             continue
-    return _connect(addresses[-1], shared_by=1)
+    return _connect_one(addresses[-1], shared_by=1)
 
 
 def _refuse_private(addresses: Iterable[str]) -> None:
@@ -232,7 +232,7 @@ def _refuse_private(addresses: Iterable[str]) -> None:
             raise NotPublicError(address)
 
 
-def _connect(info: AddressInfo, *, shared_by: int) -> socket.socket:
+def _connect_one(info: AddressInfo, *, shared_by: int) -> socket.socket:
     """Connect to one address, leaving the addresses after it their share of the time."""
     family, kind, proto, _, address = info
     sock = DeadlineSocket(family, kind, proto)

@@ -1,4 +1,4 @@
-"""Business domains (业务域名): what a host has to be before WeChat pulls from it.
+"""Business domains (业务域名), to which a host must belong before WeChat pulls from it.
 
 developers.weixin.qq.com/doc/oplatform/openApi/: thirdparty-management/domain-mgnt/ for a
 third-party platform's own ones, miniprogram-management/domain-management/ for a merchant's. Their
@@ -66,7 +66,7 @@ class PlatformDomains:
     def add(self, host: str) -> None:
         """Add a domain. Raises Refused with 86103 where its confirm file is not there.
 
-        Raises UrlRefused for what can be no business domain, before anything is sent.
+        Raises UrlRefused for what cannot be a business domain, before anything is sent.
         """
         _refuse_other_than_host(host)
         # Left out, the platform's merchants would not get it before its next publication.
@@ -109,7 +109,7 @@ class MiniProgramDomains:
         return _bare(promised("setwebviewdomain", read, what="list of domains")["webviewdomain"])
 
     def add(self, host: str) -> None:
-        """Give it a domain of the platform's, or one below such a domain; counts at once."""
+        """Give it a domain of the platform, or one below such a domain; counts at once."""
         try:
             self._change("setwebviewdomain", "add", host)
         except Refused as refused:
@@ -117,7 +117,7 @@ class MiniProgramDomains:
                 raise
 
     def add_directly(self, host: str) -> None:
-        """Give it a domain that is none of the platform's; counts from its next release on.
+        """Give it a domain that the platform does not have; counts from its next release on.
 
         Refused with 86103 where its confirm file is not there.
         """
@@ -126,7 +126,7 @@ class MiniProgramDomains:
     def _change(self, name: str, action: _Action, *hosts: str) -> dict[str, object]:
         for host in hosts:
             _refuse_other_than_host(host)
-        # A host without its scheme is refused as if it were none of the platform's.
+        # A host without its scheme is refused as if the platform did not have it.
         given = {"webviewdomain": [f"https://{host}" for host in hosts]} if hosts else {}
         return self._post(name, {"action": action, **given})
 

@@ -1,4 +1,4 @@
-"""A login code of a mini program's user, exchanged for who the user is.
+"""A login code of a mini program's user, exchanged for the user's openid.
 
 developers.weixin.qq.com: the code2Session page.
 """
@@ -20,7 +20,7 @@ _PLATFORM_LOGIN = "component_jscode2session"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who a code belongs to. `unionid` is None where the app is bound to no open platform."""
+    """The user of a code. `unionid` is None where the app is bound to no open platform."""
 
     openid: str
     unionid: str | None
@@ -82,7 +82,7 @@ class PlatformCodeExchange:
     def exchange(self, appid: str, code: Secret) -> Login:
         """Ask WeChat whose code this is; it works once.
 
-        Raises as CodeExchange does; 61003 is: the merchant has not authorized the platform.
+        Raises as CodeExchange does; 61003 means that the merchant has not authorized the platform.
         """
         problem = None
         try:
@@ -97,7 +97,7 @@ class PlatformCodeExchange:
 def platform_exchange(
     settings: Settings, *, ca_file: str | None, deadline_s: float
 ) -> PlatformCodeExchange | None:
-    """That of the platform in these settings, if there is one.
+    """The exchange of the platform in these settings, if there is one.
 
     The platform's own token may have to be renewed first: `deadline_s` is for each call, and
     for the wait while another process does that.

@@ -23,14 +23,14 @@ class Sessions:
     """The idle sessions of this process. Those that came with a fork are never used."""
 
     def __init__(self, ca_file: str | None) -> None:
-        # A wrong file is found now; the usual certificates are slow to load and wait for a need.
+        # A wrong file is refused now. The usual certificates are slow to load: on first use.
         self._tls = None if ca_file is None else _tls_context(ca_file)
         self._pid = os.getpid()
         self._idle: deque[requests.Session] = deque()
 
     @contextmanager
     def borrowed(self, url: str) -> Iterator[requests.Session]:
-        """A session fit for this URL that nobody else, thread or greenlet, uses meanwhile."""
+        """A session for this URL that no other thread or greenlet uses meanwhile."""
         idle = self._own()
         try:
             session = idle.pop()
@@ -44,7 +44,7 @@ class Sessions:
 
     @contextmanager
     def fresh(self, url: str) -> Iterator[requests.Session]:
-        """A session without connections: whatever it reaches is looked up and judged anew."""
+        """A session without connections, so that each host is looked up and judged anew."""
         with self._opened() as session:
             self._mount_tls(session, url)
             yield session
@@ -61,14 +61,14 @@ class Sessions:
 
     def _own(self) -> deque[requests.Session]:
         if self._pid != os.getpid():
-            # They share their sockets with the parent: each would read the other's answers.
+            # They share their sockets with the parent, and each would read the other's answers.
             self._idle = deque()
             self._pid = os.getpid()
         return self._idle
 
     def _opened(self) -> requests.Session:
         session = _Session()
-        session.trust_env = False  # no proxies, no .netrc, no CA bundle of the environment's
+        session.trust_env = False  # no proxies, .netrc or CA bundle of the environment
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         session.headers = CaseInsensitiveDict(
             {
@@ -109,7 +109,7 @@ class _TLSAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"https": TLSPool}
 
     def cert_verify(self, conn: Any, *_: object) -> None:
-        """What is trusted stands in the context; no argument adds to it or turns it off."""
+        """Leave trust to the TLS context; no argument adds to it or turns it off."""
         conn.cert_reqs = "CERT_REQUIRED"
 
 

@@ -30,7 +30,7 @@ _REPEATS: Mapping[str, int] = MappingProxyType({"renew": 1, "transient": 2, "quo
 
 
 class Calls(Protocol):
-    """What can make a call to WeChat, as a `Transport` can. Raises `Refused`, `OutcomeUnknown`."""
+    """Makes a call to WeChat, as a `Transport` does. Raises `Refused` and `OutcomeUnknown`."""
 
     def call(
         self,
@@ -119,14 +119,14 @@ class SettingsApi:
 
 
 class _Patience:
-    """What one call of ours still repeats and waits for."""
+    """How often a call is still repeated, and how long it still waits."""
 
     def __init__(self, max_wait_s: float) -> None:
         self._left_s = max_wait_s
         self._repeats: Counter[str] = Counter()
 
     def pause_s(self, kind: str) -> float | None:
-        """How long to wait before the next try; None: there is none."""
+        """How long to wait before the next try; None where there is no next try."""
         repeats = self._repeats[kind]
         pause_s = _pause_s(kind, repeats)
         if repeats == _REPEATS.get(kind, 0) or pause_s > self._left_s:
@@ -138,7 +138,7 @@ class _Patience:
 
 def _pause_s(kind: str, repeats: int) -> float:
     if kind == "transient":
-        return random.uniform(0, 2.0**repeats)  # all of it random, so that a fleet spreads out
+        return random.uniform(0, 2.0**repeats)  # no fixed part, so that a fleet spreads out
     if kind == "quota_minute":
         return 60 - time.time() % 60 + random.uniform(0, 1)
     return 0.0
@@ -166,7 +166,7 @@ def wire_names(kind: Kind) -> dict[str, str]:
 
 
 def spelled(kind: Kind, setting: FetchSetting) -> dict[str, object]:
-    """A setting as the page spells it; what is None is left out."""
+    """A setting as the page spells it, without the members that are None."""
     values: dict[str, object] = {**setting.to_dict()}
     if setting.source is not None:
         values["source"] = SOURCES.index(setting.source)

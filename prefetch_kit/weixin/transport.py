@@ -1,4 +1,4 @@
-"""The one place that sends anything to WeChat."""
+"""The one module that sends anything to WeChat."""
 
 import socket
 import ssl
@@ -54,7 +54,7 @@ class Transport:
     that are trusted beside the usual ones. `deadline_s` covers a whole call, name lookup and
     handshake included; `max_bytes` is the longest answer that is read. Raises ConfigError.
 
-    Safe to share between threads and to carry across a fork: each request has a session to
+    Safe to share between threads and to use after a fork: each request has a session to
     itself, and a session made by another process is never used. Closing ends idle connections;
     a later call opens new ones.
     """
@@ -146,7 +146,7 @@ class Transport:
         query: Mapping[str, str | Secret],
         body: Mapping[str, object] | None,
     ) -> dict[str, object] | WeixinError:
-        """The answer or the error, as a value: raised from here it would carry these frames."""
+        """The answer or the error, as a value: an error raised here would carry these frames."""
         reply = self._exchange(
             Outgoing(query, self._deadline_s, self._max_bytes),
             method,
@@ -197,12 +197,12 @@ class Transport:
                         outgoing.address,
                         outgoing.certificate_ends,
                     )
-        except Exception as error:  # noqa: BLE001 - whatever it is, its frames hold our secrets
+        except Exception as error:  # noqa: BLE001 (whatever it is, its frames hold our secrets)
             return _NoReply(_cause(error, outgoing), outgoing.sent, _rule(error))
-        except BaseException as interrupt:  # noqa: BLE001 - raised on, below
-            # So do the frames of a Ctrl-C or of a greenlet's timeout, which must go on.
+        except BaseException as interrupt:  # noqa: BLE001 (raised on, below)
+            # So do the frames of a Ctrl-C or of a greenlet's timeout, which must propagate.
             interrupt.__context__ = None
-            raise interrupt.with_traceback(None)  # noqa: B904 - it is the same one
+            raise interrupt.with_traceback(None)  # noqa: B904 (it is the same one)
         finally:
             OUTGOING.reset(reset)
 
@@ -270,7 +270,7 @@ def _secrets(*parts: Mapping[str, object] | None) -> list[Secret]:
 
 
 def _cause(error: Exception, outgoing: Outgoing) -> str:
-    """What went wrong, in words of our own: the texts of the errors below quote URLs."""
+    """What went wrong, in our own words: the texts of the errors below quote URLs."""
     if outgoing.elapsed_s() >= outgoing.deadline_s:
         return f"no complete answer within {outgoing.deadline_s:g} s"
     for below in _chain(error):

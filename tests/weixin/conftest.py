@@ -357,7 +357,7 @@ class _Everything(logging.Formatter):
 def caught(path: Callable[[], object]) -> BaseException:
     try:
         path()
-    except BaseException as error:  # noqa: BLE001 - an interrupt is one of the paths
+    except BaseException as error:  # noqa: BLE001 (an interrupt is one of the paths)
         return error
     raise AssertionError("this path does not fail")
 

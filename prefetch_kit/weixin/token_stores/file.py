@@ -1,7 +1,7 @@
 """One SQLite file for all records of one WeChat, for every process of one user on this machine.
 
 `STATE/<wechat>/tokens.sqlite3`, where <wechat> is `api.weixin.qq.com` or the address of a sandbox.
-Other tools may read its one table, and must take care of what they read:
+Other tools may read its one table; the tokens in it are secrets:
 
     records(account TEXT, name TEXT, record TEXT, saved_at REAL, PRIMARY KEY (account, name))
 
@@ -9,8 +9,8 @@ Other tools may read its one table, and must take care of what they read:
 `granted-to-<platform's appid>` ...), `record` a JSON object, `saved_at` seconds since the epoch.
 `PRAGMA user_version` is the version of this schema, `PRAGMA application_id` is 0x70666b74.
 
-Whoever renews a record holds a lock of that record alone, in `tokens.lock` beside the file, so a
-call to WeChat blocks no other record. Records of the first version are taken over one by one.
+A renewal holds a lock of its record alone, in `tokens.lock` beside the file, so a call to WeChat
+blocks no other record. Records of the first version are taken over one by one.
 """
 
 import os

@@ -73,5 +73,5 @@ def _read(path: Path, codec: Codec[_T]) -> _T | None:
 
 
 def _open_in_place(path: str, flags: int) -> int:
-    # O_NONBLOCK: a pipe in the file's place must not hold us up.
+    # O_NONBLOCK: a pipe with the file's name must not block.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

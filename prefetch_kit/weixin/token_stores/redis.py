@@ -1,8 +1,8 @@
 """Records kept in a Redis that many machines share.
 
-The lock is a lease, since a process elsewhere cannot be seen to die. It is fenced: each holder
-gets a number higher than all before, and what a later holder has saved is not overwritten by an
-earlier one that went on without its lease.
+The lock is a lease, because nobody sees a process on another machine die. It is fenced: each holder
+gets a higher number than all before, and a holder that lost its lease cannot overwrite what a later
+one has saved.
 """
 
 import secrets
@@ -32,7 +32,8 @@ _SILENCE_S: Final = 2.0
 _POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 0.2
 
-# The clock lets numbers rise even where Redis has lost the last one with all its data.
+# By the clock, numbers rise even where Redis lost the last one with all its data; by the last one,
+# they rise even where its clock was set back.
 _ACQUIRE: Final = """
 if not redis.call('set', KEYS[2], ARGV[1], 'nx', 'px', ARGV[2]) then return 0 end
 local now = redis.call('time')
@@ -50,8 +51,8 @@ return false
 """
 _RELEASE: Final = "if redis.call('get',KEYS[1])==ARGV[1] then redis.call('del',KEYS[1]) end"
 
-# The numbers of the leases that the code under way holds, by key. Not on the store: a thread
-# that lost its lease must not save under the number of the one that has it now.
+# The numbers of the leases that the running code holds, by key. Not on the store: a thread that
+# lost its lease must not save under the number of the present holder.
 _NUMBERS: ContextVar[Mapping[str, int]] = ContextVar(
     "prefetch_kit_leases", default=MappingProxyType({})
 )
@@ -107,7 +108,7 @@ class RedisStore(Generic[_T]):
             yield
         finally:
             _NUMBERS.reset(reset)
-            # The lease ends by itself; that it could not be given back must hide nothing.
+            # The lease ends by itself, so a failure to give it back must not hide another error.
             with suppress(TokenSourceError):
                 self._ask(lambda redis: redis.eval(_RELEASE, 1, self._lease, holder))
 
@@ -124,7 +125,7 @@ class RedisStore(Generic[_T]):
     def _acquired(self, holder: str) -> int:
         lease_ms = int(self._lease_s * 1000)
         began = time.monotonic()
-        # A holder that died keeps it for the rest of its lease.
+        # A holder that died has it for the rest of its lease.
         while (waited_s := time.monotonic() - began) < self._lock_wait_s:
             number = self._ask(
                 lambda redis: redis.eval(_ACQUIRE, 2, self._key, self._lease, holder, lease_ms)
@@ -137,7 +138,7 @@ class RedisStore(Generic[_T]):
     def _decoded(self, content: object) -> _T | None:
         if content is None:
             return None
-        if not isinstance(content, bytes):  # taken for nothing, it would be written over
+        if not isinstance(content, bytes):  # taken for no record, it would be replaced
             raise _unusable(f"a record came as {type(content).__name__}")
         return self._codec.read(content)
 

@@ -26,7 +26,7 @@ class Numbered:
     def get(self) -> Secret:
         return Secret(f"{self.renewals:032}")
 
-    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 - part of TokenSource
+    def renew(self, failed: Secret) -> Secret:  # noqa: ARG002 (part of TokenSource)
         self.renewals += 1
         return self.get()
 

@@ -84,7 +84,7 @@ def unprivileged() -> Iterator[None]:
 def read_only() -> Iterator[TokenStore]:
     """A store in a directory that everyone may enter and nobody may write to."""
     with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o555)  # noqa: S103 - it is the point
+        os.chmod(directory, 0o555)  # noqa: S103 (it is the point)
         yield opened(Path(directory) / "tokens.sqlite3")
 
 

@@ -151,16 +151,19 @@ def test_numbers_rise_when_redis_lost_everything(
 
 
 def test_numbers_rise_when_the_clock_of_redis_goes_back(
-    machine: Callable[..., TokenStore], elsewhere: Elsewhere, redis: Any
+    machine: Callable[..., TokenStore], elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder with a number of the clock that was ahead does not overwrite a newer token."""
-    an_hour_ahead = (time.time() + 3600) * 1000
-    redis.hset(KEY, "issued", f"{an_hour_ahead:.0f}")
-    late = machine(lease_s=0.05)
-    with late.lock():
-        time.sleep(0.1)
-        elsewhere(saves(machine(), NEWER))
-        assert late.save(TOKEN) == NEWER
+    late, ahead = machine(lease_s=0.05), f"{{'{time.time() + 3600:.0f}', '0'}}"
+    with monkeypatch.context() as while_ahead:
+        script = redis_store._ACQUIRE.replace("redis.call('time')", ahead)
+        while_ahead.setattr(redis_store, "_ACQUIRE", script)
+        lock = late.lock()
+        lock.__enter__()
+    time.sleep(0.1)
+    elsewhere(saves(machine(), NEWER))
+    assert late.save(TOKEN) == NEWER
+    lock.__exit__(None, None, None)
     assert machine().load() == NEWER
 
 
