@@ -28,7 +28,7 @@ _F = TypeVar("_F", bound=Callable[[str], object])
 
 
 class PlatformPushes(Blueprint):
-    """Receives tickets and authorizations at `{url_prefix}/events`, and keeps what they bring.
+    """Receives tickets and authorizations at `{url_prefix}/events`, and stores them.
 
     It needs the four PREFETCH_COMPONENT_ settings and `prefetch-kit[crypto]`; registering it
     raises ConfigError where one is missing. Answers are `success`, or an empty body with a
@@ -41,10 +41,10 @@ class PlatformPushes(Blueprint):
         self.record(self._join)
 
     def on_authorized(self, function: _F) -> _F:
-        """Call this with the appid of each merchant that authorizes, or changes what it granted.
+        """Call this with the appid of each merchant that authorizes, or changes its authorization.
 
-        It runs in a thread of its own, in the app's context, once the merchant's refresh token
-        is safe; what it raises is logged. It may be called again for the same merchant.
+        It runs in its own thread, in the app's context, once the merchant's refresh token is
+        stored; what it raises is logged. It may be called again for the same merchant.
         """
         refuse_async(function)
         if self._on_authorized is not None:

@@ -29,7 +29,7 @@ _SHAPES: Final = {
 
 
 class NotAcceptedError(Exception):
-    """A push is none; answered with `status`. `reason` quotes nothing of it."""
+    """A push is refused with `status`. `reason` quotes nothing of it."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -39,7 +39,7 @@ class NotAcceptedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What proves and opens a push to the platform of this appid."""
+    """What verifies and decrypts a push to the platform of this appid."""
 
     appid: str
     message_token: Secret

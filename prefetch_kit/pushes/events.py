@@ -1,4 +1,4 @@
-"""What is done about each event.
+"""What each event of WeChat changes.
 
 developers.weixin.qq.com: the component_verify_ticket and authorize_event pages.
 """

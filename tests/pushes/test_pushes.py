@@ -124,7 +124,7 @@ def replay(app: Flask) -> Callable[..., int]:
 def test_an_earlier_ticket_pushed_again_changes_nothing(
     wx: Sandbox, platform: ThirdParty, replay: Callable[..., int]
 ) -> None:
-    """Whoever recorded a push cannot turn the time back."""
+    """A recorded push cannot turn the time back."""
     wx.push_ticket(COMPONENT)
     wx.advance(600)
     wx.push_ticket(COMPONENT)

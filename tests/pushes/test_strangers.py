@@ -88,7 +88,7 @@ def test_a_good_push_opens() -> None:
 @pytest.mark.parametrize("name", ["msg_signature", "timestamp", "nonce"])
 @pytest.mark.parametrize("value", ["", "0", "x" * 65, "x" * 10_000, "é", "\ud800"])
 def test_a_forged_signature(name: str, value: str) -> None:
-    """Whatever is put into the query in place of what was signed."""
+    """Whatever replaces in the query what was signed."""
     query, body = pushed()
     with pytest.raises(NotAcceptedError) as caught:
         opened(KEYS, {**query, name: value}, body)
@@ -204,7 +204,7 @@ def test_no_body_raises(body: bytes) -> None:
 
 
 def test_cdata_and_references_are_read() -> None:
-    """The two ways of writing text, and what stands inside a member's own elements left out."""
+    """The two ways of writing text, and the text of elements inside a member is left out."""
     body = "<xml><a><![CDATA[x<y]]></a><b>1&lt;&#20013;</b><c>k<d>no</d>l</c></xml>"
     assert read_members(body.encode()) == {"a": "x<y", "b": "1<中", "c": "kl"}
 

@@ -84,7 +84,7 @@ ECHOES: dict[str, Callable[[str], bytes]] = {
     "quota": lambda secret: refusal(f"reach max {secret}", 45009),
 }
 
-# What WeChat, or something that stands in its place, may answer: with secrets in every part.
+# What WeChat, or a proxy before it, may answer: with secrets in every part.
 UNREADABLE: dict[str, bytes] = {
     "no members": raw(PACKED),
     "not JSON": raw(ALL),

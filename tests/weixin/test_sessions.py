@@ -84,7 +84,7 @@ def test_the_first_https_calls_of_many_threads(
     ca_file: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever loads the usual certificates, each call has them."""
+    """Whichever thread loads the usual certificates, each call has them."""
     monkeypatch.setattr(sessions, "DEFAULT_CA_BUNDLE_PATH", ca_file)
     transport = connect(serve(echoing, tls=tls), deadline_s=30)
     names = [str(n) for n in range(32)]

@@ -47,14 +47,14 @@ def provider(wx: Sandbox, started: ThirdParty) -> ThirdParty:
 
 @pytest.fixture
 def authorize(wx: Sandbox, provider: ThirdParty) -> Callable[..., str]:
-    """`authorize(appid)`: the merchant authorizes, and what was granted is kept."""
+    """`authorize(appid)`: the merchant authorizes, and its tokens are kept."""
 
-    def granted(appid: str = APPID, **options: list[int]) -> str:
+    def authorized(appid: str = APPID, **options: list[int]) -> str:
         since = wx.authorize(COMPONENT, appid, **options).at
         *_, code = wx.component(COMPONENT).codes
         return provider.authorizers.accept(Secret(code), since=since)
 
-    return granted
+    return authorized
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC, Authorization
 from prefetch_kit.weixin.authorizers import Authorizers, AuthorizerToken
 from prefetch_kit.weixin.settings import SettingsApi
-from prefetch_kit.weixin.third_party import ThirdParty
+from prefetch_kit.weixin.third_party import ThirdParty, record_name
 from prefetch_kit.weixin.token_stores import redis as redis_store
 from prefetch_kit.weixin.token_stores.file import FileStores
 from prefetch_kit.weixin.token_stores.records import Store, StoredToken
@@ -34,7 +34,7 @@ Calls = Callable[[str], int]
 @pytest.fixture
 def store(stores: FileStores) -> AuthorizationStore:
     """Where the merchant's authorization is kept."""
-    return stores.open(APPID, f"granted-to-{COMPONENT}", AUTHORIZATION_CODEC)
+    return stores.open(APPID, record_name(COMPONENT), AUTHORIZATION_CODEC)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_what_a_process_of_the_first_version_renewed_meanwhile_is_tried(
 
     def renewed_elsewhere(*given: Any) -> Authorization:
         wx.replace_refresh_token(COMPONENT, APPID)
-        path = stores.directory / APPID / f"granted-to-{COMPONENT}.json"
+        path = stores.directory / APPID / f"{record_name(COMPONENT)}.json"
         path.parent.mkdir(mode=0o700)
         tokens = [wx.refresh_token(COMPONENT, APPID)]
         path.write_text(json.dumps({"refresh_tokens": tokens, "since": wx.now()}))
@@ -226,7 +226,7 @@ def machine(
 def in_redis(redis_server: Any) -> Callable[[], Authorization]:
     """What the machines keep of the merchant."""
     stores = RedisStores(Secret(redis_server.url), prefix="kit")
-    store = stores.open(APPID, f"granted-to-{COMPONENT}", AUTHORIZATION_CODEC)
+    store = stores.open(APPID, record_name(COMPONENT), AUTHORIZATION_CODEC)
     return lambda: kept(store)
 
 
@@ -265,9 +265,9 @@ def test_a_refresh_token_that_came_late_is_kept_too(
     """From then on WeChat takes no other, and no list shows it."""
     outrun()
     wx.advance(301)
-    stands = in_redis().access
-    assert stands is not None
-    assert machine().authorizers.token(APPID).renew(stands.value) != stands.value
+    stored = in_redis().access
+    assert stored is not None
+    assert machine().authorizers.token(APPID).renew(stored.value) != stored.value
 
 
 def test_refresh_tokens_that_come_late_do_not_pile_up(
@@ -465,7 +465,7 @@ def test_a_merchant_takes_it_back(
 def test_late_news_of_an_earlier_end_ends_nothing(
     provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
-    """Taken back, granted again, and only then told of the first: the new one stays."""
+    """Taken back, given again, and only then told of the first: the new one stays."""
     authorize()
     assert not provider.authorizers.drop(APPID, since=kept(store).since - 1)
     assert kept(store).refresh_tokens
@@ -502,7 +502,7 @@ def test_a_late_40001_about_a_merchants_old_token_keeps_the_fresh_one(
 def test_a_merchants_old_token_stays_until_the_new_one_exists(
     wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore
 ) -> None:
-    """Whoever looks during a renewal finds the old one, then the new one, never none."""
+    """A reader during a renewal finds the old one, then the new one, never none."""
     authorize()
     source = provider.authorizers.token(APPID)
     old = source.get()

@@ -72,7 +72,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 
 
 def at_once(start: Start, wx: Sandbox, where: object, what: str, failed: Secret) -> list[str]:
-    """The tokens that so many processes have after one and the same token failed them all."""
+    """The tokens that all processes have after one and the same token failed them."""
     process = start(AT_ONCE, wx.base_url, str(where), what, str(PROCESSES), failed.reveal())
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0
@@ -112,7 +112,7 @@ def test_64_processes_and_one_merchants_token_are_one_renewal(
 def test_64_processes_that_share_a_redis_are_one_renewal(
     wx: Sandbox, transport: Transport, redis_server: Any, start: Start
 ) -> None:
-    """As on machines of their own: a lease in place of a lock."""
+    """As if each ran on another machine: a lease instead of a lock."""
     stores = RedisStores(Secret(redis_server.url), prefix="kit")
     store = stores.open(APPID, "access_token", TOKEN_CODEC)
     failed = StableToken(transport, APPID, Secret("s"), store).get()

@@ -110,7 +110,7 @@ def test_what_was_saved_is_loaded_elsewhere(store: TokenStore, path: Path) -> No
 
 
 def test_records_do_not_mix(store: TokenStore, path: Path) -> None:
-    """Each account and each kind has a record of its own, all of them in one file."""
+    """Each account and each kind has its own record, all of them in one file."""
     store.save(TOKEN)
     opened(path, "wx02").save(OTHER)
     assert (store.load(), opened(path, "wx02").load()) == (TOKEN, OTHER)
@@ -194,11 +194,11 @@ def test_unreadable_content_is_no_token_and_is_replaced(
     assert (store.load() or TOKEN).value == fresh
 
 
-@pytest.mark.parametrize("granted", [0o640, 0o604, 0o620, 0o602, 0o601, 0o666])
-def test_a_file_open_to_others_is_refused(store: TokenStore, path: Path, granted: int) -> None:
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o601, 0o666])
+def test_a_file_open_to_others_is_refused(store: TokenStore, path: Path, mode: int) -> None:
     """Its token may be known to others, or planted by them."""
     store.save(TOKEN)
-    path.chmod(granted)
+    path.chmod(mode)
     with pytest.raises(TokenSourceError, match="other users may read or write it") as caught:
         store.load()
     assert (caught.value.source, caught.value.remedy[:12]) == (str(path), "Take it away")

@@ -21,7 +21,7 @@ from prefetch_kit.weixin.token_stores.file import FileStores
 from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, Store, StoredToken
 
 PLATFORM = "wxplatform"
-RECORD = f"granted-to-{PLATFORM}"
+RECORD = "granted-to-wxplatform"
 WECHAT = "api.weixin.qq.com"
 
 Write = Callable[..., Path]
@@ -83,7 +83,7 @@ def test_all_refresh_tokens_of_a_directory_are_taken_over(state: Path, write: Wr
 
 
 def test_the_newest_of_wechats_hosts_wins(state: Path, write: Write) -> None:
-    """The first version knew each host as another WeChat, with a directory of its own."""
+    """The first version knew each host as another WeChat, with its own directory."""
     write("wx01", RECORD, **authorized("older", expires_at=8.0))
     write("wx01", RECORD, host="api2.weixin.qq.com", **authorized("newer", expires_at=9.0))
     assert refresh_tokens(opened(state))[0] == "newer"
@@ -94,7 +94,7 @@ def test_what_an_old_process_renews_later_is_seen(state: Path, write: Write) -> 
     write("wx01", RECORD, **authorized("first", expires_at=8.0))
     store = opened(state)
     store.load()
-    write("wx01", RECORD, **authorized("rotated", "first", expires_at=9.0))
+    write("wx01", RECORD, **authorized("rotated", expires_at=9.0))
     assert refresh_tokens(store) == ["rotated", "first"]
     assert refresh_tokens(opened(state)) == ["rotated", "first"]
 

@@ -134,7 +134,7 @@ def test_an_answer_without_a_clean_openid_is_no_login(
 def test_a_refused_code_is_asked_about_once(
     wx: Sandbox, exchange: Callable[[str], Login], errcode: int, kind: str
 ) -> None:
-    """Whoever waits for a pull's answer decides about repeats, not the exchange."""
+    """The caller decides about repeats, not the exchange."""
     wx.inject(Fault(kind="errcode", path=PATH, errcode=errcode, times=None))
     with pytest.raises(Refused) as caught:
         exchange("code")

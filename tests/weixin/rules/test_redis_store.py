@@ -109,7 +109,7 @@ def saves(store: TokenStore, token: StoredToken) -> Callable[[], object]:
 def test_who_lost_the_lease_cannot_overwrite_a_newer_token(
     machine: Callable[..., TokenStore], elsewhere: Elsewhere
 ) -> None:
-    """Its save is turned into the token that stands there, which is used instead."""
+    """Its save returns the token that is stored, which is used instead."""
     late = machine(lease_s=0.05)
     with late.lock():
         time.sleep(0.1)
@@ -170,7 +170,7 @@ def test_numbers_rise_when_the_clock_of_redis_goes_back(
 def test_giving_back_ends_only_the_own_lease(
     machine: Callable[..., TokenStore], redis: Any
 ) -> None:
-    """Whoever comes out late leaves the lease of the next one alone."""
+    """A holder that is late leaves the lease of the next one alone."""
     late, held, over = machine(lease_s=0.05), Event(), Event()
 
     def hold() -> None:
@@ -263,7 +263,7 @@ def test_an_address_that_no_client_takes_is_not_repeated() -> None:
 def test_a_record_that_is_no_bytes_is_not_taken_for_none(
     redis_server: Any, machine: Callable[..., TokenStore]
 ) -> None:
-    """Whoever takes it for nothing writes over it."""
+    """A client that took it for no record would replace it."""
     one = machine()
     with one.lock():
         one.save(TOKEN)

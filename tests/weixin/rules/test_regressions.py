@@ -71,7 +71,7 @@ def test_waiters_look_again_after_the_lock(
 def test_the_old_token_stays_until_the_new_one_exists(
     wx: Sandbox, stable: Stable, store: TokenStore
 ) -> None:
-    """Whoever looks during a renewal finds the old token, then the new one, never none."""
+    """A reader during a renewal finds the old token, then the new one, never none."""
     source = stable(store)
     old = source.get()
     wx.expire_tokens(APPID)

@@ -186,7 +186,7 @@ def test_a_lost_answer_to_put_is_not_repeated(
 
 
 def test_put_believes_only_an_errcode_of_zero(wx: Sandbox, api: SettingsApi) -> None:
-    """Any JSON object could come from a proxy that answers in WeChat's place."""
+    """Any JSON object could come from a proxy that answers instead of WeChat."""
     wx.inject(Fault(kind="raw", body='{"status":"ok"}'))
     with pytest.raises(OutcomeUnknown, match="not what the API promises"):
         api.put("pre_fetch", SERVER)
