@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import sqlite3
 import stat
 import tempfile
@@ -263,13 +264,24 @@ def test_a_directory_that_others_write_to_is_refused(store: TokenStore, path: Pa
         store.load()
 
 
-def test_a_file_that_is_exchanged_is_not_written_to_any_more(store: TokenStore, path: Path) -> None:
-    """Restored from a backup, say: what is saved is in the file that has the name."""
+def test_a_file_that_was_moved_away_is_not_written_to(store: TokenStore, path: Path) -> None:
+    """What is saved afterwards is in a new file of that name."""
     store.save(TOKEN)
     path.rename(path.with_name("old.sqlite3"))
     assert store.load() is None
     store.save(OTHER)
     assert (opened(path).load(), path.with_name("old.sqlite3").exists()) == (OTHER, True)
+
+
+def test_a_file_that_was_restored_from_a_backup_is_used(store: TokenStore, path: Path) -> None:
+    """A running process reads and writes the restored one, not the one it had open."""
+    store.save(TOKEN)
+    backup = Path(shutil.copy2(path, path.with_name("backup.sqlite3")))
+    store.save(OTHER)
+    backup.replace(path)
+    assert store.load() == TOKEN
+    store.save(OTHER)
+    assert opened(path).load() == OTHER
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -397,6 +409,7 @@ FORK_WHILE_SAVING = """
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_stores.file import FileStores
@@ -414,11 +427,12 @@ def until_over():
     n = 0
     while not over.is_set():
         save("parent", [n := n + 1])
+        time.sleep(0.002)
 
 thread = threading.Thread(target=until_over)
 thread.start()
 children = []
-for n in range(20):
+for n in range(8):
     child = os.fork()
     if not child:
         save(f"child-{n}", range(3))
@@ -436,7 +450,7 @@ def test_children_of_a_fork_open_the_file_anew(
 ) -> None:
     """Forked while another thread writes and locks: nobody hangs, and nothing is lost."""
     assert start(FORK_WHILE_SAVING, str(path.parent)).wait(120) == 0
-    for n in range(20):
+    for n in range(8):
         kept = opened(path, f"child-{n}").load()
         assert kept == StoredToken(Secret(f"child-{n}-2"), 2)
     with closing(sqlite3.connect(path)) as other:
