@@ -1,10 +1,14 @@
-"""The settings of one app: one table, read once, frozen."""
+"""The settings of an app: one table, read once, frozen.
+
+The fields of `Config` are the table. A new setting is a new field; the README lists it too.
+"""
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Never, TypeVar, overload
 
 from prefetch_kit.endpoint import values
 from prefetch_kit.errors import ConfigError
@@ -15,89 +19,194 @@ PREFIX: Final = "PREFETCH_"
 # /miniprogram/dev/framework/ability/pre-fetch.html says 256 KB and not how long a KB is: refuse
 # above 256 x 1024, and warn before 256 x 1000.
 PLATFORM_MAX_BYTES: Final = 262_144
+_DEFAULT_STATE_DIR: Final = Path("prefetch_kit")  # in the instance folder
+_NOTHING: Final[Mapping[str, Never]] = MappingProxyType({})
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How one setting is read, and what the README says of it (Markdown).
+
+    `default` applies where the setting is absent. A `secret` may also be in a file, which
+    `<KEY>_FILE` names.
+    """
+
+    read: Callable[[Any], object]
+    default: object
+    required: bool
+    secret: bool
+    meaning: str
+
+
+@overload
+def setting(
+    read: Callable[[Any], _T], *, required: bool, secret: bool = ..., meaning: str
+) -> _T: ...
+@overload
+def setting(read: Callable[[Any], _T], *, default: _T, secret: bool = ..., meaning: str) -> _T: ...
+@overload
+def setting(read: Callable[[Any], _T], *, secret: bool = ..., meaning: str) -> _T | None: ...
+def setting(
+    read: Callable[[Any], object],
+    *,
+    default: object = None,
+    required: bool = False,
+    secret: bool = False,
+    meaning: str,
+) -> Any:
+    """A field of `Config` that is read from `PREFETCH_` and its name, less the unit `_s`."""
+    row = Setting(read=read, default=default, required=required, secret=secret, meaning=meaning)
+    return field(metadata={"setting": row})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What `app.config` and the environment say. `appids` is empty where a callable decides.
+    """The settings of one app, from `app.config` and the environment."""
 
-    `pre_fetch` and `period_fetch` are None where WeChat is to pull from the app itself.
-    """
+    # Empty where a callable decides.
+    appids: tuple[str, ...] = setting(
+        values.read_appids,
+        required=True,
+        meaning="the appids that are ours: a list (comma-separated in the environment), "
+        "or a callable appid → bool",
+    )
+    admits: Callable[[str], bool]  # from PREFETCH_APPIDS
+    app_secret: Secret | None = setting(
+        values.read_secret, secret=True, meaning="the AppSecret, where there is exactly one appid"
+    )
+    # With the one of PREFETCH_APP_SECRET.
+    app_secrets: Mapping[str, Secret] = setting(
+        values.read_secrets,
+        default=_NOTHING,
+        secret=True,
+        meaning="appid → AppSecret (JSON in the environment)",
+    )
+    access_token: Secret | None = setting(
+        values.read_secret, secret=True, meaning="a ready access token for the registrar"
+    )
+    token_command: tuple[str, ...] | None = setting(
+        values.read_command, meaning="a program that prints one"
+    )
+    token_call: str = setting(
+        values.read_token_call,
+        default="stable_token",
+        meaning="or `token`: each such token ends the one that other programs of the app hold",
+    )
+    token_store_url: Secret | None = setting(
+        values.read_redis_url,
+        secret=True,
+        meaning="a Redis that keeps tokens for many machines, instead of the state directory; "
+        "needs `prefetch-kit[redis]`, and an append-only file there",
+    )
+    component_appid: str | None = setting(
+        values.read_component_appid,
+        meaning="the third-party platform (第三方平台) that serves the mini programs "
+        "without an AppSecret here",
+    )
+    component_secret: Secret | None = setting(
+        values.read_secret, secret=True, meaning="its AppSecret"
+    )
+    component_message_token: Secret | None = setting(
+        values.read_secret, secret=True, meaning="its 消息校验Token, for what WeChat pushes"
+    )
+    component_aes_key: Secret | None = setting(
+        values.read_aes_key, secret=True, meaning="its 消息加解密Key, 43 letters and digits"
+    )
+    base_url: str | None = setting(
+        values.read_base_url,
+        meaning="the public https origin, with a mount path if there is one",
+    )
+    # None: WeChat pulls from this app itself.
+    pre_fetch: FetchSetting | None = setting(
+        values.read_fetch_setting,
+        meaning='where WeChat pre-fetches from, if not from this app: `"https://…"`, '
+        '`{"env": …, "function_name": …}` (JSON in the environment), `"cloud:ENV/NAME"` '
+        'or `"off"`',
+    )
+    period_fetch: FetchSetting | None = setting(
+        values.read_fetch_setting, meaning="the same for the periodic pull"
+    )
+    confirm_files: Mapping[str, str] = setting(
+        values.read_confirm_files,
+        default=_NOTHING,
+        meaning="confirm files (校验文件) to serve at the root of the host: "
+        "name → content (JSON in the environment)",
+    )
+    token_max_age_s: int = setting(
+        values.read_whole_number(60, 366 * 86_400),
+        default=8 * 86_400,
+        meaning="seconds for which a minted token is valid (8 days), and five minutes more",
+    )
+    max_bytes: int = setting(
+        values.read_whole_number(1, PLATFORM_MAX_BYTES),
+        default=PLATFORM_MAX_BYTES,
+        meaning="no answer is larger",
+    )
+    warn_bytes: int = setting(
+        values.read_whole_number(1, PLATFORM_MAX_BYTES),
+        default=240_000,
+        meaning="larger answers are logged",
+    )
+    deadline_s: float = setting(
+        values.read_seconds(0.01, 3600),
+        default=2.0,
+        meaning="seconds a handler has, unless it has a `deadline` itself",
+    )
+    threads: int = setting(
+        values.read_whole_number(1, 10_000),
+        default=64,
+        meaning="threads for handlers in each process, and as many for your verifiers",
+    )
+    cache_bytes: int = setting(
+        values.read_whole_number(0, 2**40),
+        default=64 * 1024 * 1024,
+        meaning="memory for cached answers in each process (64 MiB)",
+    )
+    cache_url: Secret | None = setting(
+        values.read_redis_url,
+        secret=True,
+        meaning="a Redis (`redis://`, `rediss://`, `unix://`) that shares answers; "
+        "needs `prefetch-kit[redis]`",
+    )
+    cache_namespace: str = setting(
+        values.read_text, default="prefetch_kit", meaning="the first part of its keys there"
+    )
+    release: str = setting(
+        values.read_text,
+        default="",
+        meaning="answers are shared only by processes of the same release",
+    )
+    context_vars: frozenset[str] = setting(
+        values.read_names,
+        default=frozenset(),
+        meaning="names of context variables that cached handlers keep, for tracing",
+    )
+    api_base_url: str = setting(
+        values.read_api_base_url,
+        default="https://api.weixin.qq.com",
+        meaning="https, or a sandbox on loopback",
+    )
+    ca_file: str | None = setting(
+        values.read_text, meaning="certificates (PEM) that are trusted besides the usual ones"
+    )
+    state_dir: Path = setting(
+        values.read_path,
+        default=_DEFAULT_STATE_DIR,
+        meaning="the journal, locks and tokens; the default is in the instance folder",
+    )
 
-    appids: tuple[str, ...]
-    admits: Callable[[str], bool]
-    app_secrets: Mapping[str, Secret]
-    access_token: Secret | None
-    token_command: tuple[str, ...] | None
-    token_call: str
-    token_store_url: Secret | None
-    component_appid: str | None
-    component_secret: Secret | None
-    component_message_token: Secret | None
-    component_aes_key: Secret | None
-    base_url: str | None
-    pre_fetch: FetchSetting | None
-    period_fetch: FetchSetting | None
-    confirm_files: Mapping[str, str]
-    token_max_age_s: int
-    max_bytes: int
-    warn_bytes: int
-    deadline_s: float
-    threads: int
-    cache_bytes: int
-    cache_url: Secret | None
-    cache_namespace: str
-    release: str
-    context_vars: frozenset[str]
-    api_base_url: str
-    ca_file: str | None
-    state_dir: Path
+
+def key_of(name: str) -> str:
+    """The key of a field of `Config`: `PREFETCH_DEADLINE` for `deadline_s`."""
+    return PREFIX + name.removesuffix("_s").upper()
 
 
-_REQUIRED: Final = object()
-_SECRET_KEYS: Final = frozenset(
-    {
-        "PREFETCH_APP_SECRET",
-        "PREFETCH_APP_SECRETS",
-        "PREFETCH_ACCESS_TOKEN",
-        "PREFETCH_TOKEN_STORE_URL",
-        "PREFETCH_COMPONENT_SECRET",
-        "PREFETCH_COMPONENT_MESSAGE_TOKEN",
-        "PREFETCH_COMPONENT_AES_KEY",
-        "PREFETCH_CACHE_URL",
-    }
-)
-# key: (how its value is read, default)
-TABLE: Final[Mapping[str, tuple[Callable[[Any], object], object]]] = {
-    "PREFETCH_APPIDS": (values.read_appids, _REQUIRED),
-    "PREFETCH_APP_SECRET": (values.read_secret, None),
-    "PREFETCH_APP_SECRETS": (values.read_secrets, None),
-    "PREFETCH_ACCESS_TOKEN": (values.read_secret, None),
-    "PREFETCH_TOKEN_COMMAND": (values.read_command, None),
-    "PREFETCH_TOKEN_CALL": (values.read_token_call, "stable_token"),
-    "PREFETCH_TOKEN_STORE_URL": (values.read_redis_url, None),
-    "PREFETCH_COMPONENT_APPID": (values.read_component_appid, None),
-    "PREFETCH_COMPONENT_SECRET": (values.read_secret, None),
-    "PREFETCH_COMPONENT_MESSAGE_TOKEN": (values.read_secret, None),
-    "PREFETCH_COMPONENT_AES_KEY": (values.read_aes_key, None),
-    "PREFETCH_BASE_URL": (values.read_base_url, None),
-    "PREFETCH_PRE_FETCH": (values.read_fetch_setting, None),
-    "PREFETCH_PERIOD_FETCH": (values.read_fetch_setting, None),
-    "PREFETCH_CONFIRM_FILES": (values.read_confirm_files, None),
-    "PREFETCH_TOKEN_MAX_AGE": (values.read_whole_number(60, 366 * 86_400), 8 * 86_400),
-    "PREFETCH_MAX_BYTES": (values.read_whole_number(1, PLATFORM_MAX_BYTES), PLATFORM_MAX_BYTES),
-    "PREFETCH_WARN_BYTES": (values.read_whole_number(1, PLATFORM_MAX_BYTES), 240_000),
-    "PREFETCH_DEADLINE": (values.read_seconds(0.01, 3600), 2),
-    "PREFETCH_THREADS": (values.read_whole_number(1, 10_000), 64),
-    "PREFETCH_CACHE_BYTES": (values.read_whole_number(0, 2**40), 64 * 1024 * 1024),
-    "PREFETCH_CACHE_URL": (values.read_redis_url, None),
-    "PREFETCH_CACHE_NAMESPACE": (values.read_text, "prefetch_kit"),
-    "PREFETCH_RELEASE": (values.read_text, None),
-    "PREFETCH_CONTEXT_VARS": (values.read_names, None),
-    "PREFETCH_API_BASE_URL": (values.read_api_base_url, "https://api.weixin.qq.com"),
-    "PREFETCH_CA_FILE": (values.read_text, None),
-    "PREFETCH_STATE_DIR": (values.read_text, None),
+_BY_NAME: Final[Mapping[str, Setting]] = {
+    each.name: each.metadata["setting"] for each in fields(Config) if each.metadata
 }
+TABLE: Final[Mapping[str, Setting]] = {key_of(name): row for name, row in _BY_NAME.items()}
 
 
 def load_config(
@@ -113,62 +222,39 @@ def load_config(
     is unknown, missing or wrong.
     """
     _refuse_unknown(settings)
-    given = {key: _read(key, settings, environment) for key in TABLE}
-    if given["PREFETCH_ACCESS_TOKEN"] and given["PREFETCH_TOKEN_COMMAND"]:
+    given = {name: _read(name, settings, environment) for name in _BY_NAME}
+    if given["state_dir"] is _DEFAULT_STATE_DIR:
+        given["state_dir"] = Path(instance_path, _DEFAULT_STATE_DIR)
+    appids = given.pop("appids")
+    known = () if callable(appids) else appids
+    config = Config(
+        appids=known,
+        admits=appids if callable(appids) else frozenset(known).__contains__,
+        **given,
+    )
+    _refuse_contradictions(config)
+    return replace(config, app_secrets=_app_secrets(config))
+
+
+def _refuse_contradictions(config: Config) -> None:
+    if config.access_token and config.token_command:
         raise ConfigError(
             "PREFETCH_TOKEN_COMMAND",
             "and PREFETCH_ACCESS_TOKEN are both set",
             remedy="Keep one of them",
         )
-    if given["PREFETCH_COMPONENT_APPID"] and not given["PREFETCH_COMPONENT_SECRET"]:
+    if config.component_appid and not config.component_secret:
         raise ConfigError(
             "PREFETCH_COMPONENT_SECRET",
             "is missing beside PREFETCH_COMPONENT_APPID",
             remedy="Set it to the AppSecret of the third-party platform",
         )
-    appids = given["PREFETCH_APPIDS"]
-    known: tuple[str, ...] = () if callable(appids) else appids
-    _refuse_token_of_which(given, known)
-    state_dir = given["PREFETCH_STATE_DIR"]
-    return Config(
-        appids=known,
-        admits=appids if callable(appids) else frozenset(known).__contains__,
-        app_secrets=_app_secrets(given, known),
-        access_token=given["PREFETCH_ACCESS_TOKEN"],
-        token_command=given["PREFETCH_TOKEN_COMMAND"],
-        token_call=given["PREFETCH_TOKEN_CALL"],
-        token_store_url=given["PREFETCH_TOKEN_STORE_URL"],
-        component_appid=given["PREFETCH_COMPONENT_APPID"],
-        component_secret=given["PREFETCH_COMPONENT_SECRET"],
-        component_message_token=given["PREFETCH_COMPONENT_MESSAGE_TOKEN"],
-        component_aes_key=given["PREFETCH_COMPONENT_AES_KEY"],
-        base_url=given["PREFETCH_BASE_URL"],
-        pre_fetch=given["PREFETCH_PRE_FETCH"],
-        period_fetch=given["PREFETCH_PERIOD_FETCH"],
-        confirm_files=given["PREFETCH_CONFIRM_FILES"] or {},
-        token_max_age_s=given["PREFETCH_TOKEN_MAX_AGE"],
-        max_bytes=given["PREFETCH_MAX_BYTES"],
-        warn_bytes=given["PREFETCH_WARN_BYTES"],
-        deadline_s=given["PREFETCH_DEADLINE"],
-        threads=given["PREFETCH_THREADS"],
-        cache_bytes=given["PREFETCH_CACHE_BYTES"],
-        cache_url=given["PREFETCH_CACHE_URL"],
-        cache_namespace=given["PREFETCH_CACHE_NAMESPACE"],
-        release=given["PREFETCH_RELEASE"] or "",
-        context_vars=given["PREFETCH_CONTEXT_VARS"] or frozenset(),
-        api_base_url=given["PREFETCH_API_BASE_URL"],
-        ca_file=given["PREFETCH_CA_FILE"],
-        state_dir=Path(state_dir) if state_dir else Path(instance_path, "prefetch_kit"),
-    )
-
-
-def _refuse_token_of_which(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """With several mini programs, one token would write the settings of the wrong one."""
-    for key in ("PREFETCH_ACCESS_TOKEN", "PREFETCH_TOKEN_COMMAND"):
-        names_appid = "{appid}" in " ".join(given["PREFETCH_TOKEN_COMMAND"] or ())
-        if given[key] is not None and len(known) != 1 and not names_appid:
+    # With several mini programs, one token would write the settings of the wrong one.
+    names_appid = "{appid}" in " ".join(config.token_command or ())
+    for name in ("access_token", "token_command"):
+        if getattr(config, name) is not None and len(config.appids) != 1 and not names_appid:
             raise ConfigError(
-                key,
+                key_of(name),
                 "gives the token of one mini program, and PREFETCH_APPIDS lets in several",
                 remedy="Use PREFETCH_APP_SECRETS, or PREFETCH_TOKEN_COMMAND with {appid} in it",
             )
@@ -182,21 +268,22 @@ def _refuse_unknown(settings: Mapping[str, object]) -> None:
             )
 
 
-def _read(key: str, settings: Mapping[str, object], environment: Mapping[str, str]) -> Any:
-    read, default = TABLE[key]
+def _read(name: str, settings: Mapping[str, object], environment: Mapping[str, str]) -> Any:
+    key = key_of(name)
+    row = TABLE[key]
     value = settings.get(key)
     name = key
     if value is None:
         value = environment.get(key) or None
-    if value is None and key in _SECRET_KEYS and (path := environment.get(f"{key}_FILE")):
+    if value is None and row.secret and (path := environment.get(f"{key}_FILE")):
         name = f"{key}_FILE"
         value = _read_file(name, path)
     if value is None:
-        if default is _REQUIRED:
+        if row.required:
             raise ConfigError(key, "is missing", remedy='Set it to your appids, such as ["wx…"]')
-        return default
+        return row.default
     try:
-        return read(value)
+        return row.read(value)
     except values.InvalidError as error:
         problem, remedy = error.problem, error.remedy
     del value  # a traceback that goes through here shows no secret
@@ -211,9 +298,9 @@ def _read_file(name: str, path: str) -> str:
     raise ConfigError(name, f"names {path!r}, which cannot be read: {cause}", remedy="Fix the path")
 
 
-def _app_secrets(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Secret]:
-    secrets: dict[str, Secret] = given["PREFETCH_APP_SECRETS"] or {}
-    single: Secret | None = given["PREFETCH_APP_SECRET"]
+def _app_secrets(config: Config) -> Mapping[str, Secret]:
+    """AppSecrets by appid, from either of the two settings."""
+    known, single, secrets = config.appids, config.app_secret, config.app_secrets
     if single is not None and (secrets or len(known) != 1):
         raise ConfigError(
             "PREFETCH_APP_SECRET",
@@ -222,10 +309,10 @@ def _app_secrets(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, 
         )
     if single is not None:
         return {known[0]: single}
-    if known and (strangers := sorted(set(secrets) - set(known))):
+    if known and (unknown := sorted(set(secrets) - set(known))):
         raise ConfigError(
             "PREFETCH_APP_SECRETS",
-            f"names {', '.join(strangers)}, which PREFETCH_APPIDS does not",
+            f"names {', '.join(unknown)}, which PREFETCH_APPIDS does not",
             remedy="Add the appid there, or take it out here",
         )
     return secrets

@@ -1,4 +1,4 @@
-"""How the value of a setting is read: what it may be written as, and what is wrong with it."""
+"""Read the value of a setting from each form that it may have, or say what is wrong with it."""
 
 import json
 import re
@@ -22,14 +22,15 @@ from prefetch_kit.secret import Secret
 
 
 class InvalidError(Exception):
-    """What is wrong with a value and what to write instead; never holds the value of a secret."""
+    """What is wrong with a value and what to write instead, without the value of a secret."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         self.problem = problem
         self.remedy = remedy
 
 
-def read_appids(value: object) -> object:
+def read_appids(value: object) -> Any:
+    """The appids as a tuple, or the callable that decides."""
     if callable(value):
         return value
     if isinstance(value, str):
@@ -208,3 +209,7 @@ def read_text(value: object) -> str:
     if not isinstance(value, (str, Path)) or not str(value):
         raise InvalidError("must be a non-empty string", "Leave it out to use the default")
     return str(value)
+
+
+def read_path(value: object) -> Path:
+    return Path(read_text(value))
