@@ -1,14 +1,11 @@
 """The developer's app as the commands see it: its routes, its settings, a way to WeChat."""
 
-import os
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from shlex import quote as quote_word
 from types import MappingProxyType
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -19,6 +16,7 @@ from flask.cli import NoAppException, ScriptInfo
 from werkzeug.routing import BuildError
 
 from prefetch_kit.addresses import wechat_name
+from prefetch_kit.cli.errors import AppMissing, app_failed, app_not_loaded, import_failure
 from prefetch_kit.cli.options import flag_of
 from prefetch_kit.endpoint.app_state import AppState, issue_token, state_of
 from prefetch_kit.endpoint.config import Config
@@ -33,12 +31,9 @@ from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
-# Where no line of the developer's own is: the standard library, this package, and all installed.
-_FOREIGN: Final = (Path(os.__file__).parent, Path(__file__).parents[1])
-# What the flags say of the kinds of pull; app: its own URL.
+# From the flags, by kind of pull; "app" is the app's own URL.
 Sources = Mapping[Kind, FetchSetting | Literal["app"]]
 _NO_FLAGS: Final[Sources] = MappingProxyType({})
-_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
 
 class AppAtHand:
@@ -181,7 +176,7 @@ class AppAtHand:
             broken = error
         else:
             return
-        raise click.ClickException(f"The app failed: {_summary(broken)}.")
+        raise app_failed(broken)
 
     @cached_property
     def transport(self) -> Transport:
@@ -220,55 +215,19 @@ def _wait(seconds: float) -> None:
         time.sleep(seconds)
 
 
-class AppMissing(click.ClickException):
-    """There is no app where one was looked for."""
-
-
 def load_app(info: ScriptInfo) -> Flask:
     """The app that `--app` names.
 
-    Raises `AppMissing`, and a `ClickException` in place of whatever the app raises.
+    Raises `AppMissing`, and `CommandFailed` for any error that the app raises.
     """
     try:
         return info.load_app()
     except PrefetchKitError:
         raise
     except NoAppException as error:
-        broken = _import_failure(error)
+        broken = import_failure(error)
         if broken is None:
             raise AppMissing(error.message) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (an app can raise anything)
         broken = error
-    app = f"--app {quote_word(info.app_import_path)} " if info.app_import_path else ""
-    raise click.ClickException(
-        f"The app could not be loaded: {_summary(broken)}. "
-        f"Run `flask {app}routes` to see the whole traceback."
-    )
-
-
-def _summary(error: BaseException) -> str:
-    """The error's class and the innermost line of the developer's that it came through.
-
-    The message stays out: it may quote a setting of the app.
-    """
-    places = [
-        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    if isinstance(error, SyntaxError):
-        places.append((error.filename or "<", error.lineno or 0))
-    filename, line = ([place for place in places if _is_own(place[0])] or places)[-1]
-    return f"{type(error).__name__} at {filename}:{line}"
-
-
-def _is_own(filename: str) -> bool:
-    path = Path(filename)
-    if filename.startswith("<") or any(path.is_relative_to(place) for place in _FOREIGN):
-        return False
-    return _INSTALLED.isdisjoint(path.parts)
-
-
-def _import_failure(error: NoAppException) -> BaseException | None:
-    """The ImportError inside the app, whose whole traceback Flask quotes in its own message."""
-    below = error.__context__
-    inside = isinstance(below, ImportError) and below.__traceback__ and below.__traceback__.tb_next
-    return below if inside else None
+    raise app_not_loaded(broken, info.app_import_path)

@@ -13,6 +13,13 @@ import click
 from flask.cli import ScriptInfo
 
 from prefetch_kit.cli.app import AppAtHand, Sources, load_app
+from prefetch_kit.cli.errors import (
+    CHANGES_FOUND,
+    FAILED,
+    CommandFailed,
+    CommandGroup,
+    refuse_unattended,
+)
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.options import (
@@ -39,7 +46,7 @@ from prefetch_kit.cli.preflight import add_domains, check_domains
 from prefetch_kit.cli.pull import Credentials, pull_once
 from prefetch_kit.cli.sandbox import seed
 from prefetch_kit.endpoint.app_state import process_of, state_of
-from prefetch_kit.errors import PrefetchKitError, ProbeFailed
+from prefetch_kit.errors import ProbeFailed
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, project_of, write_project
 from prefetch_kit.fleet.run import Fleet
@@ -51,22 +58,7 @@ from prefetch_kit.sandbox import Sandbox
 _Command = Callable[..., Any]
 
 
-class Border(click.Group):
-    """The one place where the kit's errors become a sentence and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except PrefetchKitError as error:
-            sentence = str(error)
-        except BrokenPipeError:
-            raise  # of this click makes a silent end
-        except OSError as error:
-            sentence = f"Input or output failed: {error.strerror}."
-        raise click.ClickException(sentence)
-
-
-@click.group("prefetch", cls=Border)
+@click.group("prefetch", cls=CommandGroup)
 def commands() -> None:
     """Serve WeChat's data pre-fetch (数据预拉取) and register it."""
 
@@ -143,7 +135,7 @@ def plan(
     else:
         print_plan(found)
     if detailed_exitcode and found.changes:
-        sys.exit(3)
+        sys.exit(CHANGES_FOUND)
 
 
 @commands.command()
@@ -247,8 +239,7 @@ def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
     """Ask a person who sees what `shown` prints, unless --yes was given."""
     if yes:
         return
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise click.ClickException("Nobody is here to answer; add --yes.")
+    refuse_unattended()
     shown()
     click.confirm(question, abort=True)
 
@@ -278,7 +269,7 @@ def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None
     for probed in results:
         print_json(probe_record(probed)) if as_json else print_probe(probed)
     if any(probed.problems for probed in results):
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 @commands.command()
@@ -335,7 +326,7 @@ def pull(at_hand: AppAtHand, url: str | None, *, as_json: bool, **options: Any) 
         click.echo(pulled.sentence(), err=True)
         click.echo(pulled.body)
     if pulled.status != 200:
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 @commands.command()
@@ -367,10 +358,10 @@ def sandbox(ctx: click.Context, *, port: int, origin: str | None) -> None:
         finally:
             wechat.stop()
         return
-    raise click.ClickException(f"Port {port} cannot be had: {cause}. Choose another with --port.")
+    raise CommandFailed(f"Port {port} cannot be had: {cause}. Choose another with --port.")
 
 
-@click.group("prefetch-kit", cls=Border, commands=commands.commands)
+@click.group("prefetch-kit", cls=CommandGroup, commands=commands.commands)
 @click.option(
     "--app", metavar="IMPORT", envvar="FLASK_APP", help="The Flask app, as for flask --app."
 )

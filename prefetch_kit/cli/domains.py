@@ -8,6 +8,7 @@ import click
 
 from prefetch_kit.cli.app import AppAtHand
 from prefetch_kit.cli.commands import commands, confirm, with_app
+from prefetch_kit.cli.errors import FAILED
 from prefetch_kit.cli.options import as_json_option, yes_option
 from prefetch_kit.cli.output import print_standing
 from prefetch_kit.cli.preflight import domains_of
@@ -56,4 +57,4 @@ def _print_and_exit(standings: Iterable[Standing], *, as_json: bool) -> None:
         print_standing(standing, as_json=as_json)
         is_broken |= bool(standing.broken)
     if is_broken:
-        sys.exit(1)
+        sys.exit(FAILED)

@@ -10,6 +10,13 @@ from typing import Any, Final, cast
 
 import click
 
+from prefetch_kit.cli.errors import (
+    CHANGES_FOUND,
+    FleetGroup,
+    NothingDone,
+    failure_of,
+    refuse_unattended,
+)
 from prefetch_kit.cli.fleet_output import Printer, print_status
 from prefetch_kit.cli.options import (
     FILE,
@@ -27,23 +34,6 @@ from prefetch_kit.fleet.run import Fleet, Limits
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.registrar.plan import Guard
 from prefetch_kit.registrar.template import PullTemplate, Template
-
-
-class NothingDone(click.ClickException):
-    """A fleet of which nothing could be done."""
-
-    exit_code = 4
-
-
-class FleetGroup(click.Group):
-    """Where the kit's errors become a sentence and the exit code that says: nothing was done."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except PrefetchKitError as error:
-            failure = NothingDone(str(error))
-        raise failure
 
 
 @click.group(cls=FleetGroup)
@@ -122,10 +112,8 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = go()
-    except PrefetchKitError as error:
-        sentence = str(error)
-    except KeyboardInterrupt:
-        sentence = "Interrupted. Run the same command again to go on."
+    except (PrefetchKitError, KeyboardInterrupt) as error:
+        failure = failure_of(error, nothing_done=not printer.done)
     else:
         printer.end()
         printer.summary(summary)
@@ -133,7 +121,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
     finally:
         printer.end()
         signal.signal(signal.SIGTERM, before)
-    raise click.ClickException(sentence) if printer.done else NothingDone(sentence)
+    raise failure
 
 
 @fleet.command()
@@ -147,7 +135,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
     if out is not None and summary.stopped_because is not None:
         click.echo(f"Nothing was written to {out}: it would be a part of the plan.", err=True)
     if detailed_exitcode and not summary.exit_code and printer.changed:
-        sys.exit(3)
+        sys.exit(CHANGES_FOUND)
     sys.exit(summary.exit_code)
 
 
@@ -211,7 +199,6 @@ def status(config: Path, *, as_json: bool, live: bool) -> None:
 def _ask(question: str, *, yes: bool) -> None:
     if yes:
         return
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise NothingDone("Nobody is here to answer; add --yes.")
+    refuse_unattended(NothingDone)
     if not click.confirm(question):
         raise NothingDone("Nothing was sent.")

@@ -6,6 +6,7 @@ from typing import IO
 import click
 
 from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.cli.errors import CommandFailed
 from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.registrar.probe import (
     DEADLINE_S,
@@ -121,5 +122,5 @@ def _read(file: IO[str]) -> Secret:
     except UnicodeDecodeError:
         value = ""
     if not value:
-        raise click.ClickException(f"{file.name} holds no text.")
+        raise CommandFailed(f"{file.name} holds no text.")
     return Secret(value)

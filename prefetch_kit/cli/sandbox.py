@@ -7,7 +7,8 @@ import click
 from flask import Flask
 from flask.cli import ScriptInfo
 
-from prefetch_kit.cli.app import AppMissing, load_app
+from prefetch_kit.cli.app import load_app
+from prefetch_kit.cli.errors import AppMissing
 from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.run_context import bind_urls

@@ -7,6 +7,7 @@ import click
 
 from prefetch_kit.cli.app import AppAtHand
 from prefetch_kit.cli.commands import ask, commands, print_done, with_app
+from prefetch_kit.cli.errors import record_of
 from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.errors import Refused, SourceRefused
@@ -102,8 +103,8 @@ def _answered(call: Callable[[], Any], *, as_json: bool) -> Any:
     try:
         return call()
     except Refused as error:
-        if as_json:
-            print_json({"errcode": error.errcode, "errmsg": error.errmsg})
+        if as_json and (record := record_of(error)):
+            print_json(record)
         raise
 
 
