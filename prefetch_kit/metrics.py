@@ -15,8 +15,8 @@ _BYTES = (256, 1024, 4096, 16_384, 65_536, 131_072, 240_000, 262_144)
 def count_pulls(app: Flask, registry: CollectorRegistry = REGISTRY) -> None:
     """Count every pull of an app in a registry; call it once for each registry.
 
-    Labels come from fixed sets: the kind, the page of the handler (empty for what has no page
-    of its own), `served` or the reason of the refusal, and where the body comes from. Under
+    Labels come from fixed sets: the kind, the page of the handler (empty for a handler without a
+    page), `served` or the reason of the refusal, and the source of the body. Under
     several gunicorn workers set PROMETHEUS_MULTIPROC_DIR, as for all of prometheus_client.
     """
     _Counters(registry).connect(app)
@@ -54,7 +54,7 @@ class _Counters:
         pull_served.connect(self._served, app, weak=False)
         pull_refused.connect(self._refused, app, weak=False)
 
-    def _served(self, _app: Flask, *, bytes: int, **facts: Any) -> None:  # noqa: A002
+    def _served(self, _app: Flask, *, bytes: int, **facts: Any) -> None:  # noqa: A002 (the signal's name)
         self._bytes.labels(facts["kind"], facts["page"] or "").observe(bytes)
         self._count("served", facts)
 

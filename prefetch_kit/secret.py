@@ -1,4 +1,4 @@
-"""A value that may be used, never shown."""
+"""A value that may be used but never shown."""
 
 import hmac
 from typing import NoReturn, Self

@@ -28,7 +28,7 @@ _F = TypeVar("_F", bound=Callable[[str], object])
 
 
 class PlatformPushes(Blueprint):
-    """Receives tickets and authorizations at `{url_prefix}/events`, and stores them.
+    """Receives tickets and authorizations at `{url_prefix}/events` and stores them.
 
     It needs the four PREFETCH_COMPONENT_ settings and `prefetch-kit[crypto]`; registering it
     raises ConfigError where one is missing. Answers are `success`, or an empty body with a
@@ -41,10 +41,10 @@ class PlatformPushes(Blueprint):
         self.record(self._join)
 
     def on_authorized(self, function: _F) -> _F:
-        """Call this with the appid of each merchant that authorizes, or changes its authorization.
+        """Call this with the appid of each merchant that authorizes or changes its permissions.
 
-        It runs in its own thread, in the app's context, once the merchant's refresh token is
-        stored; what it raises is logged. It may be called again for the same merchant.
+        It runs in a separate thread, in the app's context, once the merchant's refresh token
+        is stored; what it raises is logged. It may be called again for the same merchant.
         """
         refuse_async(function)
         if self._on_authorized is not None:
@@ -93,7 +93,7 @@ def _answer(app: Flask, receiver: Receiver) -> Response:
     except RequestEntityTooLarge:
         status = 413
     except Exception as error:  # noqa: BLE001 (an error page could show what was decrypted)
-        app.logger.error("a push could not be dealt with: %s", type(error).__name__)  # noqa: TRY400
+        app.logger.error("a push could not be processed: %s", type(error).__name__)  # noqa: TRY400 (a traceback could show it too)
         status = 500
     body = "success" if status == 200 else ""
     return app.response_class(body, status=status, content_type="text/plain; charset=utf-8")

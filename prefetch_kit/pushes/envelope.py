@@ -29,7 +29,7 @@ _SHAPES: Final = {
 
 
 class NotAcceptedError(Exception):
-    """A push is refused with `status`. `reason` quotes nothing of it."""
+    """This is not a push of WeChat; answered with `status`. `reason` quotes nothing of it."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -39,7 +39,7 @@ class NotAcceptedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What verifies and decrypts a push to the platform of this appid."""
+    """The secrets that verify and decrypt a push to the platform of this appid."""
 
     appid: str
     message_token: Secret
@@ -74,7 +74,7 @@ def _is_signed(keys: Keys, query: Mapping[str, str], sealed: str) -> bool:
 
 
 def _decrypted(keys: Keys, sealed: str) -> bytes | None:
-    # Imported with the first push: who has none needs no [crypto].
+    # Imported with the first push: an app without pushes does not need [crypto].
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     try:

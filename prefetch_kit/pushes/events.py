@@ -1,4 +1,4 @@
-"""What each event of WeChat changes.
+"""What each event does.
 
 developers.weixin.qq.com: the component_verify_ticket and authorize_event pages.
 """
@@ -22,10 +22,9 @@ _SECONDS: Final = re.compile(r"[0-9]{1,12}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Takes pushes; `authorized` is told each appid whose tokens have just been kept.
+    """Processes pushes; `authorized` is called with each appid whose tokens were just stored.
 
-    An event may come again, since WeChat repeats what was not answered in time, and is then
-    told again.
+    WeChat repeats an event that was not answered in time; `authorized` is then called again.
     """
 
     keys: Keys
@@ -34,7 +33,7 @@ class Receiver:
     logger: Logger
 
     def receive(self, query: Mapping[str, str], body: bytes) -> int:
-        """The status to answer with; 200 is for `success`. Whatever is wrong is logged."""
+        """The status to answer with; 200 is for `success`. Errors are logged."""
         try:
             self._take(opened(self.keys, query, body))
         except NotAcceptedError as error:
@@ -69,7 +68,7 @@ class Receiver:
             if refused.errcode not in SPENT_CODE:
                 raise
             if not merchants.holds(appid, since=since):
-                # The answer to an earlier push was lost; the list of merchants has what it gave.
+                # The answer to an earlier push was lost; the list of merchants has the token.
                 merchants.token(appid).get()
         self.logger.info("%s has authorized the platform", appid)
         self.authorized(appid)

@@ -13,7 +13,7 @@ class _Refused(Exception):
 
 
 def read_members(content: bytes) -> dict[str, str] | None:
-    """The members of one element `xml`, as text; None for what could be read in two ways.
+    """The members of one element `xml`, as text; None if it is ambiguous.
 
     Safe against what XML is known for: expat expands only entities that a DTD declares, and a
     DTD ends the reading where it begins, so nothing is expanded and nothing is fetched. What is
@@ -30,7 +30,7 @@ def read_members(content: bytes) -> dict[str, str] | None:
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.text
     try:
-        # As text: in UTF-8, whatever the document says of itself.
+        # As text, so that an encoding in the document has no effect.
         parser.Parse(content.decode(), True)  # noqa: FBT003 (expat's signature)
     except (expat.ExpatError, UnicodeError, _Refused):
         return None

@@ -1,4 +1,4 @@
-"""WeChat, played on this machine."""
+"""A local WeChat for development and tests."""
 
 from prefetch_kit.sandbox.errors import SandboxError
 from prefetch_kit.sandbox.faults import Fault

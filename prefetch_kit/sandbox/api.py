@@ -1,4 +1,4 @@
-"""api.weixin.qq.com, as far as the kit calls it, as a WSGI application."""
+"""The calls of api.weixin.qq.com that the kit needs, as a WSGI application."""
 
 import json
 import secrets
@@ -22,7 +22,7 @@ from prefetch_kit.sandbox.third_party import FETCH_PERMISSION, Component
 
 
 class Api:
-    """Answers like the platform: always 200 with JSON, refusals too; 404 off its paths."""
+    """Answers like the platform: 200 with JSON, refusals included; 404 for other paths."""
 
     def __init__(self, platform: Components) -> None:
         self._platform = platform
@@ -103,7 +103,7 @@ class Api:
         self._spend("token", app.appid, per_day=self._platform.switches.token_per_day)
         now = self._platform.now()
         tokens = self._platform.state.tokens
-        token = tokens.replace(app.appid, line="plain", now=now, overlap_s=OVERLAP_S)
+        token = tokens.replace(app.appid, issuer="plain", now=now, overlap_s=OVERLAP_S)
         return _issued(token, now=now)
 
     def _stable_token(self, call: Call) -> dict[str, object]:
@@ -208,7 +208,7 @@ class Api:
         return component
 
     def _merchant_of(self, call: Call) -> App:
-        # The pages of these calls know of no account but a third-party platform.
+        # By their documentation, only a third-party platform may make these calls.
         return self._bearer(call, "webviewdomain", own_token=False)
 
     def _bearer(self, call: Call, api: str, *, own_token: bool) -> App:
@@ -216,19 +216,19 @@ class Api:
         token = call.args.get("access_token", "")
         found = platform.state.tokens.find(token, now=platform.now())
         call.appid = found.appid
-        if found.line == "component":
+        if found.issuer == "component":
             raise ApiError(61015)
         app = platform.app(call.appid)
         _refuse_denied(app, api)
         if found.component is not None:
-            self._refuse_ungranted(found.component, app.appid)
+            self._refuse_unpermitted(found.component, app.appid)
         elif not own_token:
             raise ApiError(48001)
         return app
 
-    def _refuse_ungranted(self, component: str, appid: str) -> None:
-        granted = self._platform.component(component).find_authorization(appid)
-        if FETCH_PERMISSION not in granted.permissions:
+    def _refuse_unpermitted(self, component: str, appid: str) -> None:
+        authorization = self._platform.component(component).find_authorization(appid)
+        if FETCH_PERMISSION not in authorization.permissions:
             raise ApiError(61007)
 
     def _spend(self, *name: str, per_minute: int | None = None, per_day: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One call of the played API, read from its WSGI environment."""
+"""One call of the sandbox's API, read from its WSGI environment."""
 
 import json
 from wsgiref.types import WSGIEnvironment
@@ -18,7 +18,7 @@ _Scalar = str | int | float | bool | None
 
 
 class Call:
-    """What was asked. `appid` is filled in once the caller is known."""
+    """A parsed call. `appid` is set once the caller is known."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         request = Request(environ)
@@ -47,7 +47,7 @@ class Call:
         return self._body
 
     def shown(self) -> dict[str, object] | None:
-        """The harmless fields of the body; a value that is no scalar is masked."""
+        """The harmless fields of the body; a value that is not a scalar is masked."""
         if self._body is None:
             return None
         return {
@@ -69,7 +69,7 @@ def parse_object(raw: bytes) -> dict[str, object]:
     """A JSON object from UTF-8; raises ValueError or RecursionError for anything else."""
     value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - the text is wrong, not a type
+        raise ValueError("not a JSON object")  # noqa: TRY004 (the text is wrong, not a type)
     return value
 
 

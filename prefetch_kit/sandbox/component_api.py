@@ -1,4 +1,4 @@
-"""The calls a third-party platform makes: tickets for tokens, codes and refresh tokens for more.
+"""The calls that a third-party platform makes for its tokens and those of its merchants.
 
 Pages: developers.weixin.qq.com/doc/oplatform/openApi/ticket-token/ and
 /doc/oplatform/openApi/authorization-management/api_getauthorizerlist.html.
@@ -39,7 +39,7 @@ class ComponentApi:
         """The platform whose component token is in the query."""
         value = query.get("component_access_token") or query.get("access_token", "")
         token = self._platform.state.tokens.find(value, now=self._platform.now())
-        if token.line != "component":
+        if token.issuer != "component":
             raise ApiError(61014)
         return self._admitted(token.appid)
 
@@ -100,9 +100,9 @@ class ComponentApi:
             raise ApiError(47001, "offset and count must be numbers")
         if offset < 0 or not 1 <= count <= _MAX_LISTED:
             raise ApiError(47001, f"count must be from 1 to {_MAX_LISTED}")
-        granted = list(component.authorizations.items())
-        page = [self._listed(*each) for each in granted[offset : offset + count]]
-        return {"total_count": len(granted), "list": page}
+        authorized = list(component.authorizations.items())
+        page = [self._listed(*each) for each in authorized[offset : offset + count]]
+        return {"total_count": len(authorized), "list": page}
 
     def _listed(self, appid: str, authorization: Authorization) -> dict[str, object]:
         shows = self._platform.switches.listed_refresh_tokens
@@ -126,7 +126,7 @@ class ComponentApi:
     def _issue(self, appid: str, *, component: str | None, now: float) -> AccessToken:
         return self._platform.state.tokens.replace(
             appid,
-            line="component" if component is None else "authorizer",
+            issuer="component" if component is None else "authorizer",
             now=now,
             overlap_s=self._platform.switches.component_token_overlap_s,
             component=component,

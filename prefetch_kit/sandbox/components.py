@@ -1,4 +1,4 @@
-"""Third-party platforms: added, authorized by merchants, told about it by pushes."""
+"""Third-party platforms: registration, authorization by merchants, pushes."""
 
 import re
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ _AES_KEY = re.compile(r"[A-Za-z0-9]{43}\Z")
 
 
 class Components(Phones):
-    """The platform and the phones, together with those who serve merchants (服务商)."""
+    """The platform and the phones, with third-party platforms (第三方平台)."""
 
     def add_platform(
         self, appid: str, *, secret: str, token: str, aes_key: str, receive_url: str | None = None
@@ -66,7 +66,7 @@ class Components(Phones):
     def authorize(
         self, platform: str, appid: str, *, permissions: list[int] | None = None
     ) -> Pushed:
-        """A merchant grants its mini program to a platform, or changes what was granted.
+        """A merchant authorizes a platform for its mini program, or changes its permissions.
 
         `permissions` are the permission sets, 18 alone if left out. Refresh tokens given
         before end.
@@ -87,21 +87,21 @@ class Components(Phones):
         )
 
     def revoke(self, platform: str, appid: str) -> Pushed:
-        """A merchant takes back what it granted; the platform's tokens for it end."""
+        """A merchant withdraws its authorization; the platform's tokens for it end."""
         with self.lock:
             if self.component(platform).authorizations.pop(appid, None) is None:
                 raise NotFoundError(f"{appid!r} has not authorized {platform}: authorize first.")
         return self._push(platform, "unauthorized", AuthorizerAppid=appid)
 
     def replace_refresh_token(self, platform: str, appid: str) -> None:
-        """Give the merchant's authorization another refresh token, and tell nobody."""
+        """Replace the refresh token of the merchant's authorization, without a push."""
         with self.lock:
             authorization = self.component(platform).authorizations[appid]
             authorization.refresh_token = new_refresh_token()
             authorization.earlier.clear()
 
     def refresh_token(self, platform: str, appid: str) -> str:
-        """The refresh token that is good now, given out without a call."""
+        """The valid refresh token, without a call."""
         with self.lock:
             return self.component(platform).authorizations[appid].refresh_token
 
@@ -113,7 +113,7 @@ class Components(Phones):
     def accepted(self, app: App) -> Domains:
         """The hosts that count for this app now; hold `lock`.
 
-        What was set directly needs no platform of which it would be a domain.
+        A domain that was set directly does not have to be a domain of a platform.
         """
         serving = [c for c in self.state.components.values() if app.appid in c.authorizations]
         published = {host for each in serving for host in self.published(each)}
@@ -124,7 +124,7 @@ class Components(Phones):
         )
 
     def published(self, component: Component) -> list[str]:
-        """A platform's business domains, those entered by hand beside one of its merchants too."""
+        """The business domains of a platform, with those that were added by hand."""
         by_hand = {
             host for appid in component.authorizations for host in self.app(appid).domains.platform
         }
@@ -157,7 +157,7 @@ class Components(Phones):
         return pushed
 
     def _delivered(self, url: str | None, envelope: Envelope) -> dict[str, Any]:
-        """What became of it, as members of a Pushed."""
+        """The outcome, as members of a Pushed."""
         if url is None:
             return {"reason": "no receive_url"}
         origin = self.origin(urlsplit(url).hostname or "")

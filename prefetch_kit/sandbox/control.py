@@ -1,4 +1,4 @@
-"""The control API: the sandbox's Python face as JSON calls under one prefix."""
+"""The control API: the sandbox's Python methods as JSON calls under one prefix."""
 
 import inspect
 import ipaddress
@@ -36,7 +36,7 @@ def _set_switches(wechat: Components, **fields: Any) -> None:
 
 
 class _Row(NamedTuple):
-    """One call: what runs, under which key its result stands, whose parameters it takes."""
+    """One call: its function, the key of its result, and the function that has its parameters."""
 
     method: str
     path: str
@@ -120,7 +120,7 @@ class Control:
 
 
 def refuse_strangers(request: Request) -> Response | None:
-    """The refusal of a caller that is none of this machine's own programs, or None.
+    """The refusal of a caller that is not a program on this machine, or None.
 
     A page open in the developer's browser can reach loopback too: it is known by a foreign Host
     (DNS rebinding) or a foreign Origin.

@@ -1,4 +1,4 @@
-"""Access tokens and login codes: given out, judged, ended."""
+"""Access tokens and login codes: issued, checked, ended."""
 
 import re
 import secrets
@@ -12,74 +12,74 @@ OVERLAP_S = 300
 FORCE_INTERVAL_S = 30
 CODE_LIFETIME_S = 300
 
-# Whose tokens follow each other: those of the two token calls, a third-party platform's own,
-# and those it has for a merchant.
-Line = Literal["plain", "stable", "component", "authorizer"]
+# A new token ends the earlier one of the same issuer: each of the two token calls, a third-party
+# platform for itself, and a platform for a merchant.
+Issuer = Literal["plain", "stable", "component", "authorizer"]
 
 _TOKEN_SHAPE = re.compile(r"[A-Za-z0-9_-]{32,512}\Z")
 
 
 @dataclass(slots=True)
 class AccessToken:
-    """One token of an account; `component` is the third-party platform it was given to."""
+    """One token of an account; `component` is the third-party platform it was issued to."""
 
     appid: str
     value: str
     expires_at: float
-    line: Line
+    issuer: Issuer
     component: str | None = None
     replaced: bool = False
 
 
 class AccessTokens:
-    """Every access token given out; not thread-safe by itself.
+    """Every issued access token; not thread-safe by itself.
 
-    `/cgi-bin/token` and `/cgi-bin/stable_token` keep a line each and do not end each other's
-    tokens: developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html.
+    `/cgi-bin/token` and `/cgi-bin/stable_token` do not end each other's tokens:
+    developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken.html.
     """
 
     def __init__(self) -> None:
         self._issued: dict[str, AccessToken] = {}
-        self._latest: dict[tuple[str, Line, str | None], AccessToken] = {}
+        self._latest: dict[tuple[str, Issuer, str | None], AccessToken] = {}
         self._forced_at: dict[str, float] = {}
 
     def replace(
         self,
         appid: str,
         *,
-        line: Line,
+        issuer: Issuer,
         now: float,
         overlap_s: float,
         component: str | None = None,
     ) -> AccessToken:
-        """Give out a new token; the line's earlier one stays good for `overlap_s` at most."""
-        earlier = self._latest.get((appid, line, component))
+        """Issue a new token; the earlier one stays valid for `overlap_s` at most."""
+        earlier = self._latest.get((appid, issuer, component))
         if earlier is not None and now + overlap_s < earlier.expires_at:
             earlier.replaced = True
             earlier.expires_at = now + overlap_s
         value = f"92_{secrets.token_urlsafe(96)}"
-        token = AccessToken(appid, value, now + TOKEN_LIFETIME_S, line, component)
+        token = AccessToken(appid, value, now + TOKEN_LIFETIME_S, issuer, component)
         self._issued[token.value] = token
-        self._latest[appid, line, component] = token
+        self._latest[appid, issuer, component] = token
         return token
 
     def stable(self, appid: str, *, now: float) -> AccessToken:
-        """The stable line's token: the same one until five minutes before its end."""
+        """The stable token: the same one until five minutes before its end."""
         latest = self._latest.get((appid, "stable", None))
         if latest is not None and now < latest.expires_at - OVERLAP_S:
             return latest
-        return self.replace(appid, line="stable", now=now, overlap_s=OVERLAP_S)
+        return self.replace(appid, issuer="stable", now=now, overlap_s=OVERLAP_S)
 
     def force(self, appid: str, *, now: float) -> AccessToken:
-        """A new stable token that ends the earlier one; within 30 s of the last: no new one."""
+        """Issue a stable token and end the earlier one; within 30 s, the earlier one stays."""
         forced_at = self._forced_at.get(appid)
         if forced_at is not None and now - forced_at < FORCE_INTERVAL_S:
             return self.stable(appid, now=now)
         self._forced_at[appid] = now
-        return self.replace(appid, line="stable", now=now, overlap_s=0)
+        return self.replace(appid, issuer="stable", now=now, overlap_s=0)
 
     def expire(self, appid: str, *, now: float) -> None:
-        """End every token of this app as its age would have."""
+        """Expire every token of this app."""
         for token in self._issued.values():
             if token.appid == appid:
                 token.replaced = False
@@ -107,7 +107,7 @@ class LoginCode:
     used: bool = False
 
     def use(self, *, now: float) -> None:
-        """Spend the code; raises 40163 the second time and 40029 when it is too old."""
+        """Use the code; raises 40163 the second time and 40029 when it is too old."""
         if self.used:
             raise ApiError(40163)
         if now >= self.expires_at:

@@ -1,7 +1,7 @@
 """The calls for business domains (业务域名), both ways.
 
 Pages: those of `domains`. Confirm files are really fetched, from where the host is mapped to, and
-without the lock: whoever serves them may call the API meanwhile.
+without the lock: their server may call the API meanwhile.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _OK: Mapping[str, object] = {"errcode": 0, "errmsg": "ok"}
 
 
 class DomainApi:
-    """`component_of` and `merchant_of` find whose token a call carries, or refuse it."""
+    """`component_of` and `merchant_of` find the owner of the token of a call, or refuse it."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ def _split(given: object) -> list[str]:
 
 
 def _hosts(given: object) -> list[str]:
-    """Raises 89021 for what is no `https://host`, as WeChat does for a missing scheme."""
+    """Raises 89021 unless it is `https://host`, as WeChat does for a missing scheme."""
     if given is None:
         return []
     if not isinstance(given, list):

@@ -19,21 +19,21 @@ _HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
 
 @dataclass(frozen=True)
 class ConfirmFile:
-    """What has to stand at the root of a domain, byte for byte; the same for all of an account."""
+    """The file that the root of a domain must serve; one for all domains of an account."""
 
     name: str
     content: str
 
 
 def confirm_file(appid: str) -> ConfirmFile:
-    """An account keeps its file: what an app serves is still right after the sandbox's restart."""
+    """The same for an account each time: an app serves the right file after a restart too."""
     made = hashlib.sha256(f"confirm file {appid}".encode()).hexdigest()
     return ConfirmFile(f"{made[:10]}.txt", made[-32:])
 
 
 @dataclass
 class PlatformDomains:
-    """Those of a third-party platform; its merchants may use the published ones."""
+    """The domains of a third-party platform; its merchants may use the published ones."""
 
     testing: list[str] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
@@ -41,10 +41,10 @@ class PlatformDomains:
 
 @dataclass
 class MerchantDomains:
-    """Those of a mini program that a platform set, beside what stands in its own console.
+    """The domains of a mini program that a platform set, besides those of its console.
 
-    `third` is set through the platform's own ones; `direct` without them, and becomes
-    `released` with the next version.
+    `third` ones are domains of the platform; `direct` ones need not be, and become `released`
+    with the next version.
     """
 
     third: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ def parse_host(host: str) -> str:
 
 
 def bare_host(text: str) -> str | None:
-    """The host as it stands in a list of a platform: without scheme, port, path or address."""
+    """The host as in the list of a platform: without scheme, port, path or address."""
     try:
         host = parse_host(text)
     except SandboxError:

@@ -1,4 +1,4 @@
-"""What the sandbox says no with: the platform's error codes, and mistakes in driving it."""
+"""Refusals: the platform's error codes, and errors for wrong use of the sandbox."""
 
 MESSAGES = {
     -1: "system error",
@@ -52,7 +52,7 @@ MESSAGES = {
 
 
 class ApiError(Exception):
-    """The platform answers with `errcode`; `reason` is put behind its usual sentence."""
+    """The platform answers with `errcode`; `reason` is appended to its usual sentence."""
 
     def __init__(self, errcode: int, reason: str = "") -> None:
         self.errcode = errcode
@@ -61,7 +61,7 @@ class ApiError(Exception):
 
 
 class SandboxError(ValueError):
-    """The sandbox is asked for something it cannot play; the sentence says what to change."""
+    """The sandbox cannot do this; the sentence says what to change."""
 
 
 class NotFoundError(SandboxError):

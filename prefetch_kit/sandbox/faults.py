@@ -1,4 +1,4 @@
-"""Scripted misbehaviour of the played API."""
+"""Scripted misbehaviour of the sandbox's API."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ _CHUNK = b" " * 65_536
 class Fault:
     """One scripted misbehaviour of one API path.
 
-    It lets `after` matching calls through and then spoils `times` of them (None: all).
+    It lets `after` matching calls through, then applies to `times` of them (None: all).
 
     - `errcode`: the refusal `errcode`, `errmsg`, without taking effect
     - `raw`: `status`, `headers` and `body` as given
@@ -107,7 +107,7 @@ class FaultScript:
         self._pending.append(_Pending(fault))
 
     def take(self, *, path: str, action: str | None) -> Fault | None:
-        """The fault this call suffers, if any; counts the call."""
+        """The fault for this call, if any; counts the call."""
         pending = next((each for each in self._pending if each.matches(path, action)), None)
         if pending is None:
             return None
@@ -118,7 +118,7 @@ class FaultScript:
 
 
 def pause(connection: socket.socket, seconds: float) -> bool:
-    """Wait, and say whether the connection ended meanwhile."""
+    """Wait; return whether the connection ended meanwhile."""
     # Zero would make the socket non-blocking.
     connection.settimeout(max(seconds, 0.001))
     try:
@@ -131,7 +131,7 @@ def pause(connection: socket.socket, seconds: float) -> bool:
 
 
 def spoil(fault: Fault, connection: socket.socket) -> NoReturn:
-    """Play a fault that no WSGI answer can express, then give the connection up."""
+    """Cause a fault that no WSGI answer can express, then close the connection."""
     match fault.kind:
         case "drip_headers":
             _drip(connection, b"HTTP/1.1 200 OK\r\nX-Drip: ", b".", interval_s=fault.interval_s)
@@ -154,7 +154,7 @@ def spoil(fault: Fault, connection: socket.socket) -> NoReturn:
 def hang_up(connection: socket.socket) -> NoReturn:
     """Close the connection without an answer.
 
-    The server takes the exception for a caller who went away and writes nothing.
+    The server treats the exception as a caller that went away, and writes nothing.
     """
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -27,9 +27,9 @@ _SHOWN_HEADERS = ("Content-Type", "X-Prefetch-Refused")
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """What became of one occasion to pull.
+    """The outcome of one launch or periodic pull.
 
-    `due` is False where WeChat would not even ask, and `reason` says why; where it asked,
+    `due` is False where WeChat would not pull, and `reason` says why; where it pulled,
     `reason` is empty or says why nothing was kept. `url` is the registered one without its
     query, `bytes` counts at most one byte past the limit, `ms` includes repeats and redirects.
     """
@@ -47,7 +47,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class _Occasion:
-    """One occasion to pull. It is used outside the lock, so it holds all it needs.
+    """A pull to be made. It is used outside the lock, so it holds all it needs.
 
     `reason` says why there is no pull.
     """
@@ -103,7 +103,7 @@ class Phones(Platform):
         query: str = "",
         scene: int = 1001,
     ) -> Pulled:
-        """The user opens the mini program: WeChat pre-fetches, if it is set up to."""
+        """The user opens the mini program: WeChat pre-fetches, if that is on."""
         launch: dict[str, object] = {"path": path, "query": query, "scene": scene}
         with self.lock:
             app, user = self.app(appid), self.user(appid, openid)
@@ -115,7 +115,7 @@ class Phones(Platform):
         return self._pull(occasion)
 
     def periodic_pull(self, appid: str, openid: str, *, force: bool = False) -> Pulled:
-        """WeChat's periodic pull, if it is time for one; `force` does not ask for the time."""
+        """WeChat's periodic pull, if it is due; with `force` in any case."""
         with self.lock:
             app, user = self.app(appid), self.user(appid, openid)
             reason = _unset(app, PERIOD_FETCH) or self._without_token(user)
@@ -227,7 +227,7 @@ class Phones(Platform):
 
 
 def _unset(app: App, half: Half) -> str:
-    """Why these settings lead to no pull at all, or nothing."""
+    """Why these settings lead to no pull; empty if they lead to one."""
     if half.open not in app.settings:
         return "not configured"
     if not app.settings[half.open]:

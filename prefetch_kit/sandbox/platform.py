@@ -1,4 +1,4 @@
-"""WeChat's side of the story: apps, users, domains, settings, tokens, and a clock to move."""
+"""The state of WeChat: apps, users, domains, settings, tokens, and a clock to move."""
 
 import math
 import threading
@@ -15,7 +15,7 @@ from prefetch_kit.sandbox.switches import Switches
 
 MINIPROGRAM = "miniprogram"
 
-# Which calls an account or an address can be shut out from, and with what.
+# The calls that can be denied to an account or an address, and the errcode of each denial.
 DENIALS = {
     40164: frozenset({"token", "fetchdatasetting", "webviewdomain"}),
     40243: frozenset({"token"}),
@@ -28,7 +28,7 @@ DENIALS = {
 
 
 class Platform:
-    """The state of the played platform. Every method may be called from any thread."""
+    """The state of the platform. Every method may be called from any thread."""
 
     def __init__(self, *, log: Callable[[str], None] | None = None) -> None:
         self.lock = threading.RLock()
@@ -107,7 +107,7 @@ class Platform:
             return dict(self.app(appid).settings)
 
     def put_settings(self, appid: str, settings: Mapping[str, object]) -> None:
-        """Replace the stored wire fields, unchecked: what someone set by hand before."""
+        """Replace the stored wire fields, unchecked, as if someone had set them by hand."""
         unknown = settings.keys() - FIELDS
         if unknown:
             raise SandboxError(
@@ -118,25 +118,25 @@ class Platform:
             self.app(appid).settings = dict(settings)
 
     def access_token(self, appid: str) -> str:
-        """A valid access token, given out without a call."""
+        """A valid access token, without a call."""
         with self.lock:
             return self.state.tokens.stable(self.app(appid).appid, now=self.now()).value
 
     def expire_tokens(self, appid: str) -> None:
-        """From now on every token of this account given out so far answers 42001."""
+        """From now on every issued token of this account is answered with 42001."""
         with self.lock:
             account = self.state.components.get(appid) or self.app(appid)
             self.state.tokens.expire(account.appid, now=self.now())
 
     def login_code(self, appid: str, openid: str) -> str:
-        """What `wx.login()` gives to the mini program: good once, for five minutes."""
+        """What `wx.login()` gives to the mini program: a code for one use within five minutes."""
         with self.lock:
             user = self.user(appid, openid)
             user.active_at = self.now()
             return self.state.codes.issue(appid, openid, now=self.now())
 
     def inject(self, fault: Fault) -> None:
-        """Script a misbehaviour behind those scripted before."""
+        """Script a misbehaviour, after those scripted before."""
         with self.lock:
             self.state.faults.add(fault)
 
@@ -146,7 +146,7 @@ class Platform:
             return list(self.state.requests)
 
     def count(self, *, path: str | None = None, action: str | None = None) -> int:
-        """How many of `requests()` had this path and action; None stands for any."""
+        """How many of `requests()` had this path and action; None means any."""
         return sum(
             path in (None, request.path) and action in (None, request.action)
             for request in self.requests()
@@ -174,6 +174,6 @@ class Platform:
             ) from None
 
     def tell(self, line: str) -> None:
-        """Hand one secret-free line to whoever follows the sandbox's doings."""
+        """Pass one line without secrets to the `log` function."""
         if self._log is not None:
             self._log(line)

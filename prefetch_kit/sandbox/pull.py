@@ -1,4 +1,4 @@
-"""One GET the way WeChat's puller does it: a deadline, a limit, no patience."""
+"""One GET as WeChat's puller makes it: with a deadline and a size limit."""
 
 import http.client
 import socket
@@ -22,7 +22,7 @@ NO_ORIGIN = "no origin"
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; `problem` is set where it was no whole answer.
+    """The answer; `problem` is set where it is not complete.
 
     `body` ends one byte past the limit.
     """
@@ -64,7 +64,7 @@ def _follow(url: str, *, origins: Mapping[str, str], switches: Switches, until: 
 
 
 def _host(url: str) -> str:
-    """The host of a URL that can be asked for; empty for any other."""
+    """The host of a URL that can be pulled; empty for any other."""
     if not (url.isascii() and url.isprintable()) or " " in url:
         return ""
     try:
@@ -92,7 +92,7 @@ def _get(url: str, *, origin: str, switches: Switches, until: float) -> Answer:
                 answer = _exchange(connection, url, switches)
     except (OSError, http.client.HTTPException):
         return Answer(problem=NO_ANSWER)
-    # A connection cut by the deadline can look like a short but whole answer.
+    # A connection that the deadline cut can look like a short but complete answer.
     return Answer(problem=NO_ANSWER) if late.is_set() else answer
 
 

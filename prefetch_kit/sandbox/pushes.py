@@ -1,4 +1,4 @@
-"""What WeChat pushes to a third-party platform: encrypted XML, and what was answered.
+"""Pushes to a third-party platform: encrypted XML, and the answers to it.
 
 Page: developers.weixin.qq.com/doc/oplatform/Third-party_Platforms/2.0/api/Before_Develop/
 Technical_Plan.html.
@@ -77,11 +77,11 @@ def seal(component: Component, xml: str, *, now: float) -> Envelope:
 
 
 def _signature(*parts: str) -> str:
-    return hashlib.sha1("".join(sorted(parts)).encode()).hexdigest()  # noqa: S324 - WeChat's rule
+    return hashlib.sha1("".join(sorted(parts)).encode()).hexdigest()  # noqa: S324 (as WeChat has it)
 
 
 def _encrypt(component: Component, message: bytes) -> str:
-    # Imported on use: only who plays a third-party platform needs it.
+    # Imported on use: only third-party platforms need it.
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     key = base64.b64decode(component.aes_key + "=")
@@ -94,7 +94,7 @@ def _encrypt(component: Component, message: bytes) -> str:
 
 
 def post(url: str, envelope: Envelope, *, origin: str, deadline_s: float) -> tuple[int | None, str]:
-    """POST to the loopback origin of a registered URL: the status, and what is wrong, if so."""
+    """POST to the loopback origin of a registered URL: the status, and any problem."""
     until = time.monotonic() + deadline_s
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(urlsplit(origin).netloc, timeout=deadline_s)

@@ -1,4 +1,4 @@
-"""Call quotas: so many a minute, so many a day."""
+"""Call quotas, for a minute and for a day."""
 
 from prefetch_kit.sandbox.errors import ApiError
 

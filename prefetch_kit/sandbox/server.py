@@ -1,4 +1,4 @@
-"""The sandbox itself: the played platform, served on loopback."""
+"""The sandbox itself: the platform, served on loopback."""
 
 import socket
 import threading
@@ -23,9 +23,9 @@ _TICKET_POLL_S = 0.5
 
 
 class Sandbox(Components):
-    """WeChat, played on this machine: `with Sandbox() as wx:` or `start()` and `stop()`.
+    """A local WeChat: `with Sandbox() as wx:` or `start()` and `stop()`.
 
-    Port 0 takes a free one. `log` is called with one line for each API call and each pull; no
+    Port 0 means any free port. `log` is called with one line for each API call and each pull; no
     line holds a secret. Starting raises OSError where the port is taken.
     """
 
@@ -44,7 +44,7 @@ class Sandbox(Components):
         return f"http://{_HOST}:{self._server.port}"
 
     def start(self) -> None:
-        """Listen and answer, in a thread of its own."""
+        """Listen and answer, in a new thread."""
         if self._server is not None:
             raise RuntimeError("The sandbox is running already: stop() it first.")
         with socket.create_server((_HOST, self._port), backlog=128) as listening:
@@ -58,7 +58,7 @@ class Sandbox(Components):
             thread.start()
 
     def stop(self) -> None:
-        """Close every connection and wait for every thread; a pull under way comes to its end."""
+        """Close every connection and wait for every thread; a pull under way is completed."""
         if self._server is None:
             return
         self._stopping.set()
@@ -106,17 +106,17 @@ class _Handler(WSGIRequestHandler):
 
     def connection_dropped(
         self,
-        error: BaseException,  # noqa: ARG002 - werkzeug's signature
-        environ: WSGIEnvironment | None = None,  # noqa: ARG002
+        error: BaseException,  # noqa: ARG002 (werkzeug's signature)
+        environ: WSGIEnvironment | None = None,  # noqa: ARG002 (likewise)
     ) -> None:
         # Also raised by a fault that used the connection up: there is nothing more to read.
         self.close_connection = True
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing, and do not read the URL, which may be none."""
+        """Print nothing, and do not read the URL, which may be invalid."""
 
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        """Say nothing: werkzeug's lines hold whole URLs, and so access tokens."""
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 (werkzeug's name)
+        """Print nothing: werkzeug's lines hold whole URLs, and so access tokens."""
 
 
 class _Server(ThreadedWSGIServer):

@@ -45,7 +45,7 @@ FIELDS = frozenset(PRE_FETCH + PERIOD_FETCH)
 
 
 class Domains(NamedTuple):
-    """Hosts accepted as business domains, on the two levels the platform asks for."""
+    """Hosts accepted as business domains, on the two levels that the platform checks."""
 
     platform: set[str]
     miniprogram: set[str]

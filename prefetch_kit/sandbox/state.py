@@ -1,4 +1,4 @@
-"""What the played platform and its phones remember."""
+"""The records of the platform and its phones."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is unknown about WeChat or differs between accounts, each with a cautious default."""
+"""Switches for what is unknown about WeChat or differs between accounts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass
 class Switches:
-    """How the played WeChat behaves. Assign to an attribute at any time; the next call obeys.
+    """How the local WeChat behaves. Assign to an attribute at any time, for the next call.
 
     A quota of None is no quota.
     """
@@ -47,7 +47,7 @@ class Switches:
     custom_miniprogram_version: str | None = "1.0.0"
     """Sent with a pre-fetch; None leaves it out, as QQ does."""
     code_without_token: bool = True
-    """A pre-fetch for a user without a background token carries a login code."""
+    """A pre-fetch for a user without a background token has a login code."""
     periodic_without_token: bool = False
     """A user without a background token is pulled for periodically too."""
 

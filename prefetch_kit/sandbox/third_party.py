@@ -12,13 +12,13 @@ from prefetch_kit.sandbox.errors import ApiError
 
 TICKET_LIFETIME_S = 12 * 3600
 CODE_LIFETIME_S = 3600
-# 小程序开发与数据分析: what fetchdatasetting asks for.
+# 小程序开发与数据分析: the permission set that fetchdatasetting needs.
 FETCH_PERMISSION = 18
 
 
 @dataclass
 class Authorization:
-    """What one merchant granted. `earlier` holds, of each replaced refresh token, its end."""
+    """An authorization by a merchant. `earlier` has the end of each replaced refresh token."""
 
     permissions: tuple[int, ...]
     authorized_at: float
@@ -28,7 +28,7 @@ class Authorization:
     was_queried: bool = False
 
     def renew(self, given: str, *, now: float, rotates: bool, grace_s: float) -> str:
-        """The refresh token to use from now on; raises 61023 for one that is not good."""
+        """The refresh token to use from now on; raises 61023 for an invalid one."""
         if given != self.refresh_token and now >= self.earlier.get(given, now):
             raise ApiError(61023)
         if rotates:
@@ -44,7 +44,7 @@ class AuthorizationCode:
     used: bool = False
 
     def use(self, *, now: float) -> None:
-        """Spend the code; raises 61010 the second time and when it is too old."""
+        """Use the code; raises 61010 the second time and when it is too old."""
         if self.used or now >= self.expires_at:
             raise ApiError(61010)
         self.used = True
@@ -86,14 +86,14 @@ class Component:
         return code
 
     def find_code(self, code: str) -> AuthorizationCode:
-        """The record of a code; raises 61009 for one that was never given."""
+        """The record of a code; raises 61009 for one that was never issued."""
         try:
             return self.codes[code]
         except KeyError:
             raise ApiError(61009) from None
 
     def find_authorization(self, appid: str) -> Authorization:
-        """What a merchant granted; raises 61003 if nothing."""
+        """The authorization of a merchant; raises 61003 if there is none."""
         try:
             return self.authorizations[appid]
         except KeyError:
