@@ -1,4 +1,4 @@
-"""Rules for addresses that both wings of the house obey."""
+"""Rules for addresses, for the endpoint and for the registrar."""
 
 import ipaddress
 import re
@@ -7,15 +7,15 @@ from typing import Final
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 # The last label is never a number, in any of its spellings: that would be an address.
-_DOMAIN_NAME = re.compile(
+_DOMAIN_NAME: Final = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?:[a-z]{2,63}|xn--[a-z0-9-]{1,59})"
 )
 
 # What WeChat calls its confirm files. No directory, no hidden file, nothing that is a page.
-CONFIRM_FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.txt\Z")
-CONFIRM_FILE_CONTENT = re.compile(r"[\t\n\r -~]{1,4096}\Z")
+CONFIRM_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\.txt\Z")
+CONFIRM_FILE_CONTENT: Final = re.compile(r"[\t\n\r -~]{1,4096}\Z")
 
-_PRINTABLE = re.compile(r"[!-~]*")
+_PRINTABLE: Final = re.compile(r"[!-~]*")
 
 
 def is_loopback(host: str) -> bool:
@@ -29,12 +29,12 @@ def is_loopback(host: str) -> bool:
 
 
 # What is given out to the internet, https://www.iana.org/assignments/ipv6-address-space/.
-_UNICAST = ipaddress.IPv6Network("2000::/3")
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 # Python's own tables know of these no sooner than in its later versions.
-_EXAMPLES = ipaddress.IPv6Network("3fff::/20")
-_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_ISATAP = (0x5EFE, 0x0200_5EFE)
+_EXAMPLES: Final = ipaddress.IPv6Network("3fff::/20")
+_SPECIAL: Final = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP: Final = (0x5EFE, 0x0200_5EFE)
 
 
 def is_public(address: str) -> bool:
@@ -68,7 +68,7 @@ def shown(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         parts = SplitResult("", "", "", "", "")
-    if not parts.netloc:  # it has no place for a password, and may hold one all the same
+    if not parts.netloc:  # without one there is no password, but the text may hold one all the same
         return url.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -156,13 +156,15 @@ def _host_problem(parts: SplitResult) -> tuple[str, str] | None:
 
 
 # Other options set timeouts, or how replies are read, and would undo ours.
-_DB = r"db=[0-9]{1,5}"
-_FILES = r"(?:ca_certs|ca_path|certfile|keyfile)=[^&]+"
-_TLS = rf"ssl_(?:cert_reqs=(?:none|optional|required)|check_hostname=(?:true|false)|{_FILES})"
-_SENTINEL = r"sentinel_(?:username|password)=[^&]+"
-_DB_PATH = r"/?[0-9]{0,5}"
-_SENTINEL_PATH = r"/[^/]+(?:/[0-9]{0,5})?"
-_HOST = r"(?:[^\s,@:\[\]/]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_DB: Final = r"db=[0-9]{1,5}"
+_FILES: Final = r"(?:ca_certs|ca_path|certfile|keyfile)=[^&]+"
+_TLS: Final = (
+    rf"ssl_(?:cert_reqs=(?:none|optional|required)|check_hostname=(?:true|false)|{_FILES})"
+)
+_SENTINEL: Final = r"sentinel_(?:username|password)=[^&]+"
+_DB_PATH: Final = r"/?[0-9]{0,5}"
+_SENTINEL_PATH: Final = r"/[^/]+(?:/[0-9]{0,5})?"
+_HOST: Final = r"(?:[^\s,@:\[\]/]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _REDIS_OPTION: Final = {
     "redis": _DB,
     "unix": _DB,

@@ -3,7 +3,7 @@
     PrefetchKitError
     ├── ConfigError              a setting is missing or wrong
     ├── UserIdError              no token can be made for this user id
-    ├── ForeignAppid             the appid is none of ours
+    ├── ForeignAppid             the appid is not one of ours
     ├── PullRefused              a pull gets an empty answer and a reason
     │   └── QueryKeyMissing      the handler asked for a query key that did not come
     ├── WeixinError              a call to WeChat did not succeed
@@ -22,7 +22,7 @@
         │   └── UrlRefused           WeChat would not take, or not reach, this URL
         ├── Ambiguous            several routes or apps are possible
         ├── GuardRefused         the change needs its own flag
-        ├── PlanStale            WeChat changed between the plan and its carrying out
+        ├── PlanStale            WeChat changed since the plan was made
         ├── DomainMissing        WeChat would not pull from this host
         ├── ConfirmFileMissing   the host does not serve WeChat's confirm file
         ├── ProbeFailed          our own URL does not answer as it should
@@ -39,7 +39,7 @@ Callers decide from the class and its attributes; the sentence is for people.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from prefetch_kit.refusals import REFUSALS
 
@@ -162,7 +162,7 @@ class OutcomeUnknown(WeixinError):
 
 
 FetchRule = Literal["address", "tls", "answered"]
-_FETCH_REMEDIES: Mapping[FetchRule, str] = {
+_FETCH_REMEDIES: Final[Mapping[FetchRule, str]] = {
     "address": "Let every address of the name in DNS be one that WeChat can reach",
     "tls": "Serve the whole certificate chain, of an authority that phones trust, for this host",
     "answered": "Check that the address can be reached from this machine",
@@ -324,7 +324,7 @@ class NotConfirmed(RegistrarError):
         self.differences = tuple(differences)
         super().__init__(
             f"{appid}: read back, WeChat still differs ({'; '.join(differences)}). "
-            "Run plan to see what stands there, then apply again."
+            "Run plan to see what WeChat has, then apply again."
         )
 
 
@@ -354,7 +354,7 @@ class NoSuchRun(RegistrarError):
 
 
 class PlanUnusable(RegistrarError):
-    """A saved plan cannot be read, or is none for what it was given to."""
+    """A saved plan cannot be read, or is for something else."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
@@ -366,7 +366,7 @@ class PlanUnusable(RegistrarError):
 
 
 class ListRefused(RegistrarError):
-    """A list of mini programs has lines that cannot be used; each problem names its line."""
+    """Some lines of a list of mini programs cannot be used; each problem names its line."""
 
     def __init__(self, path: str, problems: Sequence[str]) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Where WeChat fetches data from: what it has, or should have, for each of its two pulls."""
+"""The source that WeChat fetches data from: its setting for each of the two pulls."""
 
 import re
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ TEXTS: Final = ("url", "env", "function_name")
 
 _OFF: Final = "off"
 _CLOUD: Final = "cloud:"
-# WeChat says nothing of the shape of an environment or a function's name and refuses wrong ones
-# itself (9410017). A slash is what parts the two in `cloud:ENV/NAME`.
+# WeChat does not document the names of environments and functions, and refuses wrong ones itself
+# (9410017). A slash separates the two in `cloud:ENV/NAME`.
 _ENV: Final = re.compile(r"[!-.0-~]{1,128}\Z")
 _FUNCTION_NAME: Final = re.compile(r"[!-~]{1,128}\Z")
 _FORMS: Final = 'Write "https://…", "cloud:ENV/NAME" or "off"'
@@ -29,11 +29,11 @@ _ONE_SOURCE: Final = "Give a URL, or the env and function_name of a cloud functi
 
 @dataclass(frozen=True, slots=True)
 class FetchSetting:
-    """What WeChat has, or should have, for one kind of pull.
+    """The setting of one kind of pull that WeChat has or should have.
 
     `source` is "server" with its `url`, or "cloud_function" (云函数) with its `env` and
-    `function_name`. As WeChat gives it, None means that the field was left out, which is not the
-    same as off. The class methods make settings that WeChat can be told.
+    `function_name`. In what WeChat returns, None means that the field was left out, which is not
+    the same as off. The class methods make complete settings.
     """
 
     open: bool | None = None
@@ -44,24 +44,24 @@ class FetchSetting:
 
     @classmethod
     def server(cls, url: str) -> Self:
-        """On, from this URL. Raises `UrlRefused`."""
+        """Switched on, from this URL. Raises `UrlRefused`."""
         return cls(open=True, source="server", url=url).checked()
 
     @classmethod
     def cloud_function(cls, env: str, function_name: str) -> Self:
-        """On, from this function of this CloudBase environment. Raises `SourceRefused`."""
+        """Switched on, from this function of this CloudBase environment. Raises `SourceRefused`."""
         made = cls(open=True, source="cloud_function", env=env, function_name=function_name)
         return made.checked()
 
     @classmethod
     def off(cls) -> Self:
-        """Switched off. WeChat demands a source even then, so the one it has is kept."""
+        """Switched off. WeChat demands a source even then, so it keeps the one it has."""
         return cls(open=False)
 
     @classmethod
     def parse(cls, value: object) -> Self:
         """Read `off`, a URL or `cloud:ENV/NAME`, or a mapping of `url`, or `env` and
-        `function_name`; a setting is taken as it is. Raises `SourceRefused`.
+        `function_name`; a setting is returned unchanged. Raises `SourceRefused`.
         """
         if isinstance(value, cls):
             return value.checked()
@@ -96,7 +96,7 @@ class FetchSetting:
             raise ValueError(f"not a fetch setting: {error}") from None
 
     def to_dict(self) -> dict[str, bool | str | None]:
-        """The same as plain JSON values, under the names of the attributes."""
+        """This setting as JSON values, under the names of the attributes."""
         return asdict(self)
 
     def to_text(self) -> str:
@@ -107,25 +107,25 @@ class FetchSetting:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it names all that WeChat needs to fetch from there, switched on or off."""
+        """Whether it has all fields that WeChat needs for its source, on or off."""
         if self.source == "cloud_function":
             return bool(self.env and self.function_name)
         return self.source == "server" and bool(self.url)
 
     def of_its_source(self) -> Self:
-        """The same without what WeChat remembers of another source."""
+        """This setting without the fields of the other source, which WeChat remembers."""
         if self.source == "cloud_function":
             return replace(self, url=None)
         return replace(self, env=None, function_name=None)
 
     def switched_off(self) -> Self:
-        """The same source, off."""
+        """This source, switched off."""
         return replace(self.of_its_source(), open=False)
 
     def checked(self) -> Self:
-        """This setting, if WeChat can be told it. Raises `SourceRefused`, `UrlRefused` for a URL.
+        """This setting, if it is valid. Raises `SourceRefused`, `UrlRefused` for a URL.
 
-        Without any source it has to be off.
+        Without a source it must be off.
         """
         if not isinstance(self.open, bool):
             problem = "does not say whether it is open"
@@ -187,7 +187,7 @@ class FetchSettings:
 
 
 class Flag(fields.Field[bool]):
-    """A real true or false; marshmallow's own Boolean takes 1 and "yes" as well."""
+    """True or False; the Boolean of marshmallow accepts 1 and "yes" as well."""
 
     def _deserialize(self, value: object, *_: object, **__: object) -> bool:
         if not isinstance(value, bool):
@@ -195,7 +195,7 @@ class Flag(fields.Field[bool]):
         return value
 
 
-_PLAIN = Schema.from_dict(
+_PLAIN: Final = Schema.from_dict(
     {
         "open": Flag(required=True, allow_none=True),
         "source": fields.String(

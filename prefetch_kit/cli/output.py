@@ -1,4 +1,4 @@
-"""What the commands print: lines for people, one JSON object a line for machines."""
+"""The output of the commands: text, or one JSON object per line."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from prefetch_kit.registrar.plan_file import change_fields
 from prefetch_kit.registrar.probe import Probed, Verdict
 
 # The console can send a share of the pulls to a second URL, which no API call shows.
-GREY_RELEASE = (
+GREY_RELEASE: Final = (
     "WeChat's console may also send a share of pulls to a second URL (灰度); no API shows it."
 )
 
@@ -32,7 +32,7 @@ def settings_record(settings: FetchSettings) -> dict[str, object]:
 
 
 def describe(setting: FetchSetting) -> str:
-    """One half of the settings in a few words."""
+    """The setting of one kind of pull in a few words."""
     if setting.open is None and setting.source is None:
         return "never configured"
     state = "on" if setting.open else "off"
@@ -132,7 +132,7 @@ def verdict_record(verdict: Verdict) -> dict[str, object]:
 
 
 class Row(NamedTuple):
-    """One handler at one URL, and the sets of names that its runs were seen to read."""
+    """One handler at one URL, and the sets of names that its runs have read."""
 
     route: Route
     rule: str

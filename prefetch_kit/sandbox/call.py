@@ -1,6 +1,7 @@
 """One call of the sandbox's API, read from its WSGI environment."""
 
 import json
+from typing import Final
 from wsgiref.types import WSGIEnvironment
 
 from werkzeug.exceptions import HTTPException
@@ -9,11 +10,13 @@ from werkzeug.wrappers import Request
 from prefetch_kit.sandbox.errors import ApiError
 from prefetch_kit.sandbox.settings import FIELDS
 
-MAX_BODY_BYTES = 2**20
+MAX_BODY_BYTES: Final = 2**20
 
-_HARMLESS = FIELDS | {"action", "appid", "grant_type", "force_refresh"}
-_HARMLESS |= {"component_appid", "authorizer_appid", "offset", "count"}
-_HARMLESS |= {"wxa_jump_h5_domain", "is_modify_published_together"}
+_HARMLESS: Final = FIELDS | {
+    *("action", "appid", "grant_type", "force_refresh"),
+    *("component_appid", "authorizer_appid", "offset", "count"),
+    *("wxa_jump_h5_domain", "is_modify_published_together"),
+}
 _Scalar = str | int | float | bool | None
 
 

@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from prefetch_kit.sandbox.errors import SandboxError
 
 # Far beyond any use, and small enough that no arithmetic on it overflows.
-_MAX_NUMBER = 10**9
+_MAX_NUMBER: Final = 10**9
 
-_WORDS = {
+_WORDS: Final = {
     str: "a string",
     int: "a whole number",
     float: "a number",

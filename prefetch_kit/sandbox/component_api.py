@@ -5,6 +5,7 @@ Pages: developers.weixin.qq.com/doc/oplatform/openApi/ticket-token/ and
 """
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from prefetch_kit.sandbox.call import Call
 from prefetch_kit.sandbox.components import Components
@@ -12,8 +13,8 @@ from prefetch_kit.sandbox.credentials import AccessToken
 from prefetch_kit.sandbox.errors import ApiError
 from prefetch_kit.sandbox.third_party import Authorization, Component
 
-_MAX_LISTED = 500
-_PREFIX = "/cgi-bin/component/"
+_MAX_LISTED: Final = 500
+_PREFIX: Final = "/cgi-bin/component/"
 
 
 class ComponentApi:

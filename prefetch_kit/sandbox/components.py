@@ -2,7 +2,7 @@
 
 import re
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from prefetch_kit.sandbox.errors import NotFoundError, SandboxError
@@ -19,7 +19,7 @@ from prefetch_kit.sandbox.third_party import (
     new_refresh_token,
 )
 
-_AES_KEY = re.compile(r"[A-Za-z0-9]{43}\Z")
+_AES_KEY: Final = re.compile(r"[A-Za-z0-9]{43}\Z")
 
 
 class Components(Phones):

@@ -5,7 +5,7 @@ import ipaddress
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass, replace
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -20,7 +20,7 @@ from prefetch_kit.sandbox.errors import NotFoundError, SandboxError
 from prefetch_kit.sandbox.faults import Fault
 from prefetch_kit.sandbox.switches import Switches
 
-PREFIX = "/_sandbox/"
+PREFIX: Final = "/_sandbox/"
 
 
 def _inject(wechat: Components, **fields: Any) -> None:
@@ -45,9 +45,9 @@ class _Row(NamedTuple):
     takes: Callable[..., object] | None = None
 
 
-_USER = "apps/<appid>/users/<openid>"
-_AUTHORIZER = "platforms/<platform>/authorizers/<appid>"
-_ROWS = (
+_USER: Final = "apps/<appid>/users/<openid>"
+_AUTHORIZER: Final = "platforms/<platform>/authorizers/<appid>"
+_ROWS: Final = (
     _Row("GET", "now", Components.now, "now"),
     _Row("POST", "advance", Components.advance),
     _Row("POST", "reset", Components.reset),

@@ -3,20 +3,20 @@
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from prefetch_kit.sandbox.errors import ApiError
 
-TOKEN_LIFETIME_S = 7200
-OVERLAP_S = 300
-FORCE_INTERVAL_S = 30
-CODE_LIFETIME_S = 300
+TOKEN_LIFETIME_S: Final = 7200
+OVERLAP_S: Final = 300
+FORCE_INTERVAL_S: Final = 30
+CODE_LIFETIME_S: Final = 300
 
 # A new token ends the earlier one of the same issuer: each of the two token calls, a third-party
 # platform for itself, and a platform for a merchant.
 Issuer = Literal["plain", "stable", "component", "authorizer"]
 
-_TOKEN_SHAPE = re.compile(r"[A-Za-z0-9_-]{32,512}\Z")
+_TOKEN_SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{32,512}\Z")
 
 
 @dataclass(slots=True)

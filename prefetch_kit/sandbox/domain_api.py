@@ -5,6 +5,7 @@ without the lock: their server may call the API meanwhile.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from prefetch_kit.sandbox.call import Call
 from prefetch_kit.sandbox.components import Components
@@ -22,7 +23,7 @@ from prefetch_kit.sandbox.pull import fetch
 from prefetch_kit.sandbox.state import App
 from prefetch_kit.sandbox.third_party import Component
 
-_OK: Mapping[str, object] = {"errcode": 0, "errmsg": "ok"}
+_OK: Final[Mapping[str, object]] = {"errcode": 0, "errmsg": "ok"}
 
 
 class DomainApi:

@@ -9,12 +9,13 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from prefetch_kit.sandbox.errors import ApiError, SandboxError
 
-MAX_DOMAINS = 300
-_SCHEME = "https://"
-_HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
+MAX_DOMAINS: Final = 300
+_SCHEME: Final = "https://"
+_HOST: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Refusals: the platform's error codes, and errors for wrong use of the sandbox."""
 
-MESSAGES = {
+from typing import Final
+
+MESSAGES: Final = {
     -1: "system error",
     40001: "invalid credential, access_token is invalid or not latest",
     40002: "invalid grant_type",

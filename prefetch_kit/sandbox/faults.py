@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, get_args
+from typing import Final, Literal, NoReturn, get_args
 
 from prefetch_kit.sandbox.errors import SandboxError
 
@@ -28,9 +28,9 @@ FaultKind = Literal[
 ]
 
 # Sockets cannot wait for more than some days.
-MAX_WAIT_S = 86_400
+MAX_WAIT_S: Final = 86_400
 
-_CHUNK = b" " * 65_536
+_CHUNK: Final = b" " * 65_536
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import ipaddress
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import quote, urlsplit
 
 from prefetch_kit.sandbox.domains import parse_host
@@ -18,11 +18,11 @@ from prefetch_kit.sandbox.pull import Answer, fetch, max_bytes
 from prefetch_kit.sandbox.settings import CLOUD_FUNCTION, PERIOD_FETCH, PRE_FETCH, Half
 from prefetch_kit.sandbox.state import App, FetchType, Kept, User
 
-MAX_TOKEN_CHARS = 1024
-PERIOD_S = 12 * 3600
-ACTIVE_S = 7 * 86_400
+MAX_TOKEN_CHARS: Final = 1024
+PERIOD_S: Final = 12 * 3600
+ACTIVE_S: Final = 7 * 86_400
 
-_SHOWN_HEADERS = ("Content-Type", "X-Prefetch-Refused")
+_SHOWN_HEADERS: Final = ("Content-Type", "X-Prefetch-Refused")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from prefetch_kit.sandbox.domains import parse_host
 from prefetch_kit.sandbox.errors import NotFoundError, SandboxError
@@ -13,10 +13,10 @@ from prefetch_kit.sandbox.settings import FIELDS
 from prefetch_kit.sandbox.state import App, LoggedRequest, State, User
 from prefetch_kit.sandbox.switches import Switches
 
-MINIPROGRAM = "miniprogram"
+MINIPROGRAM: Final = "miniprogram"
 
 # The calls that can be denied to an account or an address, and the errcode of each denial.
-DENIALS = {
+DENIALS: Final = {
     40164: frozenset({"token", "fetchdatasetting", "webviewdomain"}),
     40243: frozenset({"token"}),
     48001: frozenset({"fetchdatasetting", "webviewdomain"}),

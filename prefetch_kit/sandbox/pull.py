@@ -8,16 +8,17 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Final
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from prefetch_kit.sandbox.switches import Switches
 
-MAX_REDIRECTS = 5
-MAX_DEADLINE_S = 86_400
-KEPT_KB = 256
+MAX_REDIRECTS: Final = 5
+MAX_DEADLINE_S: Final = 86_400
+KEPT_KB: Final = 256
 
-NO_ANSWER = "no answer"
-NO_ORIGIN = "no origin"
+NO_ANSWER: Final = "no answer"
+NO_ORIGIN: Final = "no origin"
 
 
 @dataclass(frozen=True)

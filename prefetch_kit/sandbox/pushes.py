@@ -13,13 +13,14 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlencode, urlsplit
 
 from prefetch_kit.sandbox.pull import NO_ANSWER, cut_at
 from prefetch_kit.sandbox.third_party import Component
 
-_BLOCK = 32
-_MAX_ANSWER_BYTES = 1024
+_BLOCK: Final = 32
+_MAX_ANSWER_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """Call quotas, for a minute and for a day."""
 
+from typing import Final
+
 from prefetch_kit.sandbox.errors import ApiError
 
-_MINUTE_S = 60
-_DAY_S = 86_400
+_MINUTE_S: Final = 60
+_DAY_S: Final = 86_400
 # Quotas of a day start anew at midnight in Beijing.
-_BEIJING_OFFSET_S = 8 * 3600
+_BEIJING_OFFSET_S: Final = 8 * 3600
 
 
 class Quotas:

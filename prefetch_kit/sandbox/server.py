@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -17,9 +17,9 @@ from prefetch_kit.sandbox.components import Components
 from prefetch_kit.sandbox.control import PREFIX, Control, refuse_strangers
 from prefetch_kit.sandbox.errors import SandboxError
 
-_HOST = "127.0.0.1"
-_POLL_S = 0.02
-_TICKET_POLL_S = 0.5
+_HOST: Final = "127.0.0.1"
+_POLL_S: Final = 0.02
+_TICKET_POLL_S: Final = 0.5
 
 
 class Sandbox(Components):

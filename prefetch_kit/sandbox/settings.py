@@ -6,18 +6,18 @@ Page: developers.weixin.qq.com, third-party platform, getFetchdataSetting.
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from prefetch_kit.sandbox.domains import covered
 from prefetch_kit.sandbox.errors import ApiError
 
-DEVELOPER_SERVER = 0
-CLOUD_FUNCTION = 1
+DEVELOPER_SERVER: Final = 0
+CLOUD_FUNCTION: Final = 1
 
-_ENV = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
-_FUNCTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,59}\Z")
-_URL = re.compile(r"[!-~]{1,1024}\Z")
+_ENV: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
+_FUNCTION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,59}\Z")
+_URL: Final = re.compile(r"[!-~]{1,1024}\Z")
 
 
 class Half(NamedTuple):
@@ -30,18 +30,18 @@ class Half(NamedTuple):
     function: str
 
 
-PRE_FETCH = Half(
+PRE_FETCH: Final = Half(
     "is_pre_fetch_open", "pre_fetch_type", "pre_fetch_url", "pre_env", "pre_function_name"
 )
-PERIOD_FETCH = Half(
+PERIOD_FETCH: Final = Half(
     "is_period_fetch_open",
     "period_fetch_type",
     "period_fetch_url",
     "period_env",
     "period_function_name",
 )
-HALVES = {"set_pre_fetch": PRE_FETCH, "set_period_fetch": PERIOD_FETCH}
-FIELDS = frozenset(PRE_FETCH + PERIOD_FETCH)
+HALVES: Final = {"set_pre_fetch": PRE_FETCH, "set_period_fetch": PERIOD_FETCH}
+FIELDS: Final = frozenset(PRE_FETCH + PERIOD_FETCH)
 
 
 class Domains(NamedTuple):

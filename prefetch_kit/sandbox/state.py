@@ -2,7 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from prefetch_kit.sandbox.credentials import AccessTokens, LoginCodes
 from prefetch_kit.sandbox.domains import MerchantDomains
@@ -15,7 +15,7 @@ from prefetch_kit.sandbox.third_party import Component
 FetchType = Literal["pre", "periodic"]
 
 # A load test against the sandbox must not fill the memory with its log.
-MAX_REQUESTS = 10_000
+MAX_REQUESTS: Final = 10_000
 
 
 @dataclass(frozen=True)

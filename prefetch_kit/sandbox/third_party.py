@@ -6,14 +6,15 @@ Pages: developers.weixin.qq.com/doc/oplatform/openApi/ticket-token/ and
 
 import secrets
 from dataclasses import dataclass, field
+from typing import Final
 
 from prefetch_kit.sandbox.domains import PlatformDomains
 from prefetch_kit.sandbox.errors import ApiError
 
-TICKET_LIFETIME_S = 12 * 3600
-CODE_LIFETIME_S = 3600
+TICKET_LIFETIME_S: Final = 12 * 3600
+CODE_LIFETIME_S: Final = 3600
 # 小程序开发与数据分析: the permission set that fetchdatasetting needs.
-FETCH_PERMISSION = 18
+FETCH_PERMISSION: Final = 18
 
 
 @dataclass
