@@ -1,1 +1,1 @@
-"""The kit side by side with what people would use instead."""
+"""The kit compared with what people would use instead."""

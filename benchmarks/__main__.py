@@ -1,4 +1,4 @@
-"""Measure the kit beside what people would use instead."""
+"""Measure the kit and what people would use instead."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Final
 
 from benchmarks.report import Table, machine, show
 
-# As it is said on the command line, and the module; a module cannot be named `import`.
+# The name on the command line, and the module; a module cannot be named `import`.
 _MODULES: Final = {
     "pull": "pull",
     "encode": "encode",
@@ -37,7 +37,7 @@ def main() -> None:
     how = {"rounds": arguments.rounds}
     if arguments.seconds is not None:
         how["seconds"] = arguments.seconds
-    # However this is ended, its servers end with it.
+    # Its servers end with it in any case.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     described = machine()
     rows = []

@@ -1,4 +1,4 @@
-"""Servers in processes of their own, each on a port of loopback that was free."""
+"""Servers in separate processes, each on a free port of loopback."""
 
 import os
 import socket
@@ -42,9 +42,9 @@ class Served:
     pid: int
 
     def cpu_s(self) -> float:
-        """Seconds of CPU that it and its children used so far."""
+        """Seconds of CPU that it and its children have used."""
         pids = [self.pid]
-        for pid in pids:  # grows while it is walked
+        for pid in pids:  # it grows during the iteration
             pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return sum(map(_cpu_s, pids))
 
@@ -55,7 +55,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def app() -> "WSGIApplication":
-    """What a server child serves: the row that its environment names."""
+    """The app that a server child serves: the row that its environment names."""
     return (RIVALS | KIT)[os.environ[_ROW]](SIZE_BYTES).app
 
 
@@ -63,9 +63,9 @@ def app() -> "WSGIApplication":
 def serving(
     server: str, row: str, *, workers: int = 1, cores: set[int] | None = None
 ) -> Iterator[Served]:
-    """A row behind a server, on these cores only where they are given. Yields where it is."""
+    """Run a row behind a server, on these cores if any are given. Yields its address."""
     with socket.socket() as held:
-        # granian takes a port, not a socket; held like this nobody else gets it meanwhile.
+        # granian takes a port, not a socket; this reserves the port meanwhile.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
@@ -105,13 +105,13 @@ def _wait_for(child: "subprocess.Popen[bytes]", port: int) -> None:
 
 
 def one_core() -> set[int] | None:
-    """A core to be pinned to; None where the system cannot do that."""
+    """A core to pin to; None where the system cannot do that."""
     return {min(os.sched_getaffinity(0))} if hasattr(os, "sched_setaffinity") else None
 
 
 @contextmanager
 def pinned(cores: set[int] | None) -> Iterator[None]:
-    """What is started here runs on these cores only, and so does this thread meanwhile.
+    """Processes that are started inside run on these cores only, and so does this thread.
 
     Nothing is pinned where the system cannot do that.
     """

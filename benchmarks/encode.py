@@ -1,4 +1,4 @@
-"""What a handler returned becomes bytes: the kit's way, with orjson, beside the json module."""
+"""Encode what a handler returned: the kit, with orjson, and the json module."""
 
 import json
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ PAGE: Final = "pages/product/list"
 URL: Final = "/prefetch/pre_fetch"
 USER: Final = "openid-alice"
 SECRET_KEY: Final = "for benchmarks only"
-# As long as one that the kit mints, for those who look at it but do not check it.
+# As long as one that the kit mints, for entrants that do not verify it.
 SOME_TOKEN: Final = "x" * 70
 KB: Final = 1024
 
@@ -34,7 +34,7 @@ class Entrant:
 
 
 def data(size_bytes: int) -> dict[str, Any]:
-    """What a handler answers: products with Chinese names, about so long as compact JSON."""
+    """An answer: products with Chinese names, of about this length as compact JSON."""
     product = {"name": "明前龙井茶礼盒装", "price": "68.00", "stock": 40, "tags": ["新品", "包邮"]}
     length = len(orjson.dumps(product | {"id": 100}))
     products = [product | {"id": number} for number in range(size_bytes // (length + 1))]
@@ -60,7 +60,7 @@ def query_string(token: str, **others: str) -> str:
 
 
 def environment(query: str) -> "WSGIEnvironment":
-    """What a WSGI server makes of a pull."""
+    """The WSGI environment of a pull."""
     return {
         "REQUEST_METHOD": "GET",
         "SCRIPT_NAME": "",
@@ -105,7 +105,7 @@ def caller(
 
 
 def check(entrant: Entrant) -> None:
-    """See that an entrant does what it is there for. Raises `RuntimeError` where it does not."""
+    """Raise `RuntimeError` unless an entrant answers correctly."""
     statuses: list[str] = []
     good, bad = query_string(entrant.token), query_string(entrant.token, timestamp="soon")
     body = caller(entrant.app, lambda: good, statuses)()

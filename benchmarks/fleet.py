@@ -1,4 +1,4 @@
-"""Thousands of mini programs against a WeChat that takes its time: P8."""
+"""Thousands of mini programs against a slow WeChat: P8."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ command = ["nobody-asks", "{{appid}}"]
 
 
 class Quiet:
-    """A report that nobody reads."""
+    """A report that discards everything."""
 
     def begun(self, begun: Begun) -> None: ...
 
@@ -72,7 +72,7 @@ class CountedTransport(Transport):
 
 @contextmanager
 def fleet(base_url: str, appids: Iterable[str]) -> Iterator[tuple[Fleet, CountedTransport]]:
-    """A fleet whose tokens are at hand, and what counts its calls."""
+    """A fleet with ready tokens, and a counter of its calls."""
     with TemporaryDirectory() as folder, CountedTransport(base_url) as transport:
         with Path(folder, "apps.csv").open("w") as file:
             file.write("appid\n")
@@ -87,7 +87,7 @@ def fleet(base_url: str, appids: Iterable[str]) -> Iterator[tuple[Fleet, Counted
 
 
 class Apps:
-    """Appids that nobody had before."""
+    """Appids that were not used before."""
 
     def __init__(self) -> None:
         self._numbers = count()
@@ -177,7 +177,7 @@ def _register(session: requests.Session, url: str, appid: str) -> None:
 
 
 def _memory(url: str, apps: int) -> Sample:
-    """What a fleet in a process of its own needs."""
+    """The memory of a fleet in a separate process."""
     command = [sys.executable, "-m", "benchmarks.fleet", url, str(apps)]
     said = subprocess.check_output(command, cwd=Path(__file__).parent.parent)
     sample: Sample = json.loads(said)
@@ -199,7 +199,7 @@ def _whole(url: str, apps: int) -> Sample:
 
 
 def _most_mb() -> float:
-    """Not ru_maxrss: that begins with what the parent had when it forked."""
+    """Not ru_maxrss, which begins with the memory of the parent at the fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / _MB
 

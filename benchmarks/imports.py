@@ -1,4 +1,4 @@
-"""What an import costs in a fresh process, beyond flask and marshmallow: P9."""
+"""The cost of an import in a fresh process, besides flask and marshmallow: P9."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def run(*, rounds: int, **_: float) -> Iterator[Table]:
 def _measure(module: str) -> Measure | None:
     if find_spec(module.partition(".")[0]) is None:
         return None
-    _in_fresh_process(module)  # so that its bytecode is there
+    _in_fresh_process(module)  # so that its bytecode exists
     return lambda: _in_fresh_process(module)
 
 

@@ -1,4 +1,4 @@
-"""The kit as an app developer would embed it, in each of its ways."""
+"""The kit as an app developer would embed it, in each variant."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def app_with(prefetch: Prefetch, **settings: object) -> Flask:
 
 
 def shop(size_bytes: int, *, is_fast: bool = False, **how: Any) -> Entrant:
-    """A page whose handler reads the user and its query; `how` is said of the handler."""
+    """A page whose handler reads the user and its query; `how` has the options of the handler."""
     prefetch, answer = blueprint(), data(size_bytes)
 
     @prefetch.pre_fetch(PAGE, **how)

@@ -1,4 +1,4 @@
-"""Requests over loopback, by wrk or by the generator here, in a niced process of its own."""
+"""Requests over loopback, by wrk or by the generator here, in a separate niced process."""
 
 import json
 import re
@@ -23,9 +23,9 @@ _MS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 def load(served: Served, target: str, *, seconds: float, cores: set[int] | None = None) -> Sample:
-    """Ask for one target on all connections again and again. Raises where not all is 200.
+    """Request one target repeatedly on all connections. Raises unless every status is 200.
 
-    The server's CPU for each request says most where the machine is busy with other things.
+    The server's CPU for each request is the best figure on a busy machine.
     """
     before = served.cpu_s()
     with pinned(cores):
@@ -67,7 +67,7 @@ def _run(command: list[str]) -> str:
 
 
 class _Client:
-    """One connection, opened again where the server closes it."""
+    """One connection, reopened when the server closes it."""
 
     def __init__(self, port: int, target: str, ready: selectors.BaseSelector) -> None:
         self._port = port
@@ -86,7 +86,7 @@ class _Client:
         self._socket.sendall(self._request)
 
     def receive(self) -> float | None:
-        """Seconds that the answer took; None while it is not all there."""
+        """Seconds that the answer took; None while it is incomplete."""
         chunk = self._socket.recv(65536)
         self._got += chunk
         head, _, body = self._got.partition(b"\r\n\r\n")

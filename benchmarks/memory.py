@@ -1,4 +1,4 @@
-"""What the answer cache takes of memory while a million different queries are pulled: E6."""
+"""The memory of the answer cache while a million different queries are pulled: E6."""
 
 import gc
 import json
@@ -23,12 +23,12 @@ BOUND_BYTES: Final = 64 * 1024 * 1024
 _DAY_S = 24 * 3600
 _WARM_UP = 1_000
 _MIB = 1024 * 1024
-# By row: the parameter that is another one each time; the handler reads `id`.
+# By row: the parameter that differs in each pull; the handler reads `id`.
 _PARAMETERS: Final = {"a parameter that nobody reads": "other", "a parameter it reads": "id"}
 
 
 def run(*, queries: int = QUERIES, **_: float) -> Iterator[Table]:
-    # Once, whatever is said: a process grows alike each time, and a million pulls take minutes.
+    # One round in any case: the growth is the same each time, and a million pulls take minutes.
     measures: dict[str, Measure | None] = {
         row: partial(_in_fresh_process, row, queries) for row in _PARAMETERS
     }
@@ -39,7 +39,7 @@ def run(*, queries: int = QUERIES, **_: float) -> Iterator[Table]:
         Goal(name="E6", row=read, figure="of_bound", at_most=1.1),
     )
     note = (
-        f"{queries:,} different queries, each row once in a process of its own; "
+        f"{queries:,} different queries, each row once in a separate process; "
         f"PREFETCH_CACHE_BYTES is {BOUND_BYTES // _MIB} MiB, and the process grew by grown_mib"
     )
     yield Table("memory", interleaved(measures, rounds=1), goals, note=note)
@@ -54,7 +54,7 @@ def _in_fresh_process(row: str, queries: int) -> Sample:
 
 
 def _grown(parameter: str, queries: int) -> Sample:
-    """How much this process grows by pulls that differ in one parameter."""
+    """The growth of this process by pulls that differ in one parameter."""
     prefetch, ran = blueprint(), count()
 
     @prefetch.pre_fetch(PAGE, cache=_DAY_S)

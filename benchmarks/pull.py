@@ -41,7 +41,7 @@ def run(*, rounds: int, seconds: float = _SECONDS) -> Iterator[Table]:
         (2 * KB, _FREE, (), rivals.BARE_FLASK, False),
         (200 * KB, _LARGE, _LARGE_GOALS, rivals.JSONIFY, True),
     ):
-        # As a worker is that shares the machine with as many others as there are cores.
+        # Like a worker on a machine with one worker per core.
         with pinned(one_core() if is_pinned else None):
             measures = {name: _measure(name, size, seconds) for name in names}
             samples = interleaved(measures, rounds=rounds)

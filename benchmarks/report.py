@@ -1,4 +1,4 @@
-"""What was measured and which goals are met, as tables and as JSON."""
+"""The figures and the goals, as tables and as JSON."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ _LIBRARIES: Final = (
 class Goal:
     """A bound for one figure of a row, or with a `rival` for its ratio to that row's.
 
-    `of` makes one number of what the rounds found, where nothing is compared.
+    Without a rival, `of` makes one number of the rounds.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Table:
     note: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
-        """One object a row, fit for JSON."""
+        """One JSON object per row."""
         return [self._row(name, samples) for name, samples in self.samples.items()]
 
     def _row(self, name: str, samples: list[Sample]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Print a table, and below it what became of each goal."""
+    """Print a table, and below it each goal and whether it is met."""
     rows = table.rows()
     figures = next((list(row["figures"]) for row in rows if row["figures"]), [])
     print(f"\n{table.benchmark}")
@@ -124,7 +124,7 @@ def _sentence(row: str, goal: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine and the versions behind the figures."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

@@ -1,7 +1,7 @@
 """What people would use instead, each written as its own documentation shows it.
 
-Those that only validate look at the same seven parameters and hand out bytes that are ready.
-Libraries that are not installed raise `ImportError` where they are asked for.
+Those that only validate check the same seven parameters and return ready bytes.
+A library that is not installed raises `ImportError` on use.
 """
 
 import re
@@ -45,7 +45,7 @@ class PullSchema(Schema):
     path = fields.String(validate=validate.Length(max=1024))
     query = fields.String(validate=validate.Length(max=4096))
     scene = fields.String(validate=validate.Regexp(_SCENE))
-    customMiniprogramVersion = fields.String(validate=validate.Length(max=64))  # noqa: N815
+    customMiniprogramVersion = fields.String(validate=validate.Length(max=64))  # noqa: N815 (WeChat's name)
 
 
 _SCHEMA = PullSchema()

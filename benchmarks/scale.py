@@ -1,4 +1,4 @@
-"""What a cached pull costs as pages and users become many: P6."""
+"""The cost of a cached pull with many pages and users: P6."""
 
 import random
 import sys
@@ -60,7 +60,7 @@ def _users_loads(users: int) -> dict[str, Load]:
     few, some = f"{FEW} users", f"{SOME_USERS:,} users"
     loads = {few: _users(FEW), some: _users(SOME_USERS)}
     everyone = _users(users)
-    # Who pulls in turn with a thousand others finds the CPU's own caches cold: so each number
+    # A pull in turn with a thousand others finds the caches of the CPU cold: so each number
     # of users is compared with as many who are all there are, and the largest with the fewest.
     for pulling, rival in ((FEW, few), (SOME_USERS, some), (KEPT_USERS, few)):
         loads[f"{pulling:,} of {users:,} users"] = replace(
@@ -124,7 +124,7 @@ def _app(pages: list[str]) -> tuple[Flask, list[str | None], Callable[[str], str
 
 
 def _filled(app: Flask, runs: list[str | None], queries: Iterator[str]) -> Load:
-    """Pull all of them once, and go on with the last ones in random order."""
+    """Pull all of them once, then the last ones in random order."""
     kept: deque[str] = deque(maxlen=KEPT_USERS)
     pull = caller(app, lambda: kept[-1])
     for query in queries:

@@ -1,4 +1,4 @@
-"""The cached pull behind real servers, on one core, the load on another: P2 and P10."""
+"""The cached pull behind real servers, with server and load on one core each: P2 and P10."""
 
 import os
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ def _wait_for(port: int) -> None:
 
 
 class Process:
-    """A module of these run as a program, which answers each line with one of JSON."""
+    """A module of this package as a program that answers each line with a line of JSON."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._running = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Everybody wants the same answer at the moment it is over: P5."""
+"""Many callers want an answer that has just expired: P5."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ _SHARED = f"kit, expired, {PROCESSES} processes with Redis"
 
 
 class SlowHandler:
-    """Takes its time, and counts its runs."""
+    """A slow handler that counts its runs."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -110,7 +110,7 @@ def _burst_of_processes(seconds: float) -> Measure:
                 processes.append(Process("benchmarks.stampede", url, str(seconds)))
                 started.callback(processes[-1].end)
             for process in processes:
-                process.ask("runs")  # so that all are there
+                process.ask("runs")  # until all have started
             for process in processes:  # the first makes the answer, and the others take it
                 process.ask("pull")
             time.sleep(_FRESH_S * 1.2)
@@ -127,7 +127,7 @@ def _burst_of_processes(seconds: float) -> Measure:
 
 
 def _serve(url: str, seconds: float) -> None:
-    """One of the processes: its standard input says what to do."""
+    """One of the processes; it reads commands from standard input."""
     handler, statuses = SlowHandler(seconds), list[str]()
     app = _kit(handler, PREFETCH_CACHE_URL=url)
     call = caller(app, lambda: query_string(SOME_TOKEN), statuses)
@@ -151,7 +151,7 @@ def _say(what: object) -> None:
 
 
 def _all_at_once(call: Callable[[], bytes], callers: int) -> list[float]:
-    """How many seconds each caller waited."""
+    """The seconds that each caller waited."""
     waits_s: list[float] = []
     gate = threading.Barrier(callers)
 

@@ -1,11 +1,11 @@
-"""Rows measured in turns, so that a machine's moods fall on all of them alike."""
+"""Measure rows in turns, so that disturbances affect all of them alike."""
 
 import gc
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-# What one measurement found, by name and unit; the first is the one that is compared.
+# The figures of one measurement, by name and unit; the first one is compared.
 Sample = Mapping[str, float]
 Measure = Callable[[], Sample]
 
@@ -30,7 +30,7 @@ def interleaved(measures: Mapping[str, Measure | None], *, rounds: int) -> dict[
 
 
 def cost_of(call: Callable[[], object], *, seconds: float) -> Measure:
-    """Measures a call's cost by repeating it for about so long. Calls it to warm up first."""
+    """Measures the cost of a call by repeating it for about this long, after a warm-up."""
     count = 1
     while _cost(call, count)["wall_us"] * count < seconds * 1e6:
         count *= 2

@@ -1,6 +1,6 @@
-"""A WeChat for `benchmarks.fleet`: fetchdatasetting alone, after a while, in little CPU.
+"""A WeChat for `benchmarks.fleet`: fetchdatasetting alone, with a delay and little CPU.
 
-It runs as a process of its own: `python -m benchmarks.wechat FD DELAY_S`.
+It runs as a separate process: `python -m benchmarks.wechat FD DELAY_S`.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 _OK: Final = {"errcode": 0, "errmsg": "ok"}
-# Of each so many apps, all but one have what is wanted from the start.
+# Of this many apps, all but one have the wanted settings from the start.
 _ONE_IN: Final = 10
 
 
@@ -70,7 +70,7 @@ def _at_first(appid: str) -> dict[str, Any]:
 
 @contextmanager
 def played(delay_s: float) -> Iterator[str]:
-    """Such a WeChat; yields its base URL."""
+    """Run this WeChat; yields its base URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         number = listening.fileno()
         child = subprocess.Popen(

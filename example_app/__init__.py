@@ -1,4 +1,4 @@
-"""A small shop whose pages open with their data already there."""
+"""A small shop whose pages open with pre-fetched data."""
 
 from example_app.shop import create_app
 

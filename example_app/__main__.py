@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="stop after the loop")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the shop ends with it
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that the shop ends with this process
     secret = secrets.token_hex(16)
     with tempfile.TemporaryDirectory() as data, Sandbox() as wechat:
         wechat.add_app(APPID, secret=secret)
@@ -77,7 +79,7 @@ def wait_for_settings(wechat: Sandbox, shop: "subprocess.Popen[bytes]") -> None:
 
 
 def run_loop(wechat: Sandbox, port: int) -> dict[str, object]:
-    """Log in as the mini program does, and let WeChat pull, once more, and 12 hours later."""
+    """Log in as the mini program does; let WeChat pull twice, and again 12 hours later."""
     done: dict[str, object] = {"settings": wechat.settings(APPID)}
     print(f"WeChat holds: {json.dumps(done['settings'], indent=2)}")
     token = log_in(port, wechat.login_code(APPID, ALICE))
@@ -91,7 +93,7 @@ def run_loop(wechat: Sandbox, port: int) -> dict[str, object]:
 
 
 def note(wechat: Sandbox, done: dict[str, object], name: str, pulled: Pulled) -> object:
-    """Report a pull; what the phone now holds of it."""
+    """Report a pull, and what the phone kept of it."""
     print(f"{name}: {pulled.status}, {pulled.bytes} bytes in {pulled.ms} ms")
     done[name] = {fact: getattr(pulled, fact) for fact in ("status", "bytes", "ms", "kept")}
     on_phone = wechat.background_fetch_data(

@@ -22,7 +22,7 @@ _CARTS = [("openid-alice", 2, 1), ("openid-alice", 3, 4), ("openid-bob", 1, 2)]
 
 
 def create_database(path: Path) -> str:
-    """Create what is missing, and return the one secret key of all workers and commands."""
+    """Create missing tables; return the secret key of all workers and commands."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(sqlite3.connect(path)) as db, db:
         db.executescript(_SCHEMA)

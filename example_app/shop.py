@@ -1,4 +1,4 @@
-"""The shop: its settings, its login, and what WeChat may fetch ahead of time."""
+"""The shop: its settings, its login, and the data that WeChat pre-fetches."""
 
 import os
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The developer's app as the commands see it: its routes, its settings, a way to WeChat."""
+"""The developer's app, as the commands use it: its routes, its settings, its calls to WeChat."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -37,9 +37,9 @@ _NO_FLAGS: Final[Sources] = MappingProxyType({})
 
 
 class AppAtHand:
-    """One app, one mini program, and which of its blueprints is meant.
+    """One app, one mini program and one of its blueprints.
 
-    `appid` and `endpoint` are what the options say; None where the answer must be unique.
+    `appid` and `endpoint` are the values of the options; None where only one is possible.
     Raises `ConfigError` and `Ambiguous`.
     """
 
@@ -72,7 +72,7 @@ class AppAtHand:
 
     @cached_property
     def routes(self) -> list[Route]:
-        """The two routes of the blueprint that is meant."""
+        """The two routes of the blueprint."""
         names = list(dict.fromkeys(route.blueprint for route in self._state.routes))
         wanted = self._wanted_endpoint
         if wanted is None and len(names) > 1:
@@ -105,7 +105,7 @@ class AppAtHand:
         )
 
     def wanted(self, flags: Sources = _NO_FLAGS) -> Wanted:
-        """Where WeChat should fetch from: as the flags say, the settings, or the app's routes."""
+        """The wanted source of each pull: from the flags, the settings, or the app's routes."""
         each = {kind: self._wanted(kind, flags) for kind in KINDS}
         wanted = {kind: setting for kind, setting in each.items() if setting is not None}
         return wanted or {route.kind: OffIfFrom(self._own(route)) for route in self.routes}
@@ -122,11 +122,11 @@ class AppAtHand:
         route = self._route(kind)
         if len(route.pages) > 0:
             return self._own(route)
-        # Without a base URL nobody knows of one that it may be switched off from.
+        # Without a base URL the app has no URL of which the pull may be switched off.
         return None if self.config.base_url is None else OffIfFrom(self._own(route))
 
     def demand_handler(self, kind: Kind, key: str) -> None:
-        """Raise `ConfigError` where the app answers no such pull; `key` has named a URL for it."""
+        """Raise `ConfigError` unless the app answers such pulls; `key` named a URL for them."""
         if not len(self._route(kind).pages):
             raise ConfigError(
                 key,
@@ -142,20 +142,20 @@ class AppAtHand:
 
     @property
     def hosts(self) -> list[str]:
-        """From which WeChat should pull; where it should not, the app's own."""
+        """The hosts that WeChat should pull from; without any, the host of the app."""
         wanted = (each for each in self.wanted().values() if isinstance(each, FetchSetting))
         urls = [each.url for each in wanted if each.url] or [self.url(self.routes[0])]
         return sorted({urlsplit(url).hostname or "" for url in urls})
 
     def probe(self, kind: Kind, setting: FetchSetting) -> Probed:
-        """Pull where a setting leads, as WeChat will, of a page that needs no user."""
+        """Pull the source of a setting, as WeChat will, with a page that needs no user."""
         page = None
         if setting.source == "server":
             page = self.page(self._route(kind))
         return probe_setting(self.transport, setting, appid=self.appid, kind=kind, page=page)
 
     def page(self, route: Route) -> str | None:
-        """A page whose handler asks for no user, best for a pull without one."""
+        """A page for a pull without a user: preferably one that needs no login."""
         handlers = sorted(route.pages, key=lambda handler: handler.login_required)
         return next((handler.page for handler in handlers if handler.page), None)
 
@@ -166,7 +166,7 @@ class AppAtHand:
 
     @contextmanager
     def _app_code(self) -> Iterator[None]:
-        """Where functions of the app run: in its context, and what they raise is one sentence."""
+        """Run functions of the app in its context; their errors become one sentence."""
         try:
             with self.app.app_context():
                 yield
@@ -187,13 +187,13 @@ class AppAtHand:
         return TokenSources(self.config, self.transport)
 
     @property
-    def place(self) -> str:
-        """The WeChat that is talked to. What was done to one says nothing about another."""
+    def wechat(self) -> str:
+        """The name of the WeChat that is called. Each has its own plans and state."""
         return wechat_name(self.config.api_base_url)
 
     def saved_changes(self, path: Path) -> tuple[Change, ...]:
         """The changes of a saved plan for this mini program. Raises `PlanUnusable`."""
-        plans = dict(read_plans(path, wechat=self.place))
+        plans = dict(read_plans(path, wechat=self.wechat))
         if strangers := sorted(plans.keys() - {self.appid}):
             raise PlanUnusable(str(path), f"it is for {strangers[0]}, and this is {self.appid}")
         return plans.get(self.appid, ())

@@ -1,4 +1,4 @@
-"""The commands themselves: each a few lines over an object that does the work."""
+"""The commands for one app. Each has a few lines; other objects do the work."""
 
 import signal
 import sys
@@ -67,7 +67,7 @@ commands.add_command(fleet)
 
 
 def with_app(function: _Command) -> _Command:
-    """Give a command `--appid` and `--endpoint`, and the app they mean."""
+    """Give a command `--appid`, `--endpoint` and the app that they select."""
 
     @click.option("--appid", metavar="APPID", help="Which mini program, where there are several.")
     @click.option("--endpoint", metavar="NAME", help="Which blueprint, where there are several.")
@@ -129,7 +129,7 @@ def plan(
         check_directory(out)
     found = at_hand.registrar().plan(at_hand.wanted(sources))
     if out is not None:
-        write_plans(out, [(found.appid, found.changes)], wechat=at_hand.place)
+        write_plans(out, [(found.appid, found.changes)], wechat=at_hand.wechat)
     if as_json:
         print_plan_json(found, applied=False)
     else:
@@ -162,7 +162,7 @@ def apply(
     ensure_domain: bool,
     directly: bool,
 ) -> None:
-    """Make WeChat fetch from where this app says, or as a saved plan does, and read that back."""
+    """Make WeChat fetch from the sources of this app or a saved plan, and read that back."""
     if directly and not ensure_domain:
         raise click.UsageError("--directly says how to --ensure-domain; add that too.")
     refuse_sources_beside(saved, sources)
@@ -194,7 +194,7 @@ def apply(
 def rollback(
     at_hand: AppAtHand, *, yes: bool, as_json: bool, allow_takeover: bool, to: int | None
 ) -> None:
-    """Restore what stood at WeChat before the last apply, or before an earlier run."""
+    """Restore what WeChat had before the last apply, or before an earlier run."""
     allow: list[Guard] = ["takeover"] if allow_takeover else []
     done = at_hand.registrar().rollback(
         to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
@@ -220,7 +220,7 @@ def import_command(at_hand: AppAtHand, *, as_json: bool, authorized: bool, out: 
 
 
 def _probe_changed(at_hand: AppAtHand, found: Plan) -> None:
-    """Pull from where WeChat is about to, before anything is sent."""
+    """Pull from the new sources before anything is sent."""
     for change in found.changes:
         if not change.after.open:
             continue
@@ -236,7 +236,7 @@ def ask(found: Plan, *, yes: bool) -> None:
 
 
 def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
-    """Ask a person who sees what `shown` prints, unless --yes was given."""
+    """Print with `shown`, then ask the person at the terminal; not with --yes."""
     if yes:
         return
     refuse_unattended()
@@ -276,9 +276,9 @@ def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None
 @as_json_option
 @click.pass_context
 def routes(ctx: click.Context, *, as_json: bool) -> None:
-    """List the endpoints, their pages and handlers, and what cached ones were seen to read.
+    """List the endpoints, their pages and handlers, and what cached handlers have read.
 
-    What they read is known where they share their answers through Redis.
+    What they read is known only where they share their answers through Redis.
     """
     app = load_app(ctx.ensure_object(ScriptInfo))
     cache = process_of(app).cache
@@ -336,13 +336,13 @@ def pull(at_hand: AppAtHand, url: str | None, *, as_json: bool, **options: Any) 
 )
 @click.pass_context
 def sandbox(ctx: click.Context, *, port: int, origin: str | None) -> None:
-    """Play WeChat on this machine until Ctrl-C.
+    """Run a local WeChat until Ctrl-C.
 
-    With an app, its mini programs, secrets and domain are known from the start.
+    With an app, it knows the mini programs, secrets and domain of that app from the start.
     """
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
-    wechat = Sandbox(port=port, log=lambda line: click.echo(line, err=True))
+    wechat = Sandbox(port=port, log=lambda text: click.echo(text, err=True))
     try:
         wechat.start()
     except OSError as error:

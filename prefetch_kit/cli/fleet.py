@@ -1,4 +1,4 @@
-"""The fleet's commands: many mini programs, as prefetch.toml says; they need no Flask app."""
+"""The commands for many mini programs, from prefetch.toml. They need no Flask app."""
 
 import signal
 import sys
@@ -38,7 +38,7 @@ from prefetch_kit.registrar.template import PullTemplate, Template
 
 @click.group(cls=FleetGroup)
 def fleet() -> None:
-    """Many mini programs at once, as prefetch.toml says.
+    """Many mini programs at once, from prefetch.toml.
 
     Exit codes: 0 all done, 1 some are not, 4 nothing could be done, 75 only deferred ones
     remain. Killed or stopped, run the same command again.
@@ -73,9 +73,9 @@ _PACE: Final = {
 
 
 def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Give a command `--config`, `--json` and these flags, the fleet they mean, and a printer.
+    """Give a command `--config`, `--json` and these flags, the fleet for them, and a printer.
 
-    `defaults` go before what the project says, and the `sources` that a command takes too.
+    `defaults` and the `sources` of a command override the project.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
@@ -108,7 +108,7 @@ _with_sources: Final = with_sources(
 
 
 def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
-    """Run a fleet to its end. It ends in good order after Ctrl-C and SIGTERM too."""
+    """Run a fleet to its end. After Ctrl-C or SIGTERM it ends in order too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = go()
@@ -148,7 +148,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 @click.option("--ensure-domain", is_flag=True, help="Add hosts to the business domains first.")
 @click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
 def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **limits: Any) -> None:
-    """Make WeChat fetch from where the file says, or as a saved plan does, and read that back."""
+    """Make WeChat fetch from the sources of the file or a saved plan, and read that back."""
     _ask("Set what WeChat pulls for every mini program of the list?", yes=yes)
     sys.exit(run_fleet(printer, lambda: made.apply(Limits(**limits), saved=saved)).exit_code)
 
@@ -168,9 +168,9 @@ def rollback(
     allow_takeover: bool,
     max_changes: int | None,
 ) -> None:
-    """Restore what WeChat held before the last apply of a fleet, or before an earlier run.
+    """Restore what WeChat had before the last apply of a fleet, or before an earlier run.
 
-    It has no canaries unless they are asked for: what it restores has been there.
+    Without --canary it has no canaries, because it restores what worked before.
     """
     _ask("Undo it for every mini program it changed?", yes=yes)
     allow: frozenset[Guard] = frozenset({"takeover"} if allow_takeover else ())
@@ -183,7 +183,7 @@ def rollback(
 @as_json_option
 @click.option("--live", is_flag=True, help="Ask WeChat too, one read an app.")
 def status(config: Path, *, as_json: bool, live: bool) -> None:
-    """Show what became of the last run, by cause; with --live also what WeChat holds now."""
+    """Show the outcome of the last run, by cause; with --live also what WeChat has now."""
     printer = Printer(as_json=as_json)
     made = Fleet(load_project(config), printer)
     record, tally = made.history.last_fleet(), Tally()

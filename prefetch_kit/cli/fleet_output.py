@@ -1,4 +1,4 @@
-"""What the fleet's commands print: lines for people, one JSON object a line for machines."""
+"""The output of the fleet commands: text, or one JSON object per line."""
 
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -19,7 +19,7 @@ _OUTCOMES: Final = ("done", "failed", "deferred", "left")
 
 
 class Printer:
-    """Tells how a fleet goes and how it ended, in words or as JSON lines."""
+    """Prints the progress and the outcome of a fleet, as text or as JSON lines."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -154,7 +154,7 @@ def print_causes(groups: Iterable[Group], *, verb: str = "done") -> None:
 
 
 def print_status(record: FleetRun, tally: Tally, *, holder: str | None, as_json: bool) -> None:
-    """The newest run of a fleet, as the journal has it; `holder` is the process that runs one."""
+    """Print the newest run of a fleet, from the journal; `holder` is the process that runs one."""
     is_running = holder is not None and not record.ended
     unreached = record.apps - sum(group.count for group in tally.groups())
     if as_json:

@@ -14,12 +14,12 @@ from prefetch_kit.registrar.plan import Guard
 _Command = Callable[..., Any]
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
-as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def with_guards(function: _Command) -> _Command:
-    """Give a command the flags that lift a guard, and those that are lifted as `allow`."""
+    """Give a command the flags that lift a guard; the lifted guards are its `allow`."""
 
     @click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
     @click.option("--allow-takeover", is_flag=True, help="Let another's source be replaced.")
@@ -33,7 +33,7 @@ def with_guards(function: _Command) -> _Command:
 
 
 def with_sources(read: Callable[[str], Any], *, help: str) -> Callable[[_Command], _Command]:  # noqa: A002 (as click has it)
-    """Give a command a flag for each kind of pull, and what `read` makes of them as `sources`."""
+    """Give a command a flag for each kind of pull; `read` turns their values into `sources`."""
 
     def decorate(function: _Command) -> _Command:
         @wraps(function)
@@ -66,7 +66,7 @@ def _callback(read: Callable[[str], Any]) -> Callable[..., Any]:
 
 
 def flag_of(kind: Kind) -> str:
-    """The flag that says for once where this kind of pull comes from."""
+    """The flag for the source of this kind of pull, for this one command."""
     return f"--{kind.replace('_', '-')}"
 
 

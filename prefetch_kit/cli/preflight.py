@@ -1,4 +1,4 @@
-"""Whether WeChat would pull from the app's host: asked before anything is set."""
+"""Checks, before anything is set, whether WeChat would pull from the app's host."""
 
 from collections.abc import Iterable
 
@@ -25,7 +25,7 @@ def domains_of(at_hand: AppAtHand, host: str) -> HostDomains:
 def check_domains(at_hand: AppAtHand, hosts: Iterable[str]) -> None:
     """Raise DomainMissing where WeChat would not take URLs of these hosts, as far as is known.
 
-    What cannot be asked is told, and left to WeChat, which judges for itself.
+    If that cannot be found out, a warning is printed and WeChat decides.
     """
     if not at_hand.tokens.are_of_platform(at_hand.appid):
         return

@@ -1,4 +1,4 @@
-"""How far a fleet has come: a bar on a terminal, else a line now and then."""
+"""The progress of a fleet: a bar on a terminal, else a line every five seconds."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ _LINE_EVERY_S: Final = 5.0
 
 
 class Progress(Protocol):
-    """Told of each app that is through."""
+    """Called after each app."""
 
     def step(self, says: str) -> None: ...
 
@@ -19,7 +19,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """For machines."""
+    """Prints nothing."""
 
     def step(self, says: str) -> None: ...
 
@@ -27,7 +27,7 @@ class Silent:
 
 
 class Lines:
-    """A line on standard error each five seconds."""
+    """A line on standard error every five seconds."""
 
     def __init__(self) -> None:
         self._next_at = time.monotonic() + _LINE_EVERY_S
@@ -44,7 +44,7 @@ class Bar:
     """A bar of the rich library, on standard error."""
 
     def __init__(self, total: int) -> None:
-        # Only here: it takes its time to import, and may not be installed.
+        # Imported here, because it is slow to import and may not be installed.
         from rich.console import Console
         from rich.progress import Progress as RichProgress
 
@@ -60,7 +60,7 @@ class Bar:
 
 
 def progress_of(total: int) -> Progress:
-    """The bar where it can be seen and rich is installed, else lines."""
+    """The bar on a terminal if rich is installed, else lines."""
     if sys.stderr.isatty() and find_spec("rich") is not None:
         return Bar(total)
     return Lines()

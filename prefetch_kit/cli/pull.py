@@ -21,7 +21,7 @@ from prefetch_kit.secret import Secret
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who the pull is for: at most one of the three."""
+    """The user of the pull: at most one of the three."""
 
     user: str | None
     token_file: IO[str] | None
@@ -42,7 +42,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class ByHand:
-    """What came back, and whether a phone would keep it."""
+    """The answer, and whether a phone would keep it."""
 
     status: int
     refused: str | None

@@ -1,4 +1,4 @@
-"""What a sandbox knows of the app from the start."""
+"""Fills a sandbox with the app's mini programs, secrets and domain."""
 
 from secrets import token_urlsafe
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from prefetch_kit.secret import Secret
 
 
 def seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
-    """Tell it the app's mini programs, secrets and domain, and where the app listens."""
+    """Add the app's mini programs, secrets and domain, and the address where the app listens."""
     try:
         app = load_app(info)
     except AppMissing:
@@ -30,7 +30,7 @@ def seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
     known = config.app_secrets
     if config.component_appid is not None:
         _add_platform(wechat, app, config)
-        # Whose secrets only the merchants know.
+        # Only the merchants know the secrets of the others.
         known = {appid: Secret(token_urlsafe()) for appid in config.appids} | dict(known)
     for appid, secret in known.items():
         wechat.add_app(appid, secret=secret.reveal())
@@ -42,7 +42,7 @@ def seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
 
 
 def _add_platform(wechat: Sandbox, app: Flask, config: Config) -> None:
-    """The app's third-party platform, which is pushed to where the app receives pushes."""
+    """Add the app's third-party platform, with the URL where the app receives pushes."""
     secret, token, key = (
         config.component_secret,
         config.component_message_token,

@@ -20,8 +20,8 @@ from prefetch_kit.weixin.settings import spelled, wire_names
 def settings() -> None:
     """The calls of fetchdatasetting, in WeChat's own spelling.
 
-    Read, journalled, guarded and read back as apply is, but nothing is probed. Where WeChat
-    holds it already, nothing is sent.
+    As with apply there is a journal, guards and reading back, but no probe. Where WeChat has it
+    already, nothing is sent.
     """
 
 
@@ -99,7 +99,7 @@ for _kind in KINDS:
 
 
 def _answered(call: Callable[[], Any], *, as_json: bool) -> Any:
-    """What a call returns; WeChat's own refusal is printed as WeChat gave it."""
+    """The result of a call; a refusal is printed as WeChat gave it."""
     try:
         return call()
     except Refused as error:
