@@ -1,4 +1,4 @@
-"""What tests of several parts start: a real Redis, and what the docs say to start."""
+"""Fixtures for several parts: waiting, a real Redis, a sandbox as the docs start it."""
 
 import os
 import re
@@ -25,8 +25,45 @@ def pytest_sessionstart() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Each of these starts processes.
+SLOW_FIXTURES = {"make_redis", "shell", "local_wechat", "folder", "start"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what starts processes, and what breaks the code on purpose."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if item.get_closest_marker("weakened") or not SLOW_FIXTURES.isdisjoint(fixtures):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], None]:
+    """`until(condition)`: wait for what another thread or process is about to do."""
+
+    def until(condition: Callable[[], object]) -> None:
+        ends_at = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < ends_at, "it did not happen within a minute"
+            time.sleep(0.01)
+
+    return until
+
+
+@pytest.fixture(scope="session")
+def demand() -> Callable[[object, str], None]:
+    """`demand(is_there, name)`: skip a test that lacks a program; in CI, fail it."""
+
+    def demand(is_there: object, name: str) -> None:
+        if not is_there:
+            assert not os.environ.get("SERVERS_REQUIRED"), f"{name} is missing"
+            pytest.skip(f"{name} is missing")
+
+    return demand
+
+
 class RedisServer:
-    """A real redis-server on a port of its own, which keeps nothing on disk."""
+    """A real redis-server on a free port, which keeps nothing on disk."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -63,11 +100,11 @@ class RedisServer:
 
 
 @pytest.fixture
-def make_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """`make_redis(*options)`: a redis-server of this test's own."""
-    if shutil.which("redis-server") is None:
-        assert not os.environ.get("SERVERS_REQUIRED"), "redis-server is missing"
-        pytest.skip("redis-server is missing")
+def make_redis(
+    tmp_path: Path, demand: Callable[[object, str], None]
+) -> Iterator[Callable[..., RedisServer]]:
+    """`make_redis(*options)`: a redis-server for this test alone."""
+    demand(shutil.which("redis-server"), "redis-server")
     with ExitStack() as servers:
 
         def make_redis(*options: str) -> RedisServer:
@@ -85,7 +122,7 @@ def redis_server(make_redis: Callable[..., RedisServer]) -> RedisServer:
 
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator[Any]:
-    """A client of that server's, to see and to change what stands there."""
+    """A client of that server, to read and to change its data."""
     from redis import Redis
 
     with Redis(port=redis_server.port, protocol=2) as client:

@@ -1,13 +1,16 @@
-"""The benchmarks run, and say in JSON what they measured; how fast it was is nobody's matter."""
+"""The benchmarks run, and say in JSON what they measured; the speed itself is not judged."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_pull_measures_each_way_of_the_kit() -> None:
-    """Each of the kit's rows has figures, and its goals are judged, whatever rivals there are."""
+    """Each row of the kit has figures and judged goals, whatever else is installed."""
     command = [sys.executable, "-m", "benchmarks", "pull", "--rounds=1", "--seconds=0.001"]
     done = subprocess.run(
         [*command, "--json"],

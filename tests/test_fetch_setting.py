@@ -69,7 +69,7 @@ def refusal_of(setting: FetchSetting) -> SourceRefused | None:
     ],
 )
 def test_the_field_that_is_wrong_is_named(setting: FetchSetting, field: str) -> None:
-    """For whoever says it by a flag, a column or a keyword of another name."""
+    """For settings from a flag, a column or a keyword of another name."""
     with pytest.raises(SourceRefused) as caught:
         setting.checked()
     assert caught.value.field == field
@@ -85,7 +85,7 @@ def test_a_url_that_is_refused_is_told() -> None:
 
 
 def test_switched_off_it_keeps_the_source_it_has() -> None:
-    """What WeChat remembers of another source is no part of it."""
+    """The fields of another source, which WeChat remembers, do not count."""
     both = FetchSetting(open=True, source="server", url=URL, env="e", function_name="f")
     assert both.switched_off() == FetchSetting(open=False, source="server", url=URL)
     in_cloud = replace(both, source="cloud_function")

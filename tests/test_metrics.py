@@ -103,8 +103,9 @@ def test_sizes_times_and_the_last_pull(app: Flask, registry: CollectorRegistry) 
     assert started <= last <= time.time()
 
 
+@pytest.mark.slow
 def test_strangers_make_no_series(app: Flask, registry: CollectorRegistry) -> None:
-    """Whatever 100,000 pulls carry, the series are those of the app's own pages."""
+    """100,000 random pulls make no series but those of the app's pages."""
     chance, series = random.Random(7), []
     environ = create_environ("/pre_fetch")
     app.logger.disabled = True  # nearly all are refused, and pytest keeps every line
@@ -139,6 +140,7 @@ def served(tmp_path: Path) -> Iterator[int]:
         shop.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_workers_count_together(served: int) -> None:
     """One scrape, answered by any worker, has the pulls of all."""
 

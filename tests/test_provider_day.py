@@ -1,4 +1,4 @@
-"""A day of a service provider: the page, typed and read as it stands there."""
+"""A day of a service provider: the page, with each command typed and its output compared."""
 
 import os
 import re
@@ -84,7 +84,7 @@ class Day:
         (self._folder / name).write_text(self.here(text))
 
     def serve(self, block: str) -> None:
-        """Start WeChat, or the app, in a terminal of its own; the app after Ctrl-C, if it runs."""
+        """Start WeChat, or the app, in a separate terminal; the app after Ctrl-C, if it runs."""
         script = self.here(block)
         if " sandbox " in script:
             self._ports["http://127.0.0.1:9000"] = self._wechat(script, self._folder)
@@ -98,7 +98,7 @@ class Day:
         )
         with closing(HTTPConnection(self._ports["127.0.0.1:8000"], timeout=60)) as connection:
             connection.request("GET", "/")
-            connection.getresponse().read()  # whatever it is, the app is there
+            connection.getresponse().read()  # any answer will do: the app is up
 
     def stop(self) -> None:
         if self._app is not None:
@@ -130,6 +130,7 @@ def day(tmp_path: Path, bare: dict[str, str], local_wechat: Start) -> Iterator[D
         day.stop()
 
 
+@pytest.mark.slow
 def test_the_day(day: Day) -> None:
     """Every file is written, every command typed; they say what the page shows, but the times."""
     for name, language, block in BLOCK.findall(PAGE):

@@ -46,7 +46,7 @@ def test_public_names_are_these() -> None:
     ],
 )
 def test_public_names_of_the_registering_half(package: ModuleType, names: str) -> None:
-    """They stay, whatever file the code stands in; each is there, and no other is made up."""
+    """They are public wherever their code is; each exists, and others raise an error."""
     assert package.__all__ == names.split()
     assert all(getattr(package, name) is not None for name in package.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):

@@ -1,4 +1,4 @@
-"""The README's promises, carried out as they stand there."""
+"""The README's examples and tables, executed and compared with the code."""
 
 import importlib
 import json
@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +44,7 @@ SHOP, CODE_USER, VERIFIER, CACHE, HOOK, SOURCES, REGISTRAR, PROVIDER, IN_TESTS =
 EXPORTS = dict(re.findall(r"^export (\w+)=(.*)$", LOCAL_WECHAT, re.MULTILINE))
 SECRET = EXPORTS["PREFETCH_APP_SECRET"]
 Terminal = Callable[[str], dict[str, str]]
+Until = Callable[[Callable[[], object]], None]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def second_terminal(bare: dict[str, str]) -> Terminal:
-    """What the shop and the commands see beside a local WeChat."""
+    """The environment of the shop and the commands, with a local WeChat."""
     return lambda api: {**bare, **EXPORTS, "PREFETCH_API_BASE_URL": api}
 
 
@@ -93,13 +93,6 @@ def serving(
         shop.wait(timeout=30)
 
 
-def until(done: Callable[[], bool]) -> None:
-    ends_at = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < ends_at, "it did not happen within a minute"
-        time.sleep(0.05)
-
-
 def test_the_local_wechat_and_the_register_block(
     folder: Path, second_terminal: Terminal, local_wechat: Callable[[str, Path], str]
 ) -> None:
@@ -124,7 +117,9 @@ def check_register_block(folder: Path, env: dict[str, str]) -> None:
     run(*again, folder=folder, env=env)
 
 
-def test_the_hook_and_the_mini_program(folder: Path, second_terminal: Terminal) -> None:
+def test_the_hook_and_the_mini_program(
+    folder: Path, second_terminal: Terminal, until: Until
+) -> None:
     """gunicorn's hook registers the shop, and the second launch finds its data on the phone."""
     with Sandbox() as wx, socket.create_server(("127.0.0.1", 0)) as listening:
         origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -144,7 +139,9 @@ def test_the_hook_and_the_mini_program(folder: Path, second_terminal: Terminal) 
     assert prefetched == {"products": {"1": {"name": "龙井茶", "price": "68.00"}}, "cart": ["1"]}
 
 
-def test_a_new_merchant_is_registered_at_once(folder: Path, second_terminal: Terminal) -> None:
+def test_a_new_merchant_is_registered_at_once(
+    folder: Path, second_terminal: Terminal, until: Until
+) -> None:
     """WeChat tells the provider's app, which registers the shop for that merchant."""
     (folder / "provider.py").write_text(PROVIDER)
     merchant = "wx5e0f00d5ca1ab1e1"
@@ -398,7 +395,7 @@ def refusing() -> Flask:
 
 
 def test_the_table_of_refusals_is_exact(refusing: Flask) -> None:
-    """The rows are what can be provoked, and nothing else stands in the code."""
+    """The rows are what can be provoked, and the code has no others."""
     client = refusing.test_client()
     good: dict[str, object] = {"appid": "wx1", "timestamp": "1700000000", "path": "mine"}
     targets = [f"/pre_fetch?{urlencode(good | odd, doseq=True)}" for odd in REFUSALS.values()]

@@ -1,4 +1,4 @@
-"""A Secret is used, never shown."""
+"""A Secret is used but never shown."""
 
 import copy
 import json

@@ -117,7 +117,7 @@ class Cli:
 
 
 class Shell:
-    """Runs a command as a process of its own, in a directory with `shop_app.py`."""
+    """Runs a command as a separate process, in a directory with `shop_app.py`."""
 
     def __init__(self, cwd: Path, environment: dict[str, str], leaks: Leaks) -> None:
         self.cwd = cwd
@@ -152,7 +152,7 @@ class Shell:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the person running the tests has exported."""
+    """Without the variables that the developer has exported."""
     for name in os.environ:
         if name.startswith(("PREFETCH_", "FLASK_")):
             monkeypatch.delenv(name)
@@ -166,7 +166,7 @@ def running() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def wx(running: Sandbox, leaks: Leaks) -> Sandbox:
-    """A WeChat that starts anew with each test, on one port."""
+    """A WeChat that is reset for each test, on one port."""
     running.reset()
     running.add_app(APPID, secret=SECRET)
     running.add_user(APPID, "alice")

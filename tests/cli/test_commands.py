@@ -22,12 +22,12 @@ PRE_ON = {"open": True, "source": "server", "url": PRE_URL, "env": None, "functi
 
 
 def records(ended: "Ended") -> list[dict[str, Any]]:
-    """One JSON object a line, and nothing else."""
+    """One JSON object per line, and nothing else."""
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
 def test_show_before_anything_was_set(cli: "Cli") -> None:
-    """Both halves are named, and the grey release that no API shows is told."""
+    """Both halves are named, and the grey release that no API shows is mentioned."""
     ended = cli("show")
     assert ended.status == 0
     assert ended.stdout.splitlines()[1:] == [
@@ -62,7 +62,7 @@ def test_plan_and_its_exit_codes(cli: "Cli", served: str) -> None:
 
 
 def test_plan_json_is_complete(cli: "Cli") -> None:
-    """Each change stands with before, after and guard; the summary comes last."""
+    """Each change has before, after and guard; the summary is last."""
     ended = cli("plan", "--json", "--detailed-exitcode")
     first, second, summary = records(ended)
     assert ended.status == 3
@@ -82,7 +82,7 @@ def test_plan_json_is_complete(cli: "Cli") -> None:
 
 
 def test_apply_probes_first_and_registers(wx: Sandbox, cli: "Cli", served: str) -> None:
-    """The probe is told on standard error, the result on standard output."""
+    """The probe is on standard error, the result on standard output."""
     ended = cli("apply", "--yes")
     assert ended.status == 0
     assert "Done, and read back from WeChat." in ended.stdout
@@ -154,7 +154,7 @@ def test_nothing_to_roll_back(cli: "Cli") -> None:
 
 
 def test_routes(cli: "Cli") -> None:
-    """Each page stands with its rule, its handler and whether it needs a user."""
+    """Each page has its rule, its handler and whether it needs a user."""
     header, *rows = cli("routes").stdout.splitlines()
     assert header.split() == ["ENDPOINT", "RULE", "PAGE", "HANDLER", "LOGIN", "CACHED", "READS"]
     assert len(rows) == 4

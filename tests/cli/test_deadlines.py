@@ -40,6 +40,7 @@ def waiting(
         process.kill()
 
 
+@pytest.mark.slow
 def test_every_command_ends(
     shell: "Shell", wx: Sandbox, waiting: "list[subprocess.Popen[str]]"
 ) -> None:

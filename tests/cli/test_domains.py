@@ -117,7 +117,7 @@ def test_another_host_of_the_settings(wx: Sandbox, cli: "Cli", build: Build) -> 
 
 
 def test_what_is_switched_off_needs_no_host(wx: Sandbox, cli: "Cli", build: Build) -> None:
-    """Nobody's host is added for it; whether WeChat wants it all the same, WeChat says."""
+    """The host of another URL is not added; WeChat itself accepts or refuses it."""
     held = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://old.example/"}
     wx.put_settings(APPID, held)
     app = build(PREFETCH_PRE_FETCH="off", PREFETCH_PERIOD_FETCH="off")
@@ -138,7 +138,7 @@ def test_apply_ensures(wx: Sandbox, cli: "Cli", build: Build) -> None:
 
 
 def test_directly_waits_for_a_release(wx: Sandbox, cli: "Cli", build: Build) -> None:
-    """Added, but not good for anything yet: it says what is to be done, and fails."""
+    """Added, but not effective yet: it says what to do, and fails."""
     words = ("apply", "--yes", "--ensure-domain", "--directly")
     app = build(files_of(cli(*words, app=build()).stderr))
     ended = cli(*words, app=app)
@@ -150,7 +150,7 @@ def test_directly_waits_for_a_release(wx: Sandbox, cli: "Cli", build: Build) -> 
 
 
 def test_directly_alone_is_wrong_usage(cli: "Cli", build: Build) -> None:
-    """It would change nothing, which nobody means."""
+    """Alone it would have no effect, so it is refused."""
     ended = cli("apply", "--yes", "--directly", app=build())
     assert (ended.status, "--ensure-domain" in ended.stderr) == (2, True)
 
@@ -171,7 +171,7 @@ def test_nobody_to_ask(wx: Sandbox, cli: "Cli", build: Build) -> None:
 
 
 def test_what_cannot_be_looked_at_is_left_to_weixin(wx: Sandbox, cli: "Cli", build: Build) -> None:
-    """Trouble with the preflight alone keeps nobody from registering."""
+    """A failure of the preflight alone does not stop a registration."""
     app = build()
     wx.add_domain(APPID, "shop.example")
     wx.inject(Fault(kind="errcode", errcode=-1, path="/wxa/setwebviewdomain", times=None))
@@ -180,5 +180,5 @@ def test_what_cannot_be_looked_at_is_left_to_weixin(wx: Sandbox, cli: "Cli", bui
 
 
 def test_without_a_platform(cli: "Cli", app: Flask) -> None:
-    """Who has only an AppSecret is sent to the console."""
+    """With an AppSecret alone, the refusal names the console."""
     assert "业务域名" in cli.refused("domains", "show", app=app)

@@ -1,4 +1,4 @@
-"""The fleet's commands: what they say, how they exit, and how they are stopped."""
+"""The fleet commands: their output, their exit codes, and how they are stopped."""
 
 import json
 import os
@@ -7,8 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +60,7 @@ class Project:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever tries again draws nearly the shortest pause."""
+    """Each retry waits almost the shortest possible time."""
     monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) / 1000)
 
 
@@ -86,7 +85,7 @@ def test_apply_says_what_was_done_by_cause(project: Project) -> None:
 
 
 def test_json_begins_with_its_version_and_ends_with_the_summary(project: Project) -> None:
-    """One object a line, and nothing else on standard output."""
+    """One object per line, and nothing else on standard output."""
     first, begun, *apps, last = project.lines("apply", "--yes")
     assert (first["type"], first["format"], first["program"]) == ("version", 1, "prefetch-kit")
     assert begun == {
@@ -103,7 +102,7 @@ def test_json_begins_with_its_version_and_ends_with_the_summary(project: Project
 
 
 def test_plan_tells_cause_and_exit_code(project: Project) -> None:
-    """3 where something is to be done, if that is asked for; drift has a name of its own."""
+    """With --detailed-exitcode it is 3 where there is something to do; drift is named."""
     assert project("plan").status == 0
     assert project("plan", "--detailed-exitcode").status == 3
     project("apply", "--yes")
@@ -214,7 +213,7 @@ def test_rollback_by_command(project: Project) -> None:
 
 
 def test_a_rollback_has_no_canaries(project: Project) -> None:
-    """Whatever the file says for apply: who cannot be asked any more keeps nobody else."""
+    """A mini program that cannot be asked any more does not stop the others, as a canary would."""
     project.path.write_text(project.path.read_text().replace("canary = 0", "canary = 1"))
     project("apply", "--yes")
     project.wx.deny(project.appids[0], 61004)
@@ -258,16 +257,15 @@ def test_no_secret_where_no_token_can_be_had(
 
 
 @pytest.fixture
-def started(project: Project, shell: "Shell", state_dir: Path) -> "subprocess.Popen[str]":
-    """An apply as a process of its own, whose first four sets are under way and take long."""
+def started(
+    project: Project, shell: "Shell", state_dir: Path, until: Callable[[Callable[[], object]], None]
+) -> "subprocess.Popen[str]":
+    """An apply in a separate process, whose first four sets are under way and take long."""
     project.wx.inject(Fault(kind="delay", action="set_pre_fetch", times=4, delay_s=3.0))
     shell.environment["FLEET_SECRETS"] = os.environ["FLEET_SECRETS"]
     words = ["prefetch_kit", "fleet", "apply", "--yes", "--config", str(project.path)]
     process = shell.start(*words)
-    ends_at = time.monotonic() + 60
-    while intents(state_dir) < 4:
-        assert time.monotonic() < ends_at
-        time.sleep(0.01)
+    until(lambda: intents(state_dir) >= 4)
     return process
 
 
@@ -341,7 +339,6 @@ def on_a_terminal(words: Sequence[str], folder: Path) -> str:
 
 def test_a_bar_on_a_terminal(project: Project, tmp_path: Path) -> None:
     """It moves, and leaves the summary behind."""
-    pytest.importorskip("rich")
     shown = on_a_terminal(["fleet", "apply", "--yes"], tmp_path)
     assert "8 of 8 done." in shown
     assert "━" in shown

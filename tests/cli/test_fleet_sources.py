@@ -71,7 +71,7 @@ MIXED = rows_of(
     {"source": "off"},
     {"source": ""},
 )
-# What stands there before: with the third to be switched off, and the fourth to be left alone.
+# What WeChat has before: with the third to be switched off, and the fourth to be left alone.
 HELD: list[dict[str, object]] = [{}, {}, FUNCTION, SERVER]
 
 
@@ -81,7 +81,7 @@ def found(wx: Sandbox) -> list[object]:
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_list_that_mixes_them(wx: Sandbox, listed: Listed, as_json: list[str]) -> None:
-    """Planned, applied, found done, drifted and rolled back, each as its line says."""
+    """Planned, applied, found done, drifted and rolled back, each as its row says."""
     run = listed(COLUMN, MIXED)
     for row, settings in zip(MIXED, HELD, strict=True):
         wx.put_settings(row["appid"], settings)
@@ -146,7 +146,7 @@ def test_off_from_there_alone(wx: Sandbox, listed: Listed) -> None:
 
 
 def test_off_twice_is_off(wx: Sandbox, listed: Listed) -> None:
-    """Said of any source, it is no matter from which one it would be left."""
+    """A pull that is off for any source is switched off from each."""
     run = listed('[urls]\npre_fetch = "{source}"\noff = ["pre_fetch"]', MIXED)
     for row in MIXED:
         wx.put_settings(row["appid"], SERVER)
@@ -161,7 +161,7 @@ def test_off_twice_is_off(wx: Sandbox, listed: Listed) -> None:
 
 
 def test_objects_may_say_nothing(wx: Sandbox, listed: Listed, tmp_path: Path) -> None:
-    """Null is an empty cell, and spaces around a value are none of it."""
+    """Null is an empty cell, and spaces around a value are ignored."""
     run = listed(COLUMN, MIXED)
     path = tmp_path / "prefetch.toml"
     path.write_text(path.read_text().replace("apps.csv", "apps.jsonl"))

@@ -1,4 +1,4 @@
-"""Pulling by hand, and probing, against an app that really listens."""
+"""`pull` and `probe`, against an app that listens."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_a_user_is_proved_by_a_minted_token(cli: "Cli", served: str, where: str)
 
 
 def test_a_token_from_a_file_or_standard_input(cli: "Cli", served: str, tmp_path: Path) -> None:
-    """The token never stands on the command line."""
+    """The token is never on the command line."""
     token = cli("token", "alice").stdout.strip()
     cli.leaks.secrets.append(token)
     (tmp_path / "token").write_text(f"{token}\n")
@@ -125,7 +125,7 @@ def breaks(prefetch: Prefetch) -> None:
 
 
 def test_what_broke_has_an_incident(breaks: None, cli: "Cli", served: str) -> None:
-    """The bare reason and the incident stand apart, and the text has both."""
+    """The JSON has the reason and the incident separately, the text has both."""
     private = ["--path", "pages/private", "--token-file", "-"]
     record = pulled(cli, *private, stdin="t")
     assert (record["status"], record["refused"]) == (500, "failed")

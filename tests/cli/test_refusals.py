@@ -189,7 +189,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_apps_that_cannot_be_loaded(shell: "Shell", case: str) -> None:
-    """Whatever an app does while it is loaded, there is a sentence and no secret in it."""
+    """Any failure of an app while it loads becomes a sentence without a secret."""
     code, cause = BROKEN[case]
     (shell.cwd / "broken_app.py").write_text(f"SECRET = {shell.leaks.secrets[0]!r}\n{code}\n")
     ended = shell.run("prefetch_kit", "--app", "broken_app:create_app()", "show")
@@ -211,8 +211,8 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_the_place_is_the_developers_own(shell: "Shell", case: str) -> None:
-    """What is raised deep in other people's code is placed where the app called it."""
+def test_the_developers_own_frame_is_named(shell: "Shell", case: str) -> None:
+    """What is raised deep in other people's code is located where the app called it."""
     code, error = FOREIGN[case]
     (shell.cwd / "broken_app.py").write_text(f"SECRET = {shell.leaks.secrets[0]!r}\n{code}\n")
     ended = shell.run("prefetch_kit", "--app", "broken_app:create_app()", "routes")
@@ -220,8 +220,8 @@ def test_the_place_is_the_developers_own(shell: "Shell", case: str) -> None:
     assert "Run `flask --app 'broken_app:create_app()' routes` to see" in ended.stderr
 
 
-def test_the_place_of_bad_syntax(shell: "Shell", entry: list[str]) -> None:
-    """It is the line that cannot be read, not the import of it."""
+def test_bad_syntax_is_located(shell: "Shell", entry: list[str]) -> None:
+    """The sentence names the broken line, not the import."""
     (shell.cwd / "views.py").write_text("x = 1\n\ndef\n")
     (shell.cwd / "shop_app.py").write_text("import views\n")
     ended = shell.run(*entry, "routes")
@@ -237,7 +237,7 @@ FAIL_LINE = f"{__file__}:{fail.__code__.co_firstlineno + 1}"
 
 @pytest.mark.parametrize("words", [["plan"], ["probe"], ["pull"]])
 def test_url_defaults_that_fail(cli: "Cli", app: Flask, words: list[str]) -> None:
-    """A function of the app's own is named by its error's class and its line."""
+    """A failing function of the app is named by the class and the line of its error."""
     app.url_defaults(fail)
     assert cli.refused(*words) == f"Error: The app failed: LookupError at {FAIL_LINE}."
 
@@ -246,7 +246,7 @@ def test_url_defaults_that_fail(cli: "Cli", app: Flask, words: list[str]) -> Non
 def test_a_callable_for_appids_that_fails(
     cli: "Cli", built: Callable[..., Flask], words: list[str]
 ) -> None:
-    """So is the one that decides which mini programs are ours."""
+    """So is the callable in PREFETCH_APPIDS."""
     app = built(PREFETCH_APPIDS=fail, PREFETCH_APP_SECRET=None)
     sentence = cli.refused(*words, "--appid", APPID, app=app)
     assert sentence == f"Error: The app failed: LookupError at {FAIL_LINE}."
@@ -307,11 +307,11 @@ def test_a_person_is_asked(
     assert wx.count(action="set_pre_fetch") == halves
 
 
-def test_output_that_cannot_be_written(shell: "Shell", entry: list[str]) -> None:
-    """A full disk is said, where there is still room to say it."""
-    if not Path("/dev/full").exists():
-        assert not os.environ.get("SERVERS_REQUIRED"), "/dev/full is missing"
-        pytest.skip("no device that is always full")
+def test_output_that_cannot_be_written(
+    shell: "Shell", entry: list[str], demand: Callable[[object, str], None]
+) -> None:
+    """A full disk is reported on standard error."""
+    demand(Path("/dev/full").exists(), "/dev/full")
     with open("/dev/full", "w") as full, shell.start(*entry, "plan", stdout=full) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -50,7 +50,7 @@ def end(shell: "Shell", process: "subprocess.Popen[str]", number: int) -> "Ended
 def test_it_knows_the_app_and_ends_well(
     shell: "Shell", run: Run, entry: list[str], number: int
 ) -> None:
-    """Seeded with the app's secret and domain, it plays on until Ctrl-C or SIGTERM."""
+    """It knows the app's secret and domain, and runs until Ctrl-C or SIGTERM."""
     url, process = run(*entry, "sandbox", "--port", "0", "--origin", "http://127.0.0.1:8000")
     client = {"grant_type": "client_credential", "appid": APPID, "secret": shell.leaks.secrets[0]}
     token = ask(url, "/cgi-bin/stable_token", **client)["access_token"]
@@ -93,7 +93,7 @@ def test_it_knows_the_apps_platform(shell: "Shell", run: Run) -> None:
 
 
 def test_without_an_app(shell: "Shell", run: Run) -> None:
-    """It plays a WeChat that knows nobody yet."""
+    """Its WeChat knows no mini program yet."""
     url, process = run("prefetch_kit", "sandbox", "--port", "0")
     client = {"grant_type": "client_credential", "appid": APPID, "secret": "s"}
     assert ask(url, "/cgi-bin/stable_token", **client)["errcode"] == 40013

@@ -46,8 +46,8 @@ def test_a_stale_plan_is_refused(cli: "Cli", wx: Sandbox, saved: str) -> None:
 
 def test_a_plan_for_another_app_is_refused(cli: "Cli", saved: str) -> None:
     """The sentence names both."""
-    place = json.loads(Path(saved).read_text().splitlines()[0])["place"]
-    write_plans(Path(saved), [("wx02", ())], wechat=place)
+    wechat = json.loads(Path(saved).read_text().splitlines()[0])["place"]
+    write_plans(Path(saved), [("wx02", ())], wechat=wechat)
     assert "is for wx02, and this is wx01" in cli.refused("apply", saved, "--yes")
 
 

@@ -66,7 +66,7 @@ def test_a_platform_that_was_pushed_nothing(cli: "Cli", platform_app: Flask) -> 
 def test_an_own_secret_goes_before_the_platform(
     wx: Sandbox, cli: "Cli", platform_app: Flask, settings: dict[str, Any], prefetch: Prefetch
 ) -> None:
-    """Whoever gives one wants it used."""
+    """A given token is used."""
     app = Flask(__name__)
     app.config.update(settings, PREFETCH_COMPONENT_APPID="wx9", PREFETCH_COMPONENT_SECRET="x")
     app.register_blueprint(prefetch)
@@ -96,7 +96,7 @@ def test_the_plain_call_only_if_asked_for_and_with_its_warning(
 def test_tokens_may_be_kept_in_redis(
     cli: "Cli", settings: dict[str, Any], prefetch: Prefetch, redis_server: Any, redis: Any
 ) -> None:
-    """Then none lies in the state directory."""
+    """The state directory has none then."""
     app = Flask(__name__)
     app.config.update(settings, PREFETCH_TOKEN_STORE_URL=redis_server.url)
     app.register_blueprint(prefetch)

@@ -759,6 +759,7 @@ WEAKENED: dict[str, Weaken] = {
 }
 
 
+@pytest.mark.weakened
 @pytest.mark.parametrize("weaken", WEAKENED.values(), ids=list(WEAKENED))
 def test_weakened_keys_are_caught(
     weaken: Weaken, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -776,6 +777,7 @@ IN_REDIS = {
 }
 
 
+@pytest.mark.weakened
 @pytest.mark.parametrize("weaken", IN_REDIS.values(), ids=list(IN_REDIS))
 def test_weakened_keys_are_caught_in_redis(
     weaken: Weaken, in_redis_alone: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -809,6 +811,7 @@ WEAKENED_SHARING: dict[str, Weaken] = {
 }
 
 
+@pytest.mark.weakened
 @pytest.mark.parametrize("weaken", WEAKENED_SHARING.values(), ids=list(WEAKENED_SHARING))
 def test_weakened_sharing_is_caught(
     weaken: Weaken, over_redis: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,7 @@ def start(tmp_path: Path, leftovers: Callable[[], list[int]]) -> Iterator[Start]
     started: list[subprocess.Popen[str]] = []
 
     def run(*words: str, **environment: str) -> "subprocess.Popen[str]":
-        # Everything it starts inherits the mark, and keeps its files in one place.
+        # All processes it starts inherit the mark, and keep their files in one directory.
         own = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "EXAMPLE_TEST": str(tmp_path)}
         process = subprocess.Popen(
             [sys.executable, "-m", "example_app", *words],

@@ -23,6 +23,8 @@ DEPLOY = ROOT / "example_app" / "deploy"
 SECRET = "any-secret-will-do"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
+pytestmark = pytest.mark.slow
+
 
 def read_yaml(name: str) -> Any:
     return yaml.safe_load((DEPLOY / name).read_text())

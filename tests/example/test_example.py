@@ -4,7 +4,6 @@ import json
 import secrets
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from example_app.shop import APPID
 from prefetch_kit.sandbox import Sandbox
 
 Start = Callable[..., "subprocess.Popen[str]"]
+Until = Callable[[Callable[[], object]], None]
 SETTINGS = {
     "is_pre_fetch_open": True,
     "pre_fetch_type": 0,
@@ -25,14 +25,9 @@ SETTINGS = {
 }
 
 
-def wait_until(is_so: Callable[[], bool]) -> bool:
-    ends_at = time.monotonic() + 30
-    while not is_so() and time.monotonic() < ends_at:
-        time.sleep(0.05)
-    return is_so()
-
-
-def test_once(start: Start, leftovers: Callable[[], list[int]], tmp_path: Path) -> None:
+def test_once(
+    start: Start, leftovers: Callable[[], list[int]], until: Until, tmp_path: Path
+) -> None:
     """It ends with 0, the last line is its report, and nothing of it is left."""
     process = start("--once", "--json")
     stdout, stderr = process.communicate(timeout=120)
@@ -45,13 +40,13 @@ def test_once(start: Start, leftovers: Callable[[], list[int]], tmp_path: Path) 
         assert report[kind].keys() == {"status", "bytes", "ms", "kept"}
         assert (report[kind]["status"], report[kind]["kept"]) == (200, True)
         assert report[kind]["bytes"] > 0
-    assert wait_until(lambda: not leftovers())
+    until(lambda: not leftovers())
     assert [path.name for path in tmp_path.iterdir() if path.name != ".gunicorn"] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serving_until_told_to_stop(
-    start: Start, leftovers: Callable[[], list[int]], number: int
+    start: Start, leftovers: Callable[[], list[int]], until: Until, number: int
 ) -> None:
     """Ctrl-C, or SIGTERM, ends the shop with it."""
     process = start("--json")
@@ -63,21 +58,22 @@ def test_serving_until_told_to_stop(
     assert process.returncode == 0
     assert json.loads(stdout.splitlines()[-1])["ok"] is True
     assert "Traceback" not in stderr
-    assert wait_until(lambda: not leftovers())
+    until(lambda: not leftovers())
 
 
 def test_a_shop_that_does_not_start(
-    start: Start, leftovers: Callable[[], list[int]], tmp_path: Path
+    start: Start, leftovers: Callable[[], list[int]], until: Until, tmp_path: Path
 ) -> None:
     """It ends with 1 without waiting for a registration that cannot come."""
     process = start("--once", PREFETCH_MAX_BYTES="many")
     _, stderr = process.communicate(timeout=45)
     assert process.returncode == 1
     assert "The shop did not register itself" in stderr
-    assert wait_until(lambda: not leftovers())
+    until(lambda: not leftovers())
     assert [path.name for path in tmp_path.iterdir() if path.name != ".gunicorn"] == []
 
 
+@pytest.mark.slow
 def test_it_registers_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls set the two halves, read before and after; the pulls are for Alice."""
     monkeypatch.setenv("HOME", str(tmp_path))

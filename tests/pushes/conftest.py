@@ -2,8 +2,7 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,14 +89,3 @@ def platform(app: Flask, wx: Sandbox) -> Iterator[ThirdParty]:
         made = third_party_of(state_of(app).config, transport)
         assert made is not None
         yield made
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    def wait(is_there: Callable[[], bool]) -> None:
-        ends_at = time.monotonic() + 60
-        while not is_there():
-            assert time.monotonic() < ends_at, "it did not happen within a minute"
-            time.sleep(0.01)
-
-    return wait

@@ -1,4 +1,4 @@
-"""From WeChat's push to what is kept and who is told, over real HTTP."""
+"""From WeChat's push to the stored tokens and the app's function, over real HTTP."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -124,7 +124,7 @@ def replay(app: Flask) -> Callable[..., int]:
 def test_an_earlier_ticket_pushed_again_changes_nothing(
     wx: Sandbox, platform: ThirdParty, replay: Callable[..., int]
 ) -> None:
-    """A recorded push cannot turn the time back."""
+    """A recorded push cannot bring an earlier state back."""
     wx.push_ticket(COMPONENT)
     wx.advance(600)
     wx.push_ticket(COMPONENT)
@@ -145,7 +145,7 @@ def test_a_slow_function_of_the_apps_holds_nothing_up(wx: Sandbox, pushes: Platf
 def test_a_function_of_the_apps_that_fails_is_logged(
     wx: Sandbox, pushes: PlatformPushes, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
-    """WeChat is told success all the same: the tokens are safe."""
+    """The answer to WeChat is success all the same: the tokens are stored."""
 
     @pushes.on_authorized
     def fail(appid: str) -> None:
@@ -159,7 +159,7 @@ def test_a_function_of_the_apps_that_fails_is_logged(
 def test_events_nobody_asked_for_are_answered(
     wx: Sandbox, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """WeChat adds kinds of them; what is not known is no mistake."""
+    """WeChat adds new kinds; an unknown one is not an error."""
     wx._push(COMPONENT, "notify_third_fasteregister", status=0)
     assert wx.pushes()[-1].accepted
 

@@ -45,7 +45,7 @@ def signed(sealed: str, *, timestamp: str = "1", nonce: str = "2") -> tuple[dict
     """A push of any ciphertext, signed as only WeChat can."""
     query = {"timestamp": timestamp, "nonce": nonce}
     parts = "".join(sorted([TOKEN, timestamp, nonce, sealed]))
-    query["msg_signature"] = hashlib.sha1(parts.encode()).hexdigest()  # noqa: S324
+    query["msg_signature"] = hashlib.sha1(parts.encode()).hexdigest()  # noqa: S324 (WeChat's rule)
     return query, f"<xml><Encrypt>{sealed}</Encrypt></xml>".encode()
 
 
@@ -88,7 +88,7 @@ def test_a_good_push_opens() -> None:
 @pytest.mark.parametrize("name", ["msg_signature", "timestamp", "nonce"])
 @pytest.mark.parametrize("value", ["", "0", "x" * 65, "x" * 10_000, "é", "\ud800"])
 def test_a_forged_signature(name: str, value: str) -> None:
-    """Whatever replaces in the query what was signed."""
+    """Any change to the signed query is refused."""
     query, body = pushed()
     with pytest.raises(NotAcceptedError) as caught:
         opened(KEYS, {**query, name: value}, body)
@@ -204,7 +204,7 @@ def test_no_body_raises(body: bytes) -> None:
 
 
 def test_cdata_and_references_are_read() -> None:
-    """The two ways of writing text, and the text of elements inside a member is left out."""
+    """Both ways of writing text; elements inside a member are left out."""
     body = "<xml><a><![CDATA[x<y]]></a><b>1&lt;&#20013;</b><c>k<d>no</d>l</c></xml>"
     assert read_members(body.encode()) == {"a": "x<y", "b": "1<中", "c": "kl"}
 

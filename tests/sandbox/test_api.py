@@ -80,7 +80,7 @@ def test_the_log_keeps_no_secret(told: list[str], wx: Sandbox, client: "Client")
 
 
 def test_a_line_is_told_for_each_call(told: list[str], client: "Client") -> None:
-    """Whoever follows the sandbox reads method, path, action, app and outcome."""
+    """A line of the log has method, path, action, app and outcome."""
     client.fetchdatasetting(action="get")
     client.stable_token()
     client.get("/cgi-bin/unknown")

@@ -1,4 +1,4 @@
-"""The control API: the Python face over HTTP, and who may not use the sandbox."""
+"""The control API: the Python methods over HTTP, and callers that are refused."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def test_clock_and_reset(wx: Sandbox, client: "Client") -> None:
 
 
 def test_log_and_count(client: "Client") -> None:
-    """The log is read as JSON; control calls are not part of it."""
+    """The log is read as JSON; control calls are not in it."""
     client.fetchdatasetting(action="get")
     (entry,) = client.get("/_sandbox/requests")["requests"]
     assert (entry["action"], entry["errcode"], entry["appid"]) == ("get", 0, APPID)
@@ -105,7 +105,7 @@ def test_switches(wx: Sandbox, client: "Client") -> None:
 
 
 def test_answers_end_their_line(client: "Client") -> None:
-    """So that the next prompt of whoever uses curl begins a new one."""
+    """So the next prompt after curl begins on a new line."""
     assert client.send("GET", "/_sandbox/now").body.endswith(b"}\n")
 
 
@@ -155,7 +155,7 @@ def test_mistake_is_explained(client: "Client", path: str, body: object, said: s
 
 @pytest.mark.parametrize("value", [1000.0, "1000", 512, None])
 def test_switch_takes_its_own_values_only(wx: Sandbox, client: "Client", value: object) -> None:
-    """What merely equals an allowed value is none."""
+    """A value of another type that equals an allowed one is refused."""
     reply = client.send("PUT", "/_sandbox/switches", {"bytes_per_kb": value})
     assert (reply.status, "1000 or 1024" in reply.body.decode()) == (400, True)
     assert wx.switches.bytes_per_kb == 1024

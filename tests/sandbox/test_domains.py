@@ -1,4 +1,4 @@
-"""Business domains in the played WeChat, both ways, with confirm files that are really fetched."""
+"""Business domains in the sandbox, both ways, with confirm files that it fetches."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def test_no_action_pushes_every_platform_domain(
 
 
 def test_subdomains_of_a_platform_domain_are_its_own(provider: Provider, origin: "Origin") -> None:
-    """Whoever has shop.example on the platform can give a.shop.example to a merchant."""
+    """With shop.example on the platform, a.shop.example can be set for a merchant."""
     provider.serve_file(origin, JUMP)
     provider.jump("add")
     assert provider.webview("add", f"a.{HOST}")["errcode"] == 0
@@ -171,7 +171,7 @@ def test_only_https_and_a_bare_name(provider: Provider, origin: "Origin", url: s
 
 
 def test_limits(wx: Sandbox, provider: Provider, origin: "Origin") -> None:
-    """300 domains of a mini program, and so many mini programs of a domain."""
+    """300 domains of a mini program, and a limit of mini programs for one domain."""
     provider.serve_file(origin, JUMP)
     provider.jump("add")
     assert provider.webview("add", *(f"a{n}.{HOST}" for n in range(301)))["errcode"] == 89029
@@ -181,7 +181,7 @@ def test_limits(wx: Sandbox, provider: Provider, origin: "Origin") -> None:
 
 
 def test_who_may_call(wx: Sandbox, provider: Provider) -> None:
-    """A person's account, a merchant who granted less, an own token, the wrong kind of token."""
+    """A person's account, a missing permission, an own token, the wrong kind of token."""
     wx.deny(APPID, 89231)
     assert provider.webview("get")["errcode"] == 89231
     wx.deny(APPID, None)

@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def test_delay(wx: Sandbox, client: "Client") -> None:
 def test_delayed_call_takes_no_effect_once_the_caller_is_gone(
     wx: Sandbox, client: "Client"
 ) -> None:
-    """Who gives up before the delay is over was never heard."""
+    """A call whose caller gives up before the delay is over has no effect."""
     wx.inject(Fault(kind="delay", delay_s=30))
     with pytest.raises(TimeoutError):
         ask(client, timeout_s=0.1)
@@ -149,13 +150,14 @@ def test_drip(wx: Sandbox, client: "Client", kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hang", "drip_headers", "drip_body", "delay", "huge"])
-def test_stop_ends_a_fault_in_the_middle(wx: Sandbox, client: "Client", kind: Any) -> None:
+def test_stop_ends_a_fault_in_the_middle(
+    wx: Sandbox, kind: Any, until: Callable[[Callable[[], object]], None]
+) -> None:
     """However long a fault would last, stopping does not wait for it."""
     wx.inject(Fault(kind=kind, interval_s=60, delay_s=60, size_bytes=10**9))
     connection = http.client.HTTPConnection(wx.base_url.removeprefix("http://"))
     connection.request("POST", f"{PATH}?access_token=x", b"{}")
-    while not (wx.requests() or kind == "delay"):
-        time.sleep(0.01)
+    until(lambda: wx.requests() or kind == "delay")
     started = time.monotonic()
     wx.stop()
     assert time.monotonic() - started < 20

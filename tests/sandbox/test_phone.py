@@ -47,7 +47,7 @@ def test_token_goes_instead_of_a_code(wx: Sandbox, registered: "Origin") -> None
 def test_code_of_a_pull_is_a_login_code(
     wx: Sandbox, client: "Client", registered: "Origin"
 ) -> None:
-    """The code a pull carries can be exchanged for the user, and is new each time."""
+    """The code of a pull can be exchanged for the user, and is new each time."""
     wx.cold_start(APPID, "o1")
     first = registered.params["code"]
     assert client.login(first)["openid"] == "o1"
@@ -260,7 +260,7 @@ def test_forced_periodic_pull_does_not_wait(wx: Sandbox, registered: "Origin") -
 
 
 def test_periodic_pull_ends_for_users_who_stay_away(wx: Sandbox, registered: "Origin") -> None:
-    """Seven days after the last visit nothing is pulled, until the next one."""
+    """Seven days after the last launch nothing is pulled, until the next launch."""
     wx.set_background_fetch_token(APPID, "o1", "t")
     wx.advance(7 * 24 * HOUR_S + 1)
     pulled = wx.periodic_pull(APPID, "o1")
@@ -326,7 +326,7 @@ def test_origin_can_be_looked_up(wx: Sandbox, origin: str) -> None:
 
 
 def test_pulls_are_told(told: list[str], wx: Sandbox, registered: "Origin") -> None:
-    """Whoever follows the sandbox reads kind, app, URL and outcome, never token or code."""
+    """A line of the log has kind, app, URL and outcome, never token or code."""
     wx.set_background_fetch_token(APPID, "o1", "canary-token")
     told.clear()
     wx.cold_start(APPID, "o1", query="canary-query")

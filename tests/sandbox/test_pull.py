@@ -26,7 +26,7 @@ def drip(connection: socket.socket, *, gone: threading.Event) -> None:
 
 
 def test_request_is_a_plain_get(wx: Sandbox, registered: "Origin") -> None:
-    """The registered host is asked for, uncompressed, on a connection of its own."""
+    """The registered host is asked for, uncompressed, on a new connection."""
     pull(wx)
     head = registered.heads[-1]
     assert head.startswith("GET /prefetch/pre_fetch?appid=wx01&timestamp=")
@@ -152,7 +152,7 @@ def test_compressed_answer_can_be_asked_for(wx: Sandbox, registered: "Origin") -
 
 @pytest.mark.parametrize("url", ["https://[/", "https://shop.example/é", "x y", "", 5])
 def test_url_set_by_hand_that_is_none(wx: Sandbox, url: object) -> None:
-    """Whatever stands in the settings, a pull ends with a reason."""
+    """With any settings, a pull ends with a reason."""
     settings = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": url}
     wx.put_settings(APPID, settings)
     assert pull(wx).reason == ("no origin" if url else "not configured")

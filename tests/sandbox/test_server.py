@@ -1,4 +1,4 @@
-"""The life of the server around the played platform."""
+"""Start, stop and requests of the server."""
 
 import socket
 import threading
@@ -77,7 +77,7 @@ def test_state_survives_a_restart(wx: Sandbox) -> None:
     """Stopped and started again, it remembers; the address is known only while it runs."""
     wx.stop()
     with pytest.raises(RuntimeError, match="start"):
-        wx.base_url  # noqa: B018 - reading it is what fails
+        wx.base_url  # noqa: B018 (reading it fails)
     wx.start()
     assert wx.access_token("wx01")
 
@@ -102,7 +102,7 @@ def test_malformed_request_is_no_crash(
     caplog: pytest.LogCaptureFixture,
     raw: bytes,
 ) -> None:
-    """Whatever arrives, the answer is no 5xx and nothing is printed or logged."""
+    """No request causes a 5xx, and nothing is printed or logged."""
     head = exchange(wx, raw)
     assert head.startswith(b"HTTP/1.1 ")
     assert not head.startswith(b"HTTP/1.1 5")

@@ -70,7 +70,7 @@ def test_open_must_be_a_boolean(client: "Client", is_open: object) -> None:
 
 
 def test_refused_set_changes_nothing(wx: Sandbox, client: "Client") -> None:
-    """What stood there before a refusal still stands."""
+    """A refusal changes nothing."""
     client.set_pre_fetch()
     client.set_pre_fetch(pre_fetch_url="https://other.example/")
     assert wx.settings(APPID) == PRE_FETCH

@@ -1,9 +1,8 @@
-"""A third-party platform in the played WeChat: pushes, tokens, authorizations, refusals."""
+"""A third-party platform in the sandbox: pushes, tokens, authorizations, refusals."""
 
 import base64
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -33,15 +32,15 @@ class Receiver:
     def event(self) -> dict[str, str | None]:
         """The members of the last event, whose signature is right; decrypted by hand."""
         query, body = self.received[-1]
-        sealed = ET.fromstring(body).findtext("Encrypt") or ""  # noqa: S314 - the sandbox's own
+        sealed = ET.fromstring(body).findtext("Encrypt") or ""  # noqa: S314 (the sandbox's own XML)
         parts = sorted([TOKEN, query["timestamp"], query["nonce"], sealed])
-        assert query["msg_signature"] == hashlib.sha1("".join(parts).encode()).hexdigest()  # noqa: S324
+        assert query["msg_signature"] == hashlib.sha1("".join(parts).encode()).hexdigest()  # noqa: S324 (WeChat's rule)
         key = base64.b64decode(AES_KEY + "=")
         aes = Cipher(algorithms.AES(key), modes.CBC(key[:16])).decryptor()
         plain = aes.update(base64.b64decode(sealed)) + aes.finalize()
         length = int.from_bytes(plain[16:20])
         assert plain[20 + length : -plain[-1]] == COMPONENT.encode()
-        return {each.tag: each.text for each in ET.fromstring(plain[20 : 20 + length])}  # noqa: S314
+        return {each.tag: each.text for each in ET.fromstring(plain[20 : 20 + length])}  # noqa: S314 (likewise)
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def receiver(wx: Sandbox) -> Iterator[Receiver]:
 
 @pytest.fixture
 def platform(wx: Sandbox, receiver: Receiver) -> str:
-    """A third-party platform that hears of everything."""
+    """A third-party platform that receives every push."""
     url = "https://provider.example/wechat"
     wx.add_platform(COMPONENT, secret=SECRET, token=TOKEN, aes_key=AES_KEY, receive_url=url)
     wx.map_origin("provider.example", receiver.url)
@@ -154,7 +153,7 @@ def test_the_list_is_paged(wx: Sandbox, provider: Provider) -> None:
 
 
 def test_a_merchant_changes_its_mind(wx: Sandbox, provider: Provider) -> None:
-    """Granted, changed, taken back: a push each, and the tokens of before are of no use."""
+    """Authorized, changed, withdrawn: a push each, and the earlier tokens are invalid."""
     info = provider.authorized()
     assert provider.receiver.event()["InfoType"] == "component_verify_ticket"  # by its own calls
     wx.authorize(COMPONENT, APPID)
@@ -270,13 +269,12 @@ def test_a_push_that_has_no_way(wx: Sandbox, url: str | None, reason: str) -> No
     assert (wx.push_ticket(COMPONENT).reason, wx.pushes()[0].attempts) == (reason, 0)
 
 
-def test_tickets_come_by_themselves(wx: Sandbox, receiver: Receiver, platform: str) -> None:
+def test_tickets_come_by_themselves(
+    wx: Sandbox, receiver: Receiver, platform: str, until: Callable[[Callable[[], object]], None]
+) -> None:
     """Ten minutes of the sandbox's time later, one is there."""
     wx.advance(601)
-    ends_at = time.monotonic() + 30
-    while not receiver.received:
-        assert time.monotonic() < ends_at, "no ticket came"
-        time.sleep(0.02)
+    until(lambda: receiver.received)
     assert receiver.event()["InfoType"] == "component_verify_ticket"
 
 
@@ -296,7 +294,7 @@ def test_over_http(wx: Sandbox, client: "Client", receiver: Receiver) -> None:
 def test_nothing_secret_is_told(
     wx: Sandbox, provider: Provider, receiver: Receiver, told: list[str]
 ) -> None:
-    """Neither the lines nor the log hold what a platform and WeChat tell each other."""
+    """Neither the lines nor the log contain a secret of a platform or of WeChat."""
     info = provider.authorized()
     ticket = provider.ticket()
     said = f"{told} {wx.requests()} {wx.pushes()} {wx.state.components}"
