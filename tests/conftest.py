@@ -7,13 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from werkzeug.serving import make_server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 
 def pytest_sessionstart() -> None:
@@ -30,10 +35,14 @@ SLOW_FIXTURES = {"make_redis", "shell", "local_wechat", "folder", "start"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what starts processes, and what breaks the code on purpose."""
+    """Mark as slow what starts processes, tries many examples or breaks the code on purpose."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if item.get_closest_marker("weakened") or not SLOW_FIXTURES.isdisjoint(fixtures):
+        is_slow = (
+            item.get_closest_marker("weakened") is not None
+            or not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+            or getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        )
+        if is_slow:
             item.add_marker(pytest.mark.slow)
 
 
@@ -60,6 +69,23 @@ def demand() -> Callable[[object, str], None]:
             pytest.skip(f"{name} is missing")
 
     return demand
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[["WSGIApplication"], str]]:
+    """`serve(app)`: the origin of an app that listens on a free port until the test ends."""
+    with ExitStack() as servers:
+
+        def serve(app: "WSGIApplication") -> str:
+            server = make_server("127.0.0.1", 0, app, threaded=True)
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            servers.callback(server.server_close)
+            servers.callback(thread.join)
+            servers.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve
 
 
 class RedisServer:

@@ -4,8 +4,7 @@ import base64
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -16,7 +15,6 @@ from urllib.parse import quote, quote_plus
 import pytest
 from flask import Flask
 from flask.cli import ScriptInfo
-from werkzeug.serving import make_server
 
 from prefetch_kit import NO_DATA, Prefetch, Pull
 from prefetch_kit.cli import commands
@@ -236,17 +234,11 @@ def cli(app: Flask, leaks: Leaks) -> Cli:
 
 
 @pytest.fixture
-def served(wx: Sandbox, app: Flask) -> Iterator[str]:
+def served(wx: Sandbox, app: Flask, serve: Callable[[Flask], str]) -> str:
     """The app, really listening; WeChat connects there for shop.example."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    origin = f"http://127.0.0.1:{server.server_port}"
+    origin = serve(app)
     wx.map_origin("shop.example", origin)
-    yield origin
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    return origin
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask
-from werkzeug.serving import make_server
 
 from prefetch_kit import Prefetch
 from prefetch_kit.addresses import wechat_name
@@ -28,8 +25,12 @@ Build = Callable[..., Flask]
 
 @pytest.fixture
 def build(
-    wx: Sandbox, settings: dict[str, Any], prefetch: Prefetch, leaks: "Leaks"
-) -> Iterator[Build]:
+    wx: Sandbox,
+    settings: dict[str, Any],
+    prefetch: Prefetch,
+    leaks: "Leaks",
+    serve: Callable[[Flask], str],
+) -> Build:
     """`build(files)`: the app of a merchant whom a platform serves, with these confirm files.
 
     Further settings are given by name.
@@ -40,24 +41,17 @@ def build(
     given = {**settings, "PREFETCH_APPIDS": [APPID], "PREFETCH_APP_SECRET": None}
     given |= {"PREFETCH_COMPONENT_APPID": COMPONENT}
     given |= {"PREFETCH_COMPONENT_SECRET": COMPONENT_SECRET}
-    with ExitStack() as servers:
 
-        def build(files: dict[str, str] | None = None, **more: object) -> Flask:
-            app = Flask(__name__)
-            app.config.update(given, PREFETCH_CONFIRM_FILES=files, **more)
-            app.register_blueprint(prefetch)
-            server = make_server("127.0.0.1", 0, app, threaded=True)
-            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-            thread.start()
-            servers.callback(server.server_close)
-            servers.callback(thread.join)
-            servers.callback(server.shutdown)
-            wx.map_origin("shop.example", f"http://127.0.0.1:{server.server_port}")
-            return app
+    def build(files: dict[str, str] | None = None, **more: object) -> Flask:
+        app = Flask(__name__)
+        app.config.update(given, PREFETCH_CONFIRM_FILES=files, **more)
+        app.register_blueprint(prefetch)
+        wx.map_origin("shop.example", serve(app))
+        return app
 
-        app = build()
-        authorized(wx, app)
-        yield build
+    app = build()
+    authorized(wx, app)
+    return build
 
 
 def authorized(wx: Sandbox, app: Flask) -> None:

@@ -5,14 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from werkzeug.serving import make_server
+from flask import Flask
 
 import example_app
 from example_app.shop import APPID, create_app
@@ -31,20 +30,16 @@ def read_yaml(name: str) -> Any:
 
 
 @pytest.fixture
-def wx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+def wx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Flask], str]
+) -> Iterator[Sandbox]:
     """A WeChat that knows the shop, which is deployed and answers."""
     monkeypatch.setenv("SHOP_DATA", str(tmp_path / "shop"))
-    server = make_server("127.0.0.1", 0, create_app(), threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     with Sandbox() as wechat:
         wechat.add_app(APPID, secret=SECRET)
         wechat.add_domain(APPID, "shop.example")
-        wechat.map_origin("shop.example", f"http://127.0.0.1:{server.server_port}")
-        thread.start()
+        wechat.map_origin("shop.example", serve(create_app()))
         yield wechat
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """A service provider's app, really listening, and a played WeChat that pushes to it."""
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
-from werkzeug.serving import make_server
 
 from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.pushes import PlatformPushes
@@ -63,23 +60,10 @@ def app(settings: dict[str, Any], pushes: PlatformPushes) -> Flask:
     return made
 
 
-@contextmanager
-def serving(app: Flask) -> Iterator[str]:
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.fixture
-def served(wx: Sandbox, app: Flask) -> Iterator[None]:
-    """The app listens, and WeChat finds it there."""
-    with serving(app) as origin:
-        wx.map_origin("provider.example", origin)
-        yield
+def served(wx: Sandbox, app: Flask, serve: Callable[[Flask], str]) -> None:
+    """Let the app listen where WeChat pushes to."""
+    wx.map_origin("provider.example", serve(app))
 
 
 @pytest.fixture
