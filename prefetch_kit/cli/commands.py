@@ -25,7 +25,9 @@ from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
+    out_option,
     refuse_sources_beside,
+    to_option,
     with_guards,
     with_sources,
     yes_option,
@@ -115,7 +117,7 @@ def show(at_hand: AppAtHand, *, as_json: bool) -> None:
 @as_json_option
 @with_sources(_read_source, help=_SOURCES)
 @click.option("--detailed-exitcode", is_flag=True, help="0: nothing to do, 3: changes.")
-@click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+@out_option
 def plan(
     at_hand: AppAtHand,
     *,
@@ -144,7 +146,7 @@ def plan(
 @yes_option
 @as_json_option
 @with_sources(_read_source, help=_SOURCES)
-@with_guards
+@with_guards("disable", "takeover")
 @click.option("--skip-probe", is_flag=True, help="Do not pull from there first.")
 @click.option("--skip-preflight", is_flag=True, help="Do not look at the business domains first.")
 @click.option("--ensure-domain", is_flag=True, help="Add its host to the business domains first.")
@@ -189,13 +191,12 @@ def apply(
 @with_app
 @yes_option
 @as_json_option
-@click.option("--allow-takeover", is_flag=True, help="Let what somebody else set be replaced.")
-@click.option("--to", type=int, metavar="RUN", help="Undo this run and all after it.")
+@with_guards("takeover")
+@to_option
 def rollback(
-    at_hand: AppAtHand, *, yes: bool, as_json: bool, allow_takeover: bool, to: int | None
+    at_hand: AppAtHand, *, yes: bool, as_json: bool, allow: Collection[Guard], to: int | None
 ) -> None:
     """Restore what WeChat had before the last apply, or before an earlier run."""
-    allow: list[Guard] = ["takeover"] if allow_takeover else []
     done = at_hand.registrar().rollback(
         to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
     )

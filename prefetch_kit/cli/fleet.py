@@ -21,7 +21,9 @@ from prefetch_kit.cli.fleet_output import Printer, print_status
 from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
+    out_option,
     refuse_sources_beside,
+    to_option,
     with_guards,
     with_sources,
     yes_option,
@@ -127,7 +129,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
 @fleet.command()
 @_with_sources
 @_with_fleet("workers", "rate")
-@click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+@out_option
 @click.option("--detailed-exitcode", is_flag=True, help="3 where something is to be done.")
 def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: bool) -> None:
     """Show what apply would change. Changes nothing."""
@@ -144,7 +146,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 @_with_fleet("workers", "rate", "canary", "stop_at")
 @click.argument("saved", metavar="[FILE]", type=FILE, required=False)
 @yes_option
-@with_guards
+@with_guards("disable", "takeover")
 @click.option("--ensure-domain", is_flag=True, help="Add hosts to the business domains first.")
 @click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
 def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **limits: Any) -> None:
@@ -155,9 +157,9 @@ def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **lim
 
 @fleet.command()
 @_with_fleet("workers", "rate", "canary", "stop_at", canary=0)
-@click.option("--to", type=int, metavar="RUN", help="Undo this run and all after it.")
+@to_option
 @yes_option
-@click.option("--allow-takeover", is_flag=True, help="Let what somebody else set be replaced.")
+@with_guards("takeover")
 @click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
 def rollback(
     made: Fleet,
@@ -165,7 +167,7 @@ def rollback(
     *,
     to: int | None,
     yes: bool,
-    allow_takeover: bool,
+    allow: frozenset[Guard],
     max_changes: int | None,
 ) -> None:
     """Restore what WeChat had before the last apply of a fleet, or before an earlier run.
@@ -173,7 +175,6 @@ def rollback(
     Without --canary it has no canaries, because it restores what worked before.
     """
     _ask("Undo it for every mini program it changed?", yes=yes)
-    allow: frozenset[Guard] = frozenset({"takeover"} if allow_takeover else ())
     limits = Limits(allow, max_changes)
     sys.exit(run_fleet(printer, lambda: made.rollback(limits, to=to)).exit_code)
 

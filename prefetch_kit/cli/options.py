@@ -1,6 +1,6 @@
 """Options that several commands share, for one mini program and for many."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
@@ -15,21 +15,32 @@ _Command = Callable[..., Any]
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+out_option = click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
+to_option = click.option("--to", type=int, metavar="RUN", help="Undo this run and all later ones.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-def with_guards(function: _Command) -> _Command:
-    """Give a command the flags that lift a guard; the lifted guards are its `allow`."""
+_GUARDS: Final[Mapping[Guard, str]] = {
+    "disable": "Let a pull that is on be switched off.",
+    "takeover": "Let what somebody else set be replaced.",
+}
 
-    @click.option("--allow-disable", is_flag=True, help="Let a pull that is on be switched off.")
-    @click.option("--allow-takeover", is_flag=True, help="Let another's source be replaced.")
-    @wraps(function)
-    def command(*args: Any, allow_disable: bool, allow_takeover: bool, **kwargs: Any) -> Any:
-        flags: dict[Guard, bool] = {"disable": allow_disable, "takeover": allow_takeover}
-        allow = frozenset(guard for guard, given in flags.items() if given)
-        return function(*args, allow=allow, **kwargs)
 
-    return command
+def with_guards(*guards: Guard) -> Callable[[_Command], _Command]:
+    """Give a command the flags that lift these guards; the lifted guards are its `allow`."""
+
+    def decorate(function: _Command) -> _Command:
+        @wraps(function)
+        def command(*args: Any, **kwargs: Any) -> Any:
+            given = {guard: kwargs.pop(f"allow_{guard}") for guard in guards}
+            allow = frozenset(guard for guard, is_given in given.items() if is_given)
+            return function(*args, allow=allow, **kwargs)
+
+        for guard in reversed(guards):
+            command = click.option(f"--allow-{guard}", is_flag=True, help=_GUARDS[guard])(command)
+        return command
+
+    return decorate
 
 
 def with_sources(read: Callable[[str], Any], *, help: str) -> Callable[[_Command], _Command]:  # noqa: A002 (as click has it)

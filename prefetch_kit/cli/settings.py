@@ -60,7 +60,7 @@ def _add_set_command(kind: Kind) -> None:
     @click.option(flags["url"], "url", metavar="URL", help="With type 0.")
     @click.option(flags["env"], "env", metavar="ENV", help="With type 1: the environment's id.")
     @click.option(flags["function_name"], "function_name", metavar="NAME", help="With type 1.")
-    @with_guards
+    @with_guards("disable", "takeover")
     @yes_option
     @as_json_option
     def set_command(
