@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, fields
 from datetime import timedelta
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import ConfigError, Prefetch
-from prefetch_kit.endpoint.config import TABLE, Config, load_config
+from prefetch_kit.endpoint.config import TABLE, Config, key_of, load_config
 from prefetch_kit.secret import Secret
 
 CANARY = "canary-3b9e"
@@ -204,6 +205,13 @@ def test_secrets_may_stand_in_a_file(
     environment = {f"{key}_FILE": str(tmp_path / "secret")}
     assert getattr(read({}, environment), attribute) == read_as
     assert getattr(read({key: '{"wx1": "own"}'}, environment), attribute) != read_as
+
+
+def test_each_secret_is_marked() -> None:
+    """A setting may be in a file exactly if its value is held as a Secret."""
+    hints = get_type_hints(Config).items()
+    held = {key_of(name) for name, hint in hints if "Secret" in str(hint)}
+    assert {key for key, row in TABLE.items() if row.secret} == held
 
 
 def test_other_settings_have_no_file() -> None:
