@@ -165,7 +165,7 @@ def _tokens(project: Project) -> Iterator[str]:
         yield 'component_secret = { env = "PREFETCH_COMPONENT_SECRET" }'
     if project.app_secrets or (project.token_command, project.component_appid) == (None, None):
         yield 'app_secrets = { env = "PREFETCH_APP_SECRETS" } # JSON of appid and AppSecret'
-    if project.token_call != "stable_token":  # noqa: S105 - the name of a call
+    if project.token_call != "stable_token":  # noqa: S105 (the name of a call)
         yield f"call = {_quoted(project.token_call)}"
     if project.token_store_url is not None:
         yield 'store_url = { env = "PREFETCH_TOKEN_STORE_URL" }'

@@ -42,7 +42,7 @@ from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_sources import TokenSources
 
-# A read does no harm, so none is held up, and no failures stop the others.
+# A read does no harm, so no failures stop the others.
 _NEVER: Final = 2.0
 _STOPPING: Final = "it is stopping"
 
@@ -133,7 +133,7 @@ class Fleet:
 
     @property
     def holder(self) -> str | None:
-        """The process in which a fleet runs now, in words; None where none runs."""
+        """The process in which a fleet runs now, in words; None where no fleet runs."""
         return self._locks.holder(FLEET)
 
     def plan(self, *, out: str | Path | None = None) -> Summary:

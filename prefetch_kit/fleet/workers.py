@@ -104,7 +104,7 @@ class Workers:
         try:
             while (task := self._schedule.next()) is not None:
                 self._do(task)
-        except BaseException as error:  # noqa: BLE001 - raised on in the thread that waits
+        except BaseException as error:  # noqa: BLE001 (raised on in the thread that waits)
             self._broken = self._broken or error
             self._schedule.stop("it broke")
 

@@ -106,7 +106,7 @@ class Database:
         return list(self.rows(sql, parameters))
 
     def rows(self, sql: str, parameters: Any) -> Iterator[Any]:
-        """Each row, on a connection of their own. Where there is no journal, none is made."""
+        """Each row, on a connection of their own. A journal that is missing is not made."""
         if self.exists():
             with self._failing(), closing(self._open()) as db:
                 yield from db.execute(sql, parameters)

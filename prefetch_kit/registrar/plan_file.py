@@ -77,7 +77,7 @@ def write_plans(path: Path, plans: Iterable[AppPlan], *, wechat: str, unread: in
 def read_plans(
     path: Path, *, wechat: str, at_end: Callable[[int], object] = lambda _: None
 ) -> Iterator[AppPlan]:
-    """Each app's changes. Send none before the end, where it shows whether all of them are there.
+    """Each app's changes. Send nothing before the end: the file may be cut short.
 
     There `at_end` is told how many apps the plan lacks because they could not be read.
     Raises `PlanUnusable` for a file that is damaged, cut short, or for another WeChat, and

@@ -59,7 +59,9 @@ class Registrar:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if not APPID_SHAPE.match(appid):
-            raise ConfigError("appid", "is none", remedy='Give the mini program\'s own, "wx…"')
+            raise ConfigError(
+                "appid", "is not an appid", remedy='Give the mini program\'s own, "wx…"'
+            )
         self._appid = appid
         self._transport = transport or Transport()
         self._settings = SettingsApi(self._transport, token_source_of(tokens), sleep=sleep)

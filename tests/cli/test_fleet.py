@@ -123,7 +123,7 @@ def test_a_plan_calls_nothing_done(project: Project) -> None:
 
 
 def test_a_saved_plan_goes_through_a_file(project: Project) -> None:
-    """Saved by one command, carried out by the next, and refused when it was changed."""
+    """Saved by one command, executed by the next, and refused when it was changed."""
     file = str(project.folder / "plan.jsonl")
     assert project("plan", "--out", file).status == 0
     assert project("apply", file, "--yes").status == 0
@@ -133,7 +133,7 @@ def test_a_saved_plan_goes_through_a_file(project: Project) -> None:
 
 
 def test_whom_a_saved_plan_lacks_is_said(project: Project) -> None:
-    """In words and in JSON, when it is carried out."""
+    """In words and in JSON, when it is executed."""
     project.wx.deny(project.appids[0], 61003)
     file = str(project.folder / "plan.jsonl")
     assert project("plan", "--out", file).status == 1

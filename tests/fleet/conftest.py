@@ -56,7 +56,7 @@ class Merchants:
         self.told = Told()
 
     def add(self, count: int) -> list[str]:
-        """Add so many mini programs, whose business domains are those of `wx`."""
+        """Add mini programs, whose business domains are those of `wx`."""
         added = [f"wxm{number:05}" for number in range(len(self.appids), len(self.appids) + count)]
         for appid in added:
             self.wx.add_app(appid, secret=FLEET_SECRET)

@@ -120,8 +120,8 @@ ACTIONS = ("apply", "fleet_apply", "rollback", "fleet_rollback")
 
 
 def orders(first: str, second: str) -> list[Sequence[str]]:
-    """All that begin so, of up to four actions."""
-    return [(first, second, *rest) for n in range(3) for rest in product(ACTIONS, repeat=n)]
+    """All of four actions that begin so: shorter ones are how these begin."""
+    return [(first, second, *rest) for rest in product(ACTIONS, repeat=2)]
 
 
 @pytest.mark.parametrize("second", ACTIONS)

@@ -49,7 +49,7 @@ def test_an_interrupted_import_takes_nothing(
 
 
 def test_a_saved_plan_tells_who_could_not_be_read(merchants: "Merchants") -> None:
-    """Whoever carries it out hears how many it lacks."""
+    """When it is executed, it is said how many it lacks."""
     first, *_ = merchants.add(3)
     merchants.spoil([first], 61003)
     path = merchants.folder / "plan.jsonl"

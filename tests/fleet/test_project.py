@@ -40,7 +40,7 @@ def test_the_smallest_file(tmp_path: Path) -> None:
 
 
 def test_everything_at_once(tmp_path: Path) -> None:
-    """Each table and key has its place in what is read."""
+    """Each table and key is in what is read."""
     (tmp_path / "secret").write_text("canary-platform\n")
     project = loaded(
         tmp_path,

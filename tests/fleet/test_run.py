@@ -25,7 +25,7 @@ THEIRS = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "http
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever tries again draws nearly the shortest pause."""
+    """Retries draw nearly the shortest pause."""
     monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) / 1000)
 
 
@@ -361,7 +361,7 @@ def test_another_list_is_another_run(merchants: "Merchants") -> None:
 
 
 def test_a_rollback_that_failed_for_one_is_not_done(merchants: "Merchants") -> None:
-    """The next one goes on with it, and leaves the apply before alone."""
+    """The next one continues it, and leaves the apply before alone."""
     first, *_ = merchants.add(3)
     merchants.apply(version="v1")
     merchants.apply(version="v2")

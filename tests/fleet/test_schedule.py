@@ -1,4 +1,4 @@
-"""Whose turn it is: canaries, retries under a budget, and nothing that grows with the fleet."""
+"""Which app is next: canaries, retries under a budget, and nothing that grows with the fleet."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from prefetch_kit.fleet.targets import Targets
 
 
 class Apps:
-    """So many apps, and how many of them were taken."""
+    """A number of apps, and how many of them were taken."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -98,7 +98,7 @@ def test_only_so_many_wait_for_their_next_try() -> None:
 
 
 def test_a_canary_that_failed_is_named_with_its_flag() -> None:
-    """Whoever has to go on without it reads what to give; also where the fleet is smaller."""
+    """It is said how to continue without it; also where the fleet is smaller."""
     made = schedule(Apps(3), canary=5)
     made.finish(following(made), fine=False, failed=True)
     assert made.next() is None
@@ -116,7 +116,7 @@ def test_a_deferred_canary_needs_nothing_but_time() -> None:
 
 
 def own(made: Schedule) -> None:
-    """The next one fails for a reason of its own account."""
+    """The next one fails for a reason that lies in its account."""
     made.finish(following(made), fine=False, failed=True, is_its_own=True)
 
 
@@ -132,7 +132,7 @@ def test_a_canary_whose_account_is_bad_is_replaced() -> None:
 
 
 def test_bad_accounts_alone_come_to_an_end() -> None:
-    """Where nobody is left to take their place."""
+    """Where no other is left to replace them."""
     made = schedule(Apps(2), canary=5)
     own(made)
     own(made)

@@ -153,7 +153,7 @@ def actions(wx: Sandbox) -> Callable[[], list[str]]:
 
 @pytest.fixture
 def origin(wx: Sandbox) -> Iterator[Origin]:
-    """A server of its own behind shop.example."""
+    """A server behind shop.example."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:

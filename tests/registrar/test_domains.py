@@ -98,7 +98,7 @@ def test_through_the_platform(
 def test_below_a_domain_of_the_platform(
     wx: Sandbox, transport: Transport, platform: PlatformDomains, merchant: MiniProgramDomains
 ) -> None:
-    """Whoever has shop.example there needs no other file for a.shop.example."""
+    """Where shop.example is there, a.shop.example needs no other file."""
     wx.add_domain(APPID, HOST, level="platform")
     below = HostDomains(
         APPID, f"a.{HOST}", transport=transport, platform=platform, mini_program=merchant

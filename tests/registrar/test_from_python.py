@@ -154,7 +154,7 @@ def test_changes_of_ones_own_are_judged(
 
 
 def test_a_password_in_a_url_is_not_told() -> None:
-    """Nor is it where the URL is none."""
+    """Nor is it where the URL cannot be one."""
     for url in ("https://u:canary@shop.example/", "https://u:canary@[broken", "https://a/?canary"):
         with pytest.raises(SourceRefused) as caught:
             FetchSetting.server(url)
@@ -225,5 +225,5 @@ def test_a_function_is_asked_again_for_a_rejected_token(
 
 def test_an_appid_that_is_none(root: Path) -> None:
     """It would name a directory."""
-    with pytest.raises(ConfigError, match="appid is none"):
+    with pytest.raises(ConfigError, match="appid is not an appid"):
         Registrar("../wx01", tokens=lambda: "token", state_dir=root)

@@ -174,7 +174,7 @@ def test_a_refused_registration_does_not_stop_serving(wx: Sandbox, serve: Serve)
 
 @pytest.fixture
 def or_stop(serve: Serve, tmp_path: Path) -> None:
-    """The hook in whose place the stricter one was imported."""
+    """The hook, instead of which the stricter one was imported."""
     strict = CONFIG.replace("when_ready as", "when_ready_or_stop as")
     (tmp_path / "gunicorn.conf.py").write_text(strict)
 
@@ -246,14 +246,14 @@ def test_the_stricter_child_gives_up_its_rights(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.chdir(home)
-    place = wx.base_url.removeprefix("http://").replace(":", "|")
+    listener = wx.base_url.removeprefix("http://").replace(":", "|")
     identity = json.dumps({"user": 65534, "group": 65533, "extra_groups": []})
-    gunicorn._main("hooked_app", place, "0", identity)
+    gunicorn._main("hooked_app", listener, "0", identity)
     assert (home / "who").read_text() == "65534 65533 65533\n"
 
 
 def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
-    """A Unix socket that no worker serves yet, and more callers than it has places for."""
+    """A Unix socket that no worker serves yet, and more callers than its queue takes."""
     path = str(tmp_path / "sock")
     with (
         socket.socket(socket.AF_UNIX) as listener,

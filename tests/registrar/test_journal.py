@@ -110,7 +110,7 @@ def test_apps_do_not_share_their_runs(journal: Journal) -> None:
 def test_a_refusal_keeps_its_sentence(
     journal: Journal, rows: Callable[[], list[tuple[object, ...]]]
 ) -> None:
-    """The detail is there for whoever reads the file later."""
+    """The detail is there for people who read the file later."""
     run = recorded(journal, "apply")
     journal.mark(run, "wx01", "pre_fetch", "refused", detail="WeChat refused")
     journal.flush()
@@ -126,7 +126,7 @@ def test_only_the_owner_may_enter(journal: Journal) -> None:
 
 
 def test_a_file_that_is_no_database(journal: Journal) -> None:
-    """Garbage in the journal's place is named, not overwritten."""
+    """Garbage instead of the journal is named, not overwritten."""
     journal.path.parent.mkdir(parents=True)
     journal.path.write_bytes(b"garbage " * 512)
     with pytest.raises(JournalFailed) as caught:

@@ -72,7 +72,7 @@ STEPS = {
 
 @pytest.fixture
 def command(wx: Sandbox, tmp_path: Path) -> "Callable[[], subprocess.Popen[bytes]]":
-    """Start `apply` as a process of its own."""
+    """Start `apply` as another process."""
     (tmp_path / "killed_app.py").write_text(APP)
     environment = os.environ | {
         "PREFETCH_API_BASE_URL": wx.base_url,
@@ -95,7 +95,7 @@ def test_kill_and_rerun_loses_nothing(
     state_dir: Path,
     step: str,
 ) -> None:
-    """Killed anywhere and run again, both halves stand, and what stood before can be had back."""
+    """Killed anywhere and run again, both halves are set and can be rolled back."""
     faults, halves, outcomes = STEPS[step]
     wx.put_settings(APPID, BEFORE)
     for fault in faults:
@@ -123,7 +123,7 @@ def held_until(process: "subprocess.Popen[bytes]", is_there: Callable[[], bool])
 def reached(
     wx: Sandbox, state_dir: Path, rows: "Callable[[], list[Row]]", wanted: tuple[int, list[str]]
 ) -> bool:
-    """Whether the lock is there, so many halves are new and the journal says so of them."""
+    """Whether the lock is there, the halves are new and the journal says of them what is wanted."""
     ours = sum("shop.example" in str(value) for value in wx.settings(APPID).values())
     try:
         recorded = [row.outcome for row in rows()]

@@ -20,9 +20,8 @@ import os, sys, time
 from pathlib import Path
 from prefetch_kit.registrar.locks import Locks
 with Locks(Path(sys.argv[1])).hold("wx01", run=7):
-    child = os.fork() if sys.argv[2] == "forks" else 1
-    if child:
-        print(child, flush=True)
+    if sys.argv[2] == "alone" or os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(600)
 """
 
@@ -34,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(path: Path) -> "Iterator[Callable[[str], subprocess.Popen[str]]]":
-    """`start(how)`: another process that holds wx01; it says the number of its child."""
+    """`start(how)`: another process that holds wx01; it, or its child, says its number."""
     started: list[subprocess.Popen[str]] = []
 
     def start(how: str = "alone") -> "subprocess.Popen[str]":
@@ -48,7 +47,7 @@ def start(path: Path) -> "Iterator[Callable[[str], subprocess.Popen[str]]]":
         process.communicate()
 
 
-def child_of(process: "subprocess.Popen[str]") -> int:
+def number_said_by(process: "subprocess.Popen[str]") -> int:
     assert process.stdout is not None
     return int(process.stdout.readline())
 
@@ -66,7 +65,7 @@ def test_a_held_lock_names_its_holder(
 ) -> None:
     """Process, machine and run, after the time that was waited; other apps are free."""
     process = start()
-    child_of(process)
+    number_said_by(process)
     locks = Locks(path)
     with pytest.raises(LockHeld) as caught, locks.hold("wx01", wait_s=0.1):
         pass
@@ -84,7 +83,7 @@ def test_it_ends_with_its_process(
 ) -> None:
     """Killed with -9, and also where a child that it forked lives on."""
     process = start(how)
-    child = child_of(process)
+    child = number_said_by(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     try:

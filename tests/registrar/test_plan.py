@@ -1,4 +1,4 @@
-"""The comparison of what stands at WeChat with what should."""
+"""The comparison of what WeChat holds with what it should hold."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ wants = st.fixed_dictionaries(dict.fromkeys(KINDS, st.sampled_from([SERVED, UNSE
 
 
 def applied(plan: Plan) -> FetchSettings:
-    """What WeChat holds once a plan is carried out."""
+    """What WeChat holds once a plan is executed."""
     after = {change.kind: change.after for change in plan.changes}
     return FetchSettings(**{kind: after.get(kind, plan.current.for_kind(kind)) for kind in KINDS})
 
@@ -55,7 +55,7 @@ def test_an_applied_plan_leaves_nothing_to_do(current: FetchSettings, wanted: Wa
 
 @given(both, wants)
 def test_served_kinds_end_up_on_our_url(current: FetchSettings, wanted: Wanted) -> None:
-    """Whatever stood there, a kind with a handler is on and ours afterwards."""
+    """Whatever WeChat held, a kind with a handler is on and ours afterwards."""
     after = applied(plan_wanted("wx01", current, wanted))
     for kind, each in wanted.items():
         setting = after.for_kind(kind)
@@ -65,7 +65,7 @@ def test_served_kinds_end_up_on_our_url(current: FetchSettings, wanted: Wanted) 
 
 @given(both, wants)
 def test_guards_are_never_missed(current: FetchSettings, wanted: Wanted) -> None:
-    """Switching off and replacing something foreign always carry their guard, nothing else does."""
+    """Switching off and replacing something foreign always have their guard, nothing else has."""
     for change in plan_wanted("wx01", current, wanted).changes:
         if change.before.source == "cloud_function":
             foreign = change.before.function_name is not None
@@ -94,7 +94,7 @@ def test_a_return_is_complete_and_done_once(
 def test_a_return_guards_what_others_set(
     current: FetchSettings, then: FetchSettings, wanted: FetchSettings
 ) -> None:
-    """What the run neither found nor wanted carries the guard, nothing else does."""
+    """What the run neither found nor wanted has the guard, nothing else has."""
     pasts = {kind: Past(then.for_kind(kind), wanted.for_kind(kind)) for kind in KINDS}
     for change in plan_return("wx01", current, pasts).changes:
         past = pasts[change.kind]
@@ -136,7 +136,7 @@ def test_guard_of_a_cloud_function(env: str, guards: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("before", [NEVER, replace(ON, url=THEIRS), CLOUD, replace(ON, open=False)])
 def test_a_kind_without_handler_is_left_alone(before: FetchSetting) -> None:
-    """What the app does not serve is none of its business."""
+    """What the app does not serve is not for it to set."""
     current = FetchSettings(pre_fetch=before, period_fetch=NEVER)
     assert plan_wanted("wx01", current, {"pre_fetch": UNSERVED}).changes == ()
 

@@ -1,4 +1,4 @@
-"""Plans that are saved now and carried out later."""
+"""Plans that are saved now and executed later."""
 
 import json
 import stat
@@ -16,7 +16,7 @@ from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 
 APPID = "wx01"
-PLACE = "api.weixin.qq.com"
+WECHAT = "api.weixin.qq.com"
 OLD = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://shop.example/old"}
 
 
@@ -24,15 +24,15 @@ OLD = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https:/
 def saved(
     registrar: Registrar, wanted: Mapping[Kind, FetchSetting], wx: Sandbox, tmp_path: Path
 ) -> Path:
-    """A plan of both halves, where the first stands at an older URL of ours."""
+    """A plan of both halves, where the first has an older URL of ours."""
     wx.put_settings(APPID, OLD)
     path = tmp_path / "plan.json"
-    write_plans(path, [(APPID, registrar.plan(wanted).changes)], wechat=PLACE)
+    write_plans(path, [(APPID, registrar.plan(wanted).changes)], wechat=WECHAT)
     return path
 
 
 def changes(path: Path) -> tuple[Change, ...]:
-    return dict(read_plans(path, wechat=PLACE))[APPID]
+    return dict(read_plans(path, wechat=WECHAT))[APPID]
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_the_guards_hold_for_a_saved_plan(
     """Saving a plan lifts none of them."""
     wx.put_settings(APPID, OLD | {"pre_fetch_url": "https://old.example/"})
     path = tmp_path / "plan.json"
-    write_plans(path, [(APPID, registrar.plan(wanted).changes)], wechat=PLACE)
+    write_plans(path, [(APPID, registrar.plan(wanted).changes)], wechat=WECHAT)
     with pytest.raises(GuardRefused, match="--allow-takeover"):
         registrar.apply_changes(changes(path), approve=lambda _: None)
 
@@ -110,25 +110,25 @@ def test_a_file_cut_anywhere_is_refused(saved: Path) -> None:
 
 
 def test_a_file_with_more_behind_its_end_is_refused(saved: Path) -> None:
-    """Two plans in one file are none."""
+    """A file with two plans is refused."""
     saved.write_text(saved.read_text() * 2)
     with pytest.raises(PlanUnusable):
         changes(saved)
 
 
 def test_a_plan_for_another_wechat_is_refused(saved: Path) -> None:
-    """What was planned in the sandbox is not carried out at WeChat."""
+    """What was planned in the sandbox is not executed at WeChat."""
     with pytest.raises(PlanUnusable, match=r"127\.0\.0\.1"):
         list(read_plans(saved, wechat="127.0.0.1:9000"))
 
 
 def test_the_guard_in_the_file_is_not_believed(saved: Path) -> None:
-    """It follows from what stands there and what shall, whoever wrote the file."""
+    """It follows from what WeChat holds and what it should, not from the file."""
     first, second = changes(saved)
     before = replace(first.before, url="https://old.example/x")
     off = replace(second.after, open=False)
     theirs = replace(first, before=before), replace(second, before=second.after, after=off)
-    write_plans(saved, [(APPID, theirs)], wechat=PLACE)
+    write_plans(saved, [(APPID, theirs)], wechat=WECHAT)
     assert [change.guards for change in theirs] == [(), ()]
     assert [change.guards for change in changes(saved)] == [("takeover",), ("disable",)]
 
@@ -138,16 +138,16 @@ def test_what_cannot_be_set_is_refused_at_reading(saved: Path) -> None:
     first, second = changes(saved)
     cloud = FetchSetting(open=False, source="cloud_function", env="")
     for wrong in ((first, second, first), (replace(first, after=cloud), second)):
-        write_plans(saved, [(APPID, wrong)], wechat=PLACE)
+        write_plans(saved, [(APPID, wrong)], wechat=WECHAT)
         with pytest.raises(PlanUnusable, match=APPID):
             changes(saved)
 
 
 def test_a_plan_for_a_url_wechat_cannot_pull(saved: Path) -> None:
-    """The rules for URLs hold, whoever wrote the file."""
+    """The rules for URLs hold for a file too."""
     change = changes(saved)[0]
     worse = replace(change, after=replace(change.after, url="http://shop.example/"))
-    write_plans(saved, [(APPID, (worse,))], wechat=PLACE)
+    write_plans(saved, [(APPID, (worse,))], wechat=WECHAT)
     with pytest.raises(UrlRefused):
         changes(saved)
 
@@ -164,11 +164,11 @@ def test_what_is_no_plan_at_all(tmp_path: Path, content: bytes) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     """A missing directory is said, not a traceback."""
     with pytest.raises(PlanUnusable, match="cannot be written"):
-        write_plans(tmp_path / "none" / "plan.json", [], wechat=PLACE)
+        write_plans(tmp_path / "none" / "plan.json", [], wechat=WECHAT)
 
 
 def test_the_file_holds_what_was_promised(saved: Path) -> None:
-    """The appid, what stands there, what shall, and a fingerprint, for whoever reads it."""
+    """The appid, what WeChat holds, what it should, and a fingerprint, for people."""
     _, plan, end = map(json.loads, saved.read_text().splitlines())
     assert plan["appid"] == APPID
     assert plan["changes"][0]["before"]["url"] == "https://shop.example/old"

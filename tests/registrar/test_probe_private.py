@@ -23,7 +23,7 @@ SPELLINGS = """
 [64:ff9b:1::a9fe:a9fe] [2002:a9fe:a9fe::1] [0:0:0:0:0:ffff:a9fe:a9fe] [fe80::5efe:a9fe:a9fe]
 １６９.２５４.１６９.２５４ 169。254。169。254 ①⑥⑨.②⑤④.①⑥⑨.②⑤④ shop.example@169.254.169.254
 169.254.169.254\\@shop.example 169.254.169.254:443 shop.example:80 metadata localhost foo.localhost
-""".split()  # noqa: SIM905 - one a line would be a page of its own
+""".split()  # noqa: SIM905 (one a line would be a page)
 # What a name can resolve to, so that the URL looks like any other.
 ADDRESSES = """
 169.254.169.254 127.0.0.1 127.1.2.3 0.0.0.0 10.0.0.1 172.16.0.1 192.168.0.1 100.64.0.1 192.0.0.8
@@ -32,7 +32,7 @@ ADDRESSES = """
 ::ffff:169.254.169.254 ::169.254.169.254 64:ff9b::169.254.169.254 64:ff9b:1::a9fe:a9fe
 2002:a9fe:a9fe::1 2002:7f00:1::1 2606:4700::5efe:a9fe:a9fe 2606:4700::200:5efe:a9fe:a9fe
 2001:0:4136:e378:8000:63bf:5601:5601
-""".split()  # noqa: SIM905 - same
+""".split()  # noqa: SIM905 (same)
 
 Resolve = Callable[..., list[str]]
 _events: list[tuple[str, Any]] = []

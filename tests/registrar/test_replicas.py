@@ -14,7 +14,7 @@ import pytest
 
 from prefetch_kit.sandbox import Sandbox
 
-REPLICAS, MACHINES = 20, 6
+REPLICAS, MACHINES = 20, 3
 APP = """
 from flask import Flask
 from prefetch_kit import NO_DATA, Prefetch
@@ -122,7 +122,7 @@ def test_one_registrar_of_twenty_replicas(
 def test_replicas_that_share_nothing(
     wx: Sandbox, start_at_once: Callable[..., Counter[str]], tmp_path: Path
 ) -> None:
-    """Each may set the same once, and all are right; whoever comes later changes nothing."""
+    """Each may set the same once, and all are right; those that come later change nothing."""
     state_dirs = [tmp_path / f"state{number}" for number in range(MACHINES)]
     start_at_once(state_dirs)
     first = sets(wx)

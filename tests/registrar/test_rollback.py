@@ -1,4 +1,4 @@
-"""Going back to what stood there before."""
+"""Going back to what WeChat held before."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def test_rollback_restores_exactly(
     rollback: Callable[[], Plan],
     before: dict[str, object],
 ) -> None:
-    """On or off, URL or cloud function: what stood there stands there again."""
+    """On or off, URL or cloud function: WeChat holds again what it held."""
     wx.put_settings(APPID, before | PERIOD)
     apply()
     rollback()
@@ -179,7 +179,7 @@ def test_what_somebody_else_set_since_needs_its_flag(
 def test_rollback_asks_before_it_sends(
     registrar: Registrar, apply: Callable[[], Plan], actions: Callable[[], list[str]]
 ) -> None:
-    """Whoever disapproves keeps what stands there."""
+    """Disapproved, nothing is sent."""
     apply()
     sent = actions()
 
@@ -193,7 +193,7 @@ def test_rollback_asks_before_it_sends(
 
 @pytest.fixture
 def versions(wx: Sandbox, registrar: Registrar) -> list[str]:
-    """Three applies of one half, each to another URL, over what stood there before."""
+    """Three applies of one half, each to another URL, over what WeChat held before."""
     wx.put_settings(APPID, SERVER | PERIOD)
     urls = [f"https://shop.example/v{number}" for number in (1, 2, 3)]
     for url in urls:
@@ -208,7 +208,7 @@ def versions(wx: Sandbox, registrar: Registrar) -> list[str]:
 def test_rollback_to_any_run(
     wx: Sandbox, registrar: Registrar, versions: list[str], run: int, left: str
 ) -> None:
-    """What stood there before the run stands there again, without any flag."""
+    """WeChat holds again what it held before the run, without any flag."""
     registrar.rollback(to=run, approve=lambda _: None)
     assert wx.settings(APPID)["pre_fetch_url"] == f"https://shop.example/{left}"
 
