@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.sandbox import Sandbox
+from tests.registrar.conftest import until
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
@@ -69,10 +69,7 @@ def fleet(config: Path, *words: str) -> "subprocess.Popen[bytes]":
 
 def is_killed_at(process: "subprocess.Popen[bytes]", counted: Counted, calls: int) -> bool:
     """Kill it when WeChat has been asked so often, unless it ends before."""
-    ends_at = time.monotonic() + 600
-    while counted.calls.total() < calls and process.poll() is None:
-        assert time.monotonic() < ends_at, "it never came there"
-        time.sleep(0.001)
+    until(lambda: counted.calls.total() >= calls or process.poll() is not None, within_s=600)
     process.kill()
     return process.wait() == -signal.SIGKILL
 

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from prefetch_kit.registrar import Registrar, Secret, StaticToken, Transport, Wa
 from prefetch_kit.registrar.locks import FLEET, Locks
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.weixin.settings import SettingsApi
+from tests.registrar.conftest import until
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
@@ -176,8 +176,7 @@ def test_a_directory_that_is_removed_ends_the_fleet(
     fleet = merchants.fleet(workers=2)
 
     def remove() -> None:
-        while merchants.wx.count(action="set_pre_fetch") < 3:
-            time.sleep(0.001)
+        until(lambda: merchants.wx.count(action="set_pre_fetch") >= 3)
         directory.rename(directory.with_name("removed"))
 
     removing = threading.Thread(target=remove)
@@ -283,8 +282,7 @@ def test_a_disk_that_fills_up_under_way(merchants: "Merchants") -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill() -> None:
-        while merchants.wx.count(action="set_period_fetch") < 4:
-            time.sleep(0.001)
+        until(lambda: merchants.wx.count(action="set_period_fetch") >= 4)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
 
     filling = threading.Thread(target=fill)
@@ -332,8 +330,7 @@ def test_a_result_that_cannot_be_stored_is_said(merchants: "Merchants") -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill() -> None:
-        while not merchants.told.fleets:
-            time.sleep(0.001)
+        until(lambda: merchants.told.fleets)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
 
     merchants.wx.inject(Fault(kind="delay", action="get", delay_s=1.0))

@@ -4,6 +4,7 @@ import socket
 import socketserver
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,6 +25,16 @@ from prefetch_kit.weixin.transport import Transport
 APPID = "wx01"
 PRE_URL = "https://shop.example/prefetch/pre_fetch"
 PERIOD_URL = "https://shop.example/prefetch/period_fetch"
+
+
+def until(
+    is_so: Callable[[], object], says: Callable[[], str] = str, *, within_s: float = 120
+) -> None:
+    """Wait for what has to come; if it does not, `says` tells what was seen."""
+    ends_at = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < ends_at, says()
+        time.sleep(0.002)
 
 
 class Row(NamedTuple):

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -20,6 +19,7 @@ import pytest
 from prefetch_kit.registrar import gunicorn
 from prefetch_kit.registrar.gunicorn import when_ready
 from prefetch_kit.sandbox import Sandbox
+from tests.registrar.conftest import until
 
 APP = """
 import os
@@ -39,13 +39,6 @@ CONFIG = """
 from prefetch_kit.registrar.gunicorn import when_ready as when_ready
 wsgi_app = "hooked_app:create_app()"
 """
-
-
-def until(is_so: Callable[[], bool], says: Callable[[], str] = str) -> None:
-    ends_at = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < ends_at, says()
-        time.sleep(0.05)
 
 
 class Served:

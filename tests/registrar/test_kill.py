@@ -4,7 +4,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from prefetch_kit.errors import NothingToRollBack
 from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Fault, Sandbox
+from tests.registrar.conftest import until
 
 if TYPE_CHECKING:
     from tests.registrar.conftest import Row
@@ -102,7 +102,8 @@ def test_kill_and_rerun_loses_nothing(
         wx.inject(fault)
     with command() as process:
         try:
-            held_until(process, lambda: reached(wx, state_dir, rows, (halves, outcomes)))
+            until(lambda: reached(wx, state_dir, rows, (halves, outcomes)))
+            assert process.poll() is None
         finally:
             process.kill()
     registrar.apply(wanted, allow=frozenset({"takeover"}), approve=lambda _: None)
@@ -110,14 +111,6 @@ def test_kill_and_rerun_loses_nothing(
     assert wx.settings(APPID)["period_fetch_url"] == wanted["period_fetch"].url
     roll_all_back(registrar)
     assert wx.settings(APPID) == BEFORE
-
-
-def held_until(process: "subprocess.Popen[bytes]", is_there: Callable[[], bool]) -> None:
-    ends_at = time.monotonic() + 30
-    while not is_there():
-        assert process.poll() is None, "it ended by itself"
-        assert time.monotonic() < ends_at, "it never came there"
-        time.sleep(0.02)
 
 
 def reached(
