@@ -169,7 +169,6 @@ def without_incident(reply: Reply) -> Reply:
         (pull("user", token=SHOP.tokens[0]), True),
         (pull("user", token="forged"), True),
         (pull("demands", token=SHOP.tokens[0]), True),
-        (pull("demands", token="forged"), False),
         (pull("shared", code="c"), True),
         (pull("uncached"), False),
         (pull("nothing"), False),
@@ -184,6 +183,18 @@ def test_hits_that_are_written_the_usual_way_are_fast(query: str, is_fast: bool)
     """Everything else goes on to Flask, where the app has a function of its own there."""
     assert Shop().is_fast(query) == is_fast
     assert Shop(is_bare=True).is_fast(query)
+
+
+@pytest.mark.parametrize("is_bare", [False, True])
+@pytest.mark.parametrize("claim", [{}, {"token": "forged"}])
+def test_what_is_kept_for_users_is_given_to_users_alone(
+    is_bare: bool, claim: dict[str, str]
+) -> None:
+    """A page that demands a user keeps one answer for all users, and for nobody else."""
+    shop = Shop(is_bare=is_bare)
+    assert shop.is_fast(pull("demands", token=shop.tokens[0]))
+    assert shop.ask(shop.fast, pull("demands", **claim))[0] == "401 UNAUTHORIZED"
+    assert shop.ask(shop.fast, pull("demands", token=shop.tokens[1]))[2] == b'["wx1"]'
 
 
 def _on_started(shop: Shop) -> None:
@@ -396,22 +407,34 @@ def test_middleware_inside_sees_all_but_hits(middleware: Callable[[Middleware], 
     assert between.seen == [pull("uncached"), pull("shared"), pull("uncached")]
 
 
-@pytest.mark.parametrize("config", [{}, {"PROPAGATE_EXCEPTIONS": True}])
-def test_failures_are_told_as_on_the_slow_way(config: dict[str, Any]) -> None:
-    """To error trackers, with the app's context; and they are raised on where that is asked for."""
-    shop, told = Shop(is_bare=True, **config), list[object]()
+@pytest.mark.parametrize("config", [{"TESTING": True}, {"PROPAGATE_EXCEPTIONS": True}])
+def test_a_failure_is_raised_where_the_app_asks_for_it(config: dict[str, Any]) -> None:
+    """Also where nothing of the app's own would send the pull to Flask."""
+    shop = Shop(is_bare=True, **config)
+    with pytest.raises(ZeroDivisionError):
+        shop.ask(shop.fast, pull("fails"))
 
-    def tell(app: Flask, exception: BaseException) -> None:
-        assert current_app.name == app.name
-        told.append(exception)
+
+def test_a_failure_is_answered_before_flask() -> None:
+    """As the view answers it, with its incident."""
+    shop = Shop(is_bare=True)
+    status, headers, body = shop.ask(shop.fast, pull("fails"))
+    assert (status, body) == ("500 INTERNAL SERVER ERROR", b"")
+    assert dict(headers)["X-Prefetch-Refused"].startswith("failed; incident=")
+    assert shop.requests.count == 0
+
+
+def test_with_an_error_tracker_failures_go_through_flask() -> None:
+    """A tracker looks at the request of what failed."""
+    shop, told = Shop(is_bare=True), list[tuple[object, str]]()
+
+    def tell(_: Flask, exception: BaseException) -> None:
+        told.append((type(exception), request.path))
 
     with got_request_exception.connected_to(tell, shop.app):
-        if config:
-            with pytest.raises(ZeroDivisionError):
-                shop.ask(shop.fast, pull("fails"))
-        else:
-            assert shop.ask(shop.fast, pull("fails"))[0] == "500 INTERNAL SERVER ERROR"
-    assert [type(error) for error in told] == [ZeroDivisionError]
+        assert shop.ask(shop.fast, pull("fails"))[0] == "500 INTERNAL SERVER ERROR"
+    assert told == [(ZeroDivisionError, AT)]
+    assert shop.requests.count == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
-from prefetch_kit.cache import redis_invalidation
+from prefetch_kit.cache import answers, redis_breaker, redis_invalidation
+from prefetch_kit.cache import redis as redis_store
+from prefetch_kit.concurrency.redis_client import Budget
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -295,6 +297,47 @@ def test_a_reply_that_trickles_holds_no_pull_up(
     until(lambda: len(redis.keys("*:answer:*")) == 2)
     proxy.fault = "trickle"
     assert ask(app, query="id=2").status_code == 200
+
+
+@pytest.fixture
+def budgets(monkeypatch: pytest.MonkeyPatch) -> list[Budget]:
+    """The budgets of runs, in the order in which they were given out."""
+    budgets: list[Budget] = []
+
+    def run_budget() -> Budget:
+        budgets.append(redis_breaker.run_budget())
+        return budgets[-1]
+
+    for module in (answers, redis_store, redis_invalidation):
+        monkeypatch.setattr(module, "run_budget", run_budget)
+    return budgets
+
+
+def test_a_pull_waits_for_redis_no_longer_than_its_budget(
+    process: App,
+    prefetch: Prefetch,
+    proxy: Proxy,
+    ask: Ask,
+    budgets: list[Budget],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One budget is used up before the handler runs; nothing else would end the wait."""
+    left_s: list[list[float]] = []
+
+    @prefetch.pre_fetch(PAGE, cache=600)
+    def page(pull: Pull) -> str:
+        left_s.append([budget.left_s for budget in budgets])
+        return pull.query["id"]
+
+    for limit in ("SILENCE_S", "_PATIENCE_S", "_LISTEN_S"):
+        monkeypatch.setattr(redis_breaker, limit, 3600.0)
+    app = process(prefetch, PREFETCH_CACHE_URL=proxy.url)
+    ask(app, query="id=1")
+    budgets.clear()
+    proxy.fault = "freeze"
+    assert ask(app, query="id=2").data == b"2"
+    [[left]] = left_s[1:]
+    assert left <= 0
 
 
 def test_what_is_forgotten_meanwhile_is_told_later(

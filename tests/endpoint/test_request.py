@@ -242,6 +242,21 @@ def test_longest_query_string_is_taken(app: Flask, send: Callable[..., Response]
         assert send(app, target).status_code == status
 
 
+@pytest.mark.parametrize("parse", [PullParser().parse, parse_any])
+@pytest.mark.parametrize("claim", ["", "&token=t"])
+def test_query_string_of_known_parameters_can_be_too_long(
+    parse: Callable[[bytes], Inputs], claim: str
+) -> None:
+    """However short its values are once their escapes are read."""
+    text = f"{VALID}&path=pages/a{claim}&query={'%41' * 4096}".encode()
+    head = text[: 8190 - (8190 - text.index(b"%")) % 3]
+    assert parse(head.ljust(8190, b"A")).asked.page_query.startswith("A" * 2600)
+    for too_long in (head.ljust(8191, b"A"), text):
+        with pytest.raises(PullRefused) as caught:
+            parse(too_long)
+        assert (caught.value.status, caught.value.reason) == (400, "too-long")
+
+
 @pytest.mark.parametrize("registered", ["x=y", "x=y&z", "", "x", "x="])
 def test_second_question_mark_is_repaired(
     app: Flask, send: Callable[..., Response], registered: str
