@@ -20,6 +20,8 @@ from werkzeug.serving import make_server
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+from prefetch_kit.cache import redis_breaker
+
 
 def pytest_sessionstart() -> None:
     """Let Ctrl-C reach what tests start, also where they run in the background.
@@ -153,6 +155,34 @@ def redis(redis_server: RedisServer) -> Iterator[Any]:
 
     with Redis(port=redis_server.port, protocol=2) as client:
         yield client
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """`until(condition)`: waits for what other threads are about to do."""
+
+    def until(condition: Callable[[], bool]) -> None:
+        ends_at = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < ends_at, "waited in vain"
+            time.sleep(0.002)
+
+    return until
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Where a handler can hang; opened when the test is over, so that no thread stays behind."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, Redis is not too slow."""
+    for limit in ("BUDGET_S", "CONNECT_S", "SILENCE_S"):
+        monkeypatch.setattr(redis_breaker, limit, 30.0)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,14 +17,6 @@ def lost() -> list[BaseException]:
 @pytest.fixture
 def make_executor(lost: list[BaseException]) -> Callable[[int], Executor]:
     return lambda threads: Executor(threads, on_lost_error=lost.append)
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """Work can hang here until the test is over."""
-    gate = threading.Event()
-    yield gate
-    gate.set()
 
 
 @pytest.mark.parametrize("seconds", [math.inf, 60])
@@ -70,20 +62,21 @@ def test_a_late_call_is_left_behind(
 
 
 def test_an_error_after_the_deadline_is_reported(
-    make_executor: Callable[[int], Executor], gate: threading.Event, lost: list[BaseException]
+    make_executor: Callable[[int], Executor],
+    gate: threading.Event,
+    lost: list[BaseException],
+    until: Callable[[Callable[[], bool]], None],
 ) -> None:
     """The caller is gone; the error is not."""
-    executor, reported = make_executor(1), threading.Event()
 
     def work() -> None:
         gate.wait()
         raise ValueError("too late")
 
     with pytest.raises(Late):
-        executor.call(work, ends_at=due(0.01))
-    executor._on_lost_error = lambda error: (lost.append(error), reported.set())  # type: ignore[assignment,func-returns-value]
+        make_executor(1).call(work, ends_at=due(0.01))
     gate.set()
-    assert reported.wait(30)
+    until(lambda: lost != [])
     assert [str(error) for error in lost] == ["too late"]
 
 
@@ -135,3 +128,41 @@ def test_a_share_gets_its_threads_back(make_executor: Callable[[int], Executor])
     executor = make_executor(2)
     for _ in range(5):
         assert executor.call(int, ends_at=due(60), share="one") == 0
+
+
+def test_threads_without_work_end(
+    make_executor: Callable[[int], Executor],
+    until: Callable[[Callable[[], bool]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the next work starts a new one."""
+    monkeypatch.setattr("prefetch_kit.concurrency.executor._IDLE_S", 0.001)
+    idle = make_executor(2)
+    for _ in range(3):
+        assert idle.call(threading.get_ident, ends_at=due(60)) != threading.get_ident()
+        until(lambda: idle._threads == 0)
+    assert idle._free == 0
+
+
+def test_a_report_that_fails_costs_no_thread(
+    gate: threading.Event,
+    until: Callable[[Callable[[], bool]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is told on standard error."""
+
+    def fail(_: BaseException) -> None:
+        raise OSError("no log")
+
+    def work() -> None:
+        gate.wait()
+        raise ValueError("too late")
+
+    calls = Executor(1, on_lost_error=fail)
+
+    with pytest.raises(Late):
+        calls.call(work, ends_at=due(0.01))
+    gate.set()
+    until(lambda: calls._free == 1)
+    assert calls.submit(int).result(30) == 0
+    assert "no log" in capsys.readouterr().err

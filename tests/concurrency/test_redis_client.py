@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefetch_kit.addresses import redis_url_problem
+from prefetch_kit.concurrency import redis_client
 from prefetch_kit.concurrency.redis_client import Budget, RedisClient, RedisUnavailable
 from prefetch_kit.secret import Secret
 
@@ -72,6 +73,42 @@ def test_a_frozen_server_costs_the_budget_alone(redis_server: "RedisServer") -> 
     with pytest.raises(RedisUnavailable, match="no answer in time"):
         client.call(lambda pipe: pipe.ping(), budget)
     assert budget.left_s <= 0
+
+
+def test_a_late_reply_is_not_taken_for_that_of_the_next_call(redis_server: "RedisServer") -> None:
+    """Its connection is left to the thread that waits for it."""
+    client = client_of(redis_server.url)
+    client.connect(Budget(10.0))
+    os.kill(redis_server.process.pid, signal.SIGSTOP)
+    with pytest.raises(RedisUnavailable):
+        client.call(lambda pipe: pipe.echo("late"), Budget(0.05))
+    os.kill(redis_server.process.pid, signal.SIGCONT)
+    assert [ask(client, "ECHO", f"{n}") for n in range(3)] == [b"0", b"1", b"2"]
+
+
+def test_calls_that_hang_are_bounded(
+    redis_server: "RedisServer", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those beyond the bound are refused at once, and cost none of their budget's time."""
+    monkeypatch.setattr(redis_client, "_CALLS_AT_ONCE", 2)
+    client = client_of(redis_server.url)
+    client.connect(Budget(10.0))
+    os.kill(redis_server.process.pid, signal.SIGSTOP)
+    for said in ("no answer in time", "no answer in time", "too many calls are under way"):
+        with pytest.raises(RedisUnavailable, match=said):
+            client.call(lambda pipe: pipe.ping(), Budget(0.05))
+
+
+def test_each_refused_command_is_told(redis_server: "RedisServer") -> None:
+    """To the one who may log it; the other replies come as ever."""
+    refused: list[str] = []
+    client = RedisClient(
+        Secret(redis_server.url),
+        silence_s=5.0,
+        on_refusal=lambda error: refused.append(type(error).__name__),
+    )
+    client.call(lambda pipe: pipe.set("text", "x").incr("text").lpush("text", "y"), Budget(10.0))
+    assert refused == ["ResponseError", "ResponseError"]
 
 
 def test_an_error_tells_nothing_of_the_address() -> None:

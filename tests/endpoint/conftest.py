@@ -4,7 +4,6 @@ import gc
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
@@ -18,7 +17,6 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch
-from prefetch_kit.cache import redis_breaker
 from prefetch_kit.concurrency import executor
 
 if TYPE_CHECKING:
@@ -124,34 +122,6 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.DEBUG)
     format_record = logging.Formatter("%(levelname)s %(message)s").format
     return lambda: [format_record(record) for record in caplog.records]
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    """`until(condition)`: waits for what other threads are about to do."""
-
-    def until(condition: Callable[[], bool]) -> None:
-        ends_at = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < ends_at, "waited in vain"
-            time.sleep(0.002)
-
-    return until
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """Where a handler can hang; opened when the test is over, so that no thread stays behind."""
-    gate = threading.Event()
-    yield gate
-    gate.set()
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, Redis is not too slow."""
-    for limit in ("BUDGET_S", "CONNECT_S", "SILENCE_S"):
-        monkeypatch.setattr(redis_breaker, limit, 30.0)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -21,6 +21,7 @@ from itsdangerous import Signer
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, UserIdError
+from prefetch_kit.endpoint import background_tokens
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens
 from prefetch_kit.endpoint.login_codes import CodeLogins
 from prefetch_kit.endpoint.login_limits import MAX_ASKING, LoginLimits
@@ -68,6 +69,16 @@ def mutations(token: str) -> Iterator[str]:
         yield token[:at] + token[at + 1 :]
 
 
+def test_verified_tokens_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come, and each still proves its user."""
+    monkeypatch.setattr(background_tokens, "VERIFIED_KEPT", 3)
+    judge = tokens()
+    for n in range(20):
+        token = judge.issue(f"user {n}", appid="wx1")
+        assert judge.verify(token, appid="wx1") == f"user {n}"
+        assert len(judge._verified) == n % 3 + 1
+
+
 def test_no_byte_of_a_token_can_change() -> None:
     """Of over 50,000 tokens one byte away from a valid one, none proves a user."""
     judge, tried = tokens(), 0
@@ -90,7 +101,7 @@ def test_only_the_canonical_encoding_passes(user_id: str) -> None:
         assert (other == token) == (judge.verify(other, appid="wx1") == user_id)
 
 
-@settings(database=None, deadline=None, max_examples=300)
+@settings(database=None, deadline=None, max_examples=150)
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{1,150}\.[A-Za-z0-9_-]{43}", fullmatch=True))
 def test_made_up_token_proves_nobody(token: str) -> None:
     """No text of any shape is a user, and none raises."""

@@ -251,6 +251,24 @@ def test_handlers_of_any_length_hold_nobody_up(
     assert max(took_s) < 30  # most of those that were left were to take longer
 
 
+@pytest.mark.parametrize("cache", [None, 30])
+def test_no_thread_left_in_the_system_is_busy(
+    make_app: App, prefetch: Prefetch, monkeypatch: pytest.MonkeyPatch, cache: float | None
+) -> None:
+    """`can't start new thread` is no failure of the handler, and soon over."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    prefetch.pre_fetch(cache=cache)(lambda _: "data")
+    pull = make_app(prefetch).test_client().get
+    target = "/prefetch/pre_fetch?appid=wx1&timestamp=1700000000"
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert outcome(pull(target)) == BUSY
+    assert outcome(pull(target)) == (200, "", b"data")
+
+
 def test_threads_serve_again(make_app: App, prefetch: Prefetch, ask: Ask) -> None:
     """A pull finds the thread that the one before it has left."""
     prefetch.pre_fetch(deadline=60)(lambda _: threading.get_ident())

@@ -236,6 +236,28 @@ def test_traceback_shows_no_credential(make_app: App, prefetch: Prefetch, ask: A
     assert not [text for text in heard if "canary" in text]
 
 
+@pytest.mark.parametrize("cache", [None, 60])
+def test_traceback_begins_close_to_the_handler(
+    make_app: App,
+    prefetch: Prefetch,
+    ask: Ask,
+    caplog: pytest.LogCaptureFixture,
+    cache: float | None,
+) -> None:
+    """In the log and for a tracker, at most four frames of the kit's own come before it."""
+    prefetch.pre_fetch(cache=cache)(divide)
+    app, seen = make_app(prefetch), list[traceback.StackSummary]()
+
+    def track(_: object, exception: Exception) -> None:
+        seen.append(traceback.extract_tb(exception.__traceback__))
+
+    with got_request_exception.connected_to(track, app):
+        ask(app)
+    seen += [traceback.extract_tb(each.exc_info[2]) for each in caplog.records if each.exc_info]
+    assert len(seen) == 2
+    assert max([frame.name for frame in frames].index("divide") for frames in seen) <= 4
+
+
 @pytest.mark.parametrize(
     ("signal", "handler", "answer"),
     [

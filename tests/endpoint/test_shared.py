@@ -8,7 +8,8 @@ import pytest
 from flask import Flask
 from werkzeug.wrappers import Response
 
-from prefetch_kit import NO_DATA, Prefetch, Pull, pull_served
+from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, pull_served
+from prefetch_kit.endpoint.app_state import process_of
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -51,6 +52,36 @@ def test_what_one_process_made_all_serve(
     settled()
     assert [ask(second, query=f"id={n}&other=x").data for n in range(3)] == made
     assert ran == ["0", "1", "2"]
+
+
+def test_one_thread_is_enough_to_share(
+    process: App, prefetch: Prefetch, ran: list[str], ask: Ask, settled: Settled
+) -> None:
+    """Where no other thread is free, the one that made an answer shares it."""
+    made = ask(process(prefetch, PREFETCH_THREADS=1)).data
+    settled()
+    assert ask(process(prefetch, PREFETCH_THREADS=1)).data == made
+    assert len(ran) == 1
+
+
+def test_a_handler_that_reads_more_leaves_no_old_answer_behind(
+    process: App, prefetch: Prefetch, ask: Ask, settled: Settled, until: Until
+) -> None:
+    """A new process would find what an earlier run made without reading so much."""
+    reads_id: list[bool] = []
+
+    @prefetch.pre_fetch(PAGE, cache=CachePolicy(fresh=1e-6))
+    def page(pull: Pull) -> str:
+        return f"new {pull.query.get('id')}" if reads_id else "old"
+
+    app = process(prefetch)
+    assert ask(app, query="id=1").data == b"old"
+    settled()
+    reads_id.append(True)
+    until(lambda: ask(app, query="id=1").data == b"new 1")
+    settled()
+    until(lambda: not process_of(app).cache._flights._flights)
+    assert ask(process(prefetch), query="id=2").data == b"new 2"
 
 
 def test_users_and_mini_programs_stay_apart(

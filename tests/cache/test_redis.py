@@ -1,0 +1,159 @@
+"""Answers, leases and invalidations in a real Redis, as one store sees them."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefetch_kit.cache.entry import Entry
+from prefetch_kit.cache.invalidation import Invalidations, Mark
+from prefetch_kit.cache.redis import RedisStore, SharedAnswer, SharedRun
+from prefetch_kit.cache.scope import Scope
+from prefetch_kit.concurrency.redis_client import Budget
+from prefetch_kit.endpoint.users import Request
+from prefetch_kit.logs import SafeLogger
+from prefetch_kit.secret import Secret
+
+if TYPE_CHECKING:
+    from tests.conftest import RedisServer
+
+MakeEntry = Callable[..., Entry]
+MakeRun = Callable[[], SharedRun]
+OTHERS: Mark = ("prefetch", None, "nobody", None)
+
+pytestmark = pytest.mark.usefixtures("patient")
+
+
+@pytest.fixture
+def make_store(redis_server: "RedisServer") -> Callable[[], RedisStore]:
+    """`make_store()`: what one process of the deployment has; it listens only when told to."""
+
+    def make_store() -> RedisStore:
+        return RedisStore(
+            Secret(redis_server.url),
+            namespace="shop",
+            release="1",
+            invalidations=Invalidations(),
+            logger=SafeLogger(logging.getLogger("shop")),
+        )
+
+    return make_store
+
+
+@pytest.fixture
+def store(make_store: Callable[[], RedisStore]) -> RedisStore:
+    return make_store()
+
+
+@pytest.fixture
+def make_run(
+    store: RedisStore,
+    make_scope: Callable[[str], Scope],
+    make_request: Callable[..., Request],
+) -> MakeRun:
+    """`make_run()`: a run of a handler that reads nothing."""
+    scope = make_scope("page")
+    scope.read_sets.add(())
+    return lambda: store.run(b"run", scope, make_request(), Budget(30.0))
+
+
+def share(run: SharedRun, entry: Entry) -> bytes:
+    """Share an answer to the request of a run; its key."""
+    [(key, _)] = run._keys
+    run.publish(SharedAnswer((), key, entry))
+    return key
+
+
+def found(run: SharedRun) -> bytes | None:
+    answer = run.find()
+    return answer and answer.entry.body
+
+
+def test_no_data_of_an_older_run_drops_nothing(
+    store: RedisStore, make_run: MakeRun, make_entry: MakeEntry
+) -> None:
+    """What it did not find may have been made since."""
+    key = share(make_run(), make_entry(b"new", began_ago_s=100.0))
+    store.drop(key, began_at=time.monotonic() - 200)
+    assert found(make_run()) == b"new"
+    store.drop(key, began_at=time.monotonic() - 50)
+    assert found(make_run()) is None
+
+
+def test_an_answer_of_an_older_run_replaces_nothing(
+    make_run: MakeRun, make_entry: MakeEntry
+) -> None:
+    """It is only found where no later one is."""
+    share(make_run(), make_entry(b"old", began_ago_s=200.0))
+    share(make_run(), make_entry(b"new", began_ago_s=100.0))
+    share(make_run(), make_entry(b"old", began_ago_s=200.0))
+    assert found(make_run()) == b"new"
+
+
+def test_a_lease_is_for_one_run_at_a_time(make_run: MakeRun) -> None:
+    """It ends with its run, and no other run can end it."""
+    first, second = make_run(), make_run()
+    assert first.lease(60) == (True, None)
+    assert second.lease(60) == (False, None)
+    second.publish(None)
+    assert second.lease(60) == (False, None)
+    first.publish(None)
+    assert second.lease(60) == (True, None)
+
+
+def test_an_answer_shared_a_moment_before_comes_with_the_lease(
+    make_run: MakeRun, make_entry: MakeEntry
+) -> None:
+    """The run that made it ended between the search and the lease."""
+    first, second = make_run(), make_run()
+    assert (found(second), first.lease(60)) == (None, (True, None))
+    share(first, make_entry(b"made"))
+    is_ours, answer = second.lease(60)
+    assert is_ours
+    assert answer is not None
+    assert answer.entry.body == b"made"
+
+
+def test_a_run_spends_one_budget(make_run: MakeRun, redis: Any) -> None:
+    """What the search used up is missing to the lease, which everybody then has."""
+    run = make_run()
+    run._budget.left_s = 0.0
+    assert run.find() is None
+    assert run.lease(60) == (True, None)
+    assert redis.keys("*:run:*") == []
+
+
+def test_what_redis_refuses_is_sent_again(
+    make_store: Callable[[], RedisStore], make_entry: MakeEntry, redis: Any
+) -> None:
+    """Out of memory, it answers each record with an error, as often as it is tried."""
+    store, other = make_store(), make_store()
+    store.listen()
+    redis.config_set("maxmemory", 1)
+    store.invalidate([("prefetch", None, None, None)])
+    store.listen()
+    other.listen()
+    assert store.invalidations.cover(make_entry())
+    assert not other.invalidations.cover(make_entry())
+    redis.config_set("maxmemory", 0)
+    store.listen()
+    other.listen()
+    assert other.invalidations.cover(make_entry())
+
+
+def test_what_was_read_once_is_not_read_again(
+    make_store: Callable[[], RedisStore], make_entry: MakeEntry
+) -> None:
+    """A new answer stays, whatever was invalidated before it."""
+    store, other = make_store(), make_store()
+    store.listen()
+    store.invalidate([("prefetch", None, None, None)])
+    other.listen()
+    position = other.invalidations.last
+    for _ in range(3):
+        store.invalidate([OTHERS])
+        other.listen()
+    assert other.invalidations.last > position
+    assert not other.invalidations.cover(make_entry(position=position))
