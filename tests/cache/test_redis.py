@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,6 +142,23 @@ def test_what_redis_refuses_is_sent_again(
     store.listen()
     other.listen()
     assert other.invalidations.cover(make_entry())
+
+
+def test_threads_that_send_take_nothing_from_each_other(
+    make_store: Callable[[], RedisStore], make_entry: MakeEntry, redis: Any
+) -> None:
+    """Each invalidation that waited for Redis is sent, and no thread fails."""
+    store, other = make_store(), make_store()
+    store.listen()
+    redis.config_set("maxmemory", 1)
+    for n in range(100):
+        store.invalidate([("prefetch", None, f"user {n}", None)])
+    redis.config_set("maxmemory", 0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: store.listen(), range(8)))
+    other.listen()
+    assert all(other.invalidations.cover(make_entry(user_id=f"user {n}")) for n in range(100))
+    assert not other.invalidations.cover(make_entry(user_id="nobody"))
 
 
 def test_what_was_read_once_is_not_read_again(
