@@ -56,7 +56,7 @@ def until() -> Callable[[Callable[[], object]], None]:
         ends_at = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < ends_at, "it did not happen within a minute"
-            time.sleep(0.01)
+            time.sleep(0.002)
 
     return until
 
@@ -155,19 +155,6 @@ def redis(redis_server: RedisServer) -> Iterator[Any]:
 
     with Redis(port=redis_server.port, protocol=2) as client:
         yield client
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    """`until(condition)`: waits for what other threads are about to do."""
-
-    def until(condition: Callable[[], bool]) -> None:
-        ends_at = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < ends_at, "waited in vain"
-            time.sleep(0.002)
-
-    return until
 
 
 @pytest.fixture
