@@ -15,19 +15,11 @@ BANNED = {
 # A variable `line` may be a line of text. A module, a class or an attribute of that name is not.
 LINE = {"line"}
 ORDINARY = re.compile(r"command line|in place|carr(y|ies|ied) out|take its place", re.IGNORECASE)
-# Still to be renamed; this set shrinks to nothing.
-EXEMPT = {
-    *("prefetch_kit/endpoint", "prefetch_kit/registrar", "prefetch_kit/weixin"),
-    *("tests/endpoint", "tests/registrar", "tests/weixin"),
-}
 FOLDERS = ("prefetch_kit", "tests", "benchmarks", "example_app")
 MODULES = sorted(
-    path.relative_to(ROOT)
-    for folder in FOLDERS
-    for path in (ROOT / folder).rglob("*.py")
-    if not any(path.is_relative_to(ROOT / exempt) for exempt in EXEMPT)
+    path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
 )
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks/README.md"]
 
 
 def words(identifier: str) -> set[str]:

@@ -157,7 +157,7 @@ def test_where_a_platform_has_no_locks_of_open_files(
     try_lock(locks, "a")
 
 
-def test_a_link_in_the_files_place_is_not_followed(locks: RangeLocks, path: Path) -> None:
+def test_a_link_instead_of_the_file_is_not_followed(locks: RangeLocks, path: Path) -> None:
     """It could make us create or lock a file elsewhere."""
     path.symlink_to(path.with_name("elsewhere"))
     with pytest.raises(OSError, match="symbolic links"):

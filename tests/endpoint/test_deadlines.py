@@ -118,7 +118,7 @@ def test_run_that_hangs_is_given_up_at_its_deadline(
         assert outcome(waiting.result()) == outcome(ask(app)) == (200, "", b"run 2")
 
 
-def test_runs_that_hang_in_place_of_others_leave_threads(
+def test_runs_that_hang_instead_of_others_leave_threads(
     make_app: App, prefetch: Prefetch, ask: Ask, hang: Hang
 ) -> None:
     """However often a page is tried anew, half of the threads are for other pages."""
@@ -137,7 +137,7 @@ def test_runs_that_hang_in_place_of_others_leave_threads(
 
 
 @pytest.mark.parametrize("ids", ["12", "21"])
-def test_slow_run_answers_those_that_wait_for_the_one_in_its_place(
+def test_slow_run_answers_those_that_wait_for_the_one_that_follows(
     make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, until: Until, ids: str
 ) -> None:
     """Whom its answer is for, and nobody else, whoever of them began that other run."""

@@ -87,7 +87,7 @@ def _add_error_pages(app: Flask, *, catch_all: bool) -> None:
 
 
 def embed(app: Flask) -> Flask:
-    """Put the kit into every place it can stand in, two instances of it."""
+    """Register the kit at every prefix, two instances of it."""
 
     def fail(_pull: Pull) -> NoReturn:
         raise ZeroDivisionError("canary")
@@ -171,7 +171,7 @@ def test_limits_of_the_app_stay(send: Send, body: bytes) -> None:
     assert replies[0].status_code == (200 if body == b"small" else 413)
 
 
-PLACES = [
+PREFIXES = [
     ("/prefetch/pre_fetch", "shop.example", "en"),
     ("/again/pre_fetch", "shop.example", "en"),
     ("/zh/p/wx1/pre_fetch", "shop.example", "zh"),
@@ -181,7 +181,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("catch_all", [True, False])
-@pytest.mark.parametrize(("place", "host", "lang"), PLACES)
+@pytest.mark.parametrize(("prefix", "host", "lang"), PREFIXES)
 @pytest.mark.parametrize(
     ("method", "query", "status", "body"),
     [
@@ -196,9 +196,9 @@ PLACES = [
         ("FOO", f"{QUERY}&path=pages/index", 405, b""),
     ],
 )
-def test_kit_behaves_the_same_in_every_place(
+def test_kit_behaves_the_same_at_every_prefix(
     send: Send,
-    place: str,
+    prefix: str,
     host: str,
     lang: str,
     catch_all: bool,
@@ -209,7 +209,7 @@ def test_kit_behaves_the_same_in_every_place(
 ) -> None:
     """No error page of the app gets in between, while its hooks and response class still work."""
     app, ended = build(catch_all=catch_all)
-    reply = send(embed(app), f"{place}?{query}", method=method, host=host)
+    reply = send(embed(app), f"{prefix}?{query}", method=method, host=host)
     assert (reply.status_code, reply.data) == (status, body)
     assert (status == 200) != ("X-Prefetch-Refused" in reply.headers)
     assert reply.headers["Content-Type"] == "application/json; charset=utf-8"

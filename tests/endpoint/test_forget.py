@@ -16,12 +16,12 @@ from prefetch_kit.cache.invalidation import Invalidations
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
 Until = Callable[[Callable[[], bool]], None]
-Place = tuple[str, str | None, str]
+Case = tuple[str, str | None, str]
 
 PAGES = ("pages/a", "pages/b")
 USERS = ("alice", "bob", None)
 APPIDS = ("wx1", "wx2")
-PLACES: list[Place] = list(product(PAGES, USERS, APPIDS))
+CASES: list[Case] = list(product(PAGES, USERS, APPIDS))
 
 
 def forget(app: Flask, prefetch: Prefetch, **what: str | None) -> None:
@@ -49,17 +49,17 @@ def test_what_is_named_is_forgotten_and_nothing_else(
 ) -> None:
     """Each of the three narrows what is forgotten."""
 
-    def answers() -> dict[Place, bytes]:
-        return {p: ask(shop, path=p[0], token=p[1], appid=p[2]).data for p in PLACES}
+    def answers() -> dict[Case, bytes]:
+        return {p: ask(shop, path=p[0], token=p[1], appid=p[2]).data for p in CASES}
 
     before = answers()
     assert answers() == before
     forget(shop, prefetch, page=page, user_id=user, appid=appid)
     after = answers()
     named = {
-        p for p in PLACES if page in (None, p[0]) and user in (None, p[1]) and appid in (None, p[2])
+        p for p in CASES if page in (None, p[0]) and user in (None, p[1]) and appid in (None, p[2])
     }
-    assert {p for p in PLACES if after[p] != before[p]} == named
+    assert {p for p in CASES if after[p] != before[p]} == named
     assert answers() == after
 
 

@@ -443,7 +443,7 @@ def test_a_mark_that_cannot_be_read_forgets_everything(
     until(lambda: ask(app).data != made)
 
 
-def test_something_else_in_place_of_the_marks(
+def test_something_else_instead_of_the_marks(
     process: App,
     prefetch: Prefetch,
     ran: list[str],

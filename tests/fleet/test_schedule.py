@@ -155,7 +155,7 @@ def test_who_has_nothing_to_do_proves_nothing() -> None:
     assert not waiter.is_alive()
 
 
-def test_who_tries_again_leaves_its_place_to_others() -> None:
+def test_who_tries_again_lets_others_go_first() -> None:
     """Else all workers would wait for one who waits for a worker."""
     made = schedule(Apps(2), canary=1)
     made.finish(following(made), fine=True, failed=False)

@@ -230,7 +230,7 @@ def test_only_the_owner_may_read(merchants: "Merchants", directory: Path) -> Non
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
-def test_garbage_in_place_of_the_journal(merchants: "Merchants", directory: Path) -> None:
+def test_garbage_instead_of_the_journal(merchants: "Merchants", directory: Path) -> None:
     """What cannot be recorded is not sent, and garbage is not overwritten."""
     merchants.add(2)
     directory.mkdir(parents=True, mode=0o700)
@@ -242,7 +242,7 @@ def test_garbage_in_place_of_the_journal(merchants: "Merchants", directory: Path
     assert (directory / "journal.sqlite3").read_bytes() == b"garbage " * 512
 
 
-def test_a_file_in_place_of_the_directory(merchants: "Merchants") -> None:
+def test_a_file_instead_of_the_directory(merchants: "Merchants") -> None:
     """A state directory that cannot be made stops the fleet before its first call."""
     merchants.add(2)
     (merchants.folder / "state").write_text("")

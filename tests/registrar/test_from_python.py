@@ -161,7 +161,7 @@ def test_a_password_in_a_url_is_not_told() -> None:
         assert "canary" not in str(caught.value) + repr(vars(caught.value))
 
 
-def test_a_token_in_place_of_its_source(root: Path) -> None:
+def test_a_token_instead_of_its_source(root: Path) -> None:
     """It is not shown."""
     token: Any = "canary-token"
     with pytest.raises(ConfigError, match="tokens is neither") as caught:

@@ -84,7 +84,7 @@ def held(state_dir: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
-def test_garbage_in_place_of_the_journal(
+def test_garbage_instead_of_the_journal(
     wx: Sandbox, apply: Callable[[], Plan], state_dir: Path
 ) -> None:
     """What cannot be recorded is not sent."""
@@ -95,7 +95,7 @@ def test_garbage_in_place_of_the_journal(
     assert wx.settings(APPID) == {}
 
 
-def test_a_file_in_place_of_the_directory(
+def test_a_file_instead_of_the_directory(
     wx: Sandbox, apply: Callable[[], Plan], state_dir: Path
 ) -> None:
     """A state directory that cannot be made stops the apply."""

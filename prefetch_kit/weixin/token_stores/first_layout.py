@@ -62,7 +62,7 @@ def _lock(path: Path, wait_s: float, held: ExitStack) -> None:
 
 def _read(path: Path, codec: Codec[_T]) -> _T | None:
     try:
-        with open(path, "rb", opener=_open_in_place) as file:
+        with open(path, "rb", opener=_open_plain_file) as file:
             check_owner(path, os.fstat(file.fileno()))
             return codec.read(file.read(_MAX_BYTES))
     except FileNotFoundError:
@@ -72,6 +72,6 @@ def _read(path: Path, codec: Codec[_T]) -> _T | None:
     raise problem
 
 
-def _open_in_place(path: str, flags: int) -> int:
+def _open_plain_file(path: str, flags: int) -> int:
     # O_NONBLOCK: a pipe with the file's name must not block.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
