@@ -161,7 +161,7 @@ def test_what_is_no_plan_at_all(tmp_path: Path, content: bytes) -> None:
             changes(path)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     """A missing directory is said, not a traceback."""
     with pytest.raises(PlanUnusable, match="cannot be written"):
         write_plans(tmp_path / "none" / "plan.json", [], wechat=WECHAT)

@@ -367,7 +367,7 @@ def test_a_read_only_directory_is_named(
     assert CANARY not in str(caught.value)
 
 
-def test_a_file_in_the_directorys_place_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_directory_is_refused(tmp_path: Path) -> None:
     """A state directory that is a file does not end in a traceback."""
     (tmp_path / "state").write_text("")
     store = opened(tmp_path / "state" / "tokens.sqlite3")
