@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
+from itertools import count
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -78,7 +79,7 @@ def send(port_of: Callable[[Flask], int]) -> Callable[..., Response]:
             connection.sendall(method.encode() + b" " + raw + head + body)
             with HTTPResponse(connection, method=method) as reply:
                 reply.begin()
-                # In a list, or Response would set a Content-Length of its own.
+                # In a list, or Response would add a Content-Length.
                 return Response([reply.read()], reply.status, reply.getheaders())
 
     return send
@@ -149,7 +150,31 @@ def process(
     for app in apps:
         app.logger.disabled = True  # it listens a while longer, and would miss this Redis
     apps.clear()
-    gc.collect()  # whoever listens for an app ends with it; hundreds would keep the machine busy
+    gc.collect()  # ends the threads that listen for these apps; hundreds would take the machine
+
+
+@pytest.fixture
+def until_shared(
+    ask: Callable[..., Response],
+    until: Callable[[Callable[[], bool]], None],
+    settled: Callable[[], None],
+) -> Callable[[Flask, Flask], str]:
+    """`until_shared(a, b)`: waits until `b` takes an answer of `a`; gives the query of it."""
+    ids = count(1000)
+    query = ""
+
+    def until_shared(one: Flask, other: Flask) -> str:
+        def takes() -> bool:
+            nonlocal query
+            query = f"id={next(ids)}"
+            made = ask(one, query=query).data
+            settled()
+            return bool(ask(other, query=query).data == made)
+
+        until(takes)
+        return query
+
+    return until_shared
 
 
 @pytest.fixture

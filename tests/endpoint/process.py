@@ -1,4 +1,4 @@
-"""A process of its own that shares answers; each line of its standard input is something to do.
+"""A process that shares answers; each line of its standard input is a command.
 
 Its `PREFETCH_` settings come from the environment.
 """

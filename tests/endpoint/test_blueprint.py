@@ -79,7 +79,7 @@ def test_url_for_names_the_endpoints(app: Flask) -> None:
 
 
 def test_one_instance_twice_and_two_instances(make_app: App, send: Send) -> None:
-    """Every registration answers at its own URL, with its own handlers."""
+    """Every registration answers under its own prefix, with its own handlers."""
     shop, news = Prefetch("shop", __name__), Prefetch("news", __name__)
     shop.pre_fetch()(lambda _: "shop")
     news.pre_fetch()(lambda _: "news")
@@ -87,7 +87,7 @@ def test_one_instance_twice_and_two_instances(make_app: App, send: Send) -> None
     app.register_blueprint(shop, url_prefix="/a")
     app.register_blueprint(shop, url_prefix="/b", name="again")
     app.register_blueprint(news, url_prefix="/c")
-    bodies = {url: send(app, f"/{url}/pre_fetch?{QUERY}").data for url in "abc"}
+    bodies = {prefix: send(app, f"/{prefix}/pre_fetch?{QUERY}").data for prefix in "abc"}
     assert bodies == {"a": b"shop", "b": b"shop", "c": b"news"}
     with app.test_request_context():
         assert url_for("again.pre_fetch") == "/b/pre_fetch"

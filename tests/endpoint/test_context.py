@@ -176,7 +176,7 @@ def asked(prefetch: Prefetch) -> list[object]:
     return []
 
 
-def whoever(asked: list[object]) -> str:
+def user_of(asked: list[object]) -> str:
     around = surroundings()
     asked.append([around["request"], around["g"], around["app"], has_app_context()])
     return "alice"
@@ -186,7 +186,7 @@ def test_token_verifier_does_not_see_the_request(
     app: App, prefetch: Prefetch, ask: Ask, asked: list[object]
 ) -> None:
     """It is asked by handlers, by the cache and before the handler, and always the same way."""
-    prefetch.token_verifier(lambda _appid, _token: whoever(asked))
+    prefetch.token_verifier(lambda _appid, _token: user_of(asked))
     shop = app(prefetch)
     for page in PAGES * 2:
         assert ask(shop, path=page, token="t", tenant="acme").json == {"user": "alice"}
@@ -197,7 +197,7 @@ def test_code_user_does_not_see_the_request(
     app: App, prefetch: Prefetch, ask: Ask, asked: list[object]
 ) -> None:
     """The same for whom WeChat says a code is."""
-    prefetch.code_user(lambda _appid, _openid, _unionid: whoever(asked))
+    prefetch.code_user(lambda _appid, _openid, _unionid: user_of(asked))
     with Sandbox() as wx:
         wx.add_app("wx1", secret="a-secret")
         wx.add_user("wx1", "o-alice")

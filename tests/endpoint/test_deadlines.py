@@ -80,7 +80,7 @@ def test_deadline_of_the_app_holds_where_a_page_has_none(
 def test_late_answer_of_a_cached_handler_is_kept(
     make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, until: Until
 ) -> None:
-    """All who waited are refused at their deadline; whoever comes later finds it."""
+    """Pulls that waited are refused at their deadline; later ones find it."""
     ran = count(1)
 
     def handler(_: Pull) -> int:
@@ -118,7 +118,7 @@ def test_run_that_hangs_is_given_up_at_its_deadline(
         assert outcome(waiting.result()) == outcome(ask(app)) == (200, "", b"run 2")
 
 
-def test_runs_that_hang_instead_of_others_leave_threads(
+def test_attempts_that_hang_leave_threads(
     make_app: App, prefetch: Prefetch, ask: Ask, hang: Hang
 ) -> None:
     """However often a page is tried anew, half of the threads are for other pages."""
@@ -137,10 +137,10 @@ def test_runs_that_hang_instead_of_others_leave_threads(
 
 
 @pytest.mark.parametrize("ids", ["12", "21"])
-def test_slow_run_answers_those_that_wait_for_the_one_that_follows(
+def test_slow_attempt_answers_pulls_that_wait_for_a_newer_one(
     make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, until: Until, ids: str
 ) -> None:
-    """Whom its answer is for, and nobody else, whoever of them began that other run."""
+    """Those that its answer is for, and no others, whichever of them began the newer one."""
     ran: list[str] = []
     slow = Event()
 
@@ -417,7 +417,7 @@ def test_failure_that_only_others_wait_for_is_told(
 
 
 def run_script(path: Path, script: str) -> str:
-    """What a program of its own says; it has to end within a minute."""
+    """What a separate program prints; it has to end within a minute."""
     path.write_text(PREAMBLE + script)
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", path],

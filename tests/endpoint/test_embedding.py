@@ -1,4 +1,4 @@
-"""An app with a mind of its own keeps all its behaviour, and the kit works inside it."""
+"""An app with unusual parts keeps all its behaviour, and the kit works inside it."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -87,7 +87,7 @@ def _add_error_pages(app: Flask, *, catch_all: bool) -> None:
 
 
 def embed(app: Flask) -> Flask:
-    """Register the kit at every prefix, two instances of it."""
+    """Two instances of the blueprint, registered in every way there is."""
 
     def fail(_pull: Pull) -> NoReturn:
         raise ZeroDivisionError("canary")

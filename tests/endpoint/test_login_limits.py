@@ -161,7 +161,7 @@ def test_code_that_was_turned_away_is_not_spent(
 
 
 def test_one_apps_flood_is_not_anothers(allowance: LoginLimits) -> None:
-    """Each mini program has a budget of its own."""
+    """Each mini program has its own budget."""
     asked = [ask(allowance, appid="wx1") for _ in range(2 * BURST)]
     assert asked.count(None) == BURST
     assert ask(allowance, appid="wx2") is None

@@ -235,7 +235,7 @@ DIFFERENT: dict[str, tuple[Read, tuple[Parameters, Parameters]]] = {
 def test_pulls_that_differ_in_what_is_read_do_not_share(
     serve: Serve, ask: Ask, runs: list[Pull], case: tuple[Read, tuple[Parameters, Parameters]]
 ) -> None:
-    """Each has a run and an answer of its own, which it gets again."""
+    """Each has its own run and answer, which it gets again."""
     read, (one, other) = case
     app = serve(read)
     replies = [ask(app, **parameters) for parameters in (one, other, one, other)]

@@ -30,7 +30,7 @@ def wx() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def app(make_app: Callable[..., Flask], prefetch: Prefetch, wx: Sandbox, tmp_path: Path) -> Flask:
-    """An app for any merchant, and one mini program that has an AppSecret of its own."""
+    """An app for any merchant, and one mini program with its own AppSecret."""
     prefetch.pre_fetch("mine", login_required=True)(lambda pull: pull.user_id)
     prefetch.code_user(lambda _appid, openid, _unionid: openid)
     app = make_app(
@@ -57,7 +57,7 @@ def app(make_app: Callable[..., Flask], prefetch: Prefetch, wx: Sandbox, tmp_pat
 def test_codes_are_exchanged_the_way_the_settings_say(
     app: Flask, wx: Sandbox, ask: Callable[..., Response], appid: str, path: str
 ) -> None:
-    """By the platform for its merchants, by its own secret for whoever has one."""
+    """By the platform for its merchants; by its own AppSecret where a mini program has one."""
     code = wx.login_code(appid, f"o-{appid}")
     assert ask(app, appid=appid, path="mine", code=code).data == f"o-{appid}".encode()
     assert wx.count(path=path) == 1

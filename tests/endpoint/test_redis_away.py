@@ -28,21 +28,20 @@ Ask = Callable[..., Response]
 Until = Callable[[Callable[[], bool]], None]
 Logged = Callable[[], list[str]]
 
-SECONDS = 0.7
 PAGE = "pages/index/index"
 _PAUSES_S = {"drip": 0.015, "trickle": 0.001}  # after each byte
 _RESET = struct.pack("ii", 1, 0)  # closing says RST
 
 
 class Proxy:
-    """What lies between an app and its Redis, and can go wrong: `fault` says how."""
+    """The network between an app and its Redis; `fault` says what is wrong with it."""
 
     def __init__(self, port: int) -> None:
         self.fault = ""
         self._to = ("127.0.0.1", port)
         self._open: list[socket.socket] = []
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._door.getsockname()[1]}"
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listening.getsockname()[1]}"
         self._start(self._take)
 
     def _start(self, work: Callable[..., None], *args: socket.socket) -> None:
@@ -51,7 +50,7 @@ class Proxy:
     def _take(self) -> None:
         with suppress(OSError):
             while True:
-                inside = self._door.accept()[0]
+                inside = self._listening.accept()[0]
                 inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each byte at once
                 self._open.append(inside)
                 self._start(self._join, inside)
@@ -105,8 +104,8 @@ class Proxy:
     def close(self) -> None:
         self.fault = ""
         with suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)
-        for each in (self._door, *self._open):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        for each in (self._listening, *self._open):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
@@ -150,6 +149,11 @@ class Traffic:
         for thread in self._threads:
             thread.join()
 
+    def until_more(self, until: Until, pulls: int = 400) -> None:
+        """Wait until this many more pulls were answered."""
+        before = len(self.took_s)
+        until(lambda: len(self.took_s) >= before + pulls)
+
     def _pull(self) -> None:
         client = self._app.test_client()
         at = f"/prefetch/pre_fetch?appid=wx1&timestamp=1700000000&path={PAGE}&query=id%3D"
@@ -168,26 +172,6 @@ def outages(app: Flask, caplog: pytest.LogCaptureFixture) -> list[str]:
     told = {"going on without it": "away", "Redis is back": "back"}
     said = [record.getMessage() for record in caplog.records if record.name == app.name]
     return [word for each in said for text, word in told.items() if text in each]
-
-
-@pytest.fixture
-def until_shared(ask: Ask, until: Until) -> Callable[[Flask, Flask], str]:
-    """`until_shared(a, b)`: waits until `b` takes what `a` makes; gives the query of it."""
-    ids = count()
-    query = ""
-
-    def until_shared(one: Flask, other: Flask) -> str:
-        def takes() -> bool:
-            nonlocal query
-            query = f"id={next(ids)}"
-            made = ask(one, query=query).data
-            time.sleep(0.05)
-            return bool(ask(other, query=query).data == made)
-
-        until(takes)
-        return query
-
-    return until_shared
 
 
 @pytest.fixture
@@ -211,12 +195,12 @@ def outage(
         )
         until_shared(app, other)
         with Traffic(app) as before:
-            time.sleep(SECONDS)
+            before.until_more(until)
         begin()
         with Traffic(app) as meanwhile:
             until(lambda: outages(app, caplog)[-1:] == ["away"])
             told = outages(app, caplog)
-            time.sleep(SECONDS)
+            meanwhile.until_more(until)
             assert outages(app, caplog) == told
         end()
         until_shared(app, other)
@@ -239,7 +223,7 @@ def report(fault: str, **traffics: Traffic) -> None:
 
 
 @pytest.mark.parametrize("fault", ["latency", "reset", "garbage", "drip", "freeze"])
-def test_pulls_go_on_whatever_the_line_does(
+def test_pulls_go_on_whatever_the_network_does(
     proxy: Proxy, outage: Callable[..., tuple[Traffic, Traffic]], fault: str
 ) -> None:
     """None fails, and sharing goes on when all is well again."""
@@ -272,13 +256,17 @@ def test_pulls_go_on_after_redis_is_killed(
 
 
 def test_pulls_go_on_while_redis_is_emptied(
-    process: App, shop: Prefetch, redis: Any, until_shared: Callable[[Flask, Flask], str]
+    process: App,
+    shop: Prefetch,
+    redis: Any,
+    until: Until,
+    until_shared: Callable[[Flask, Flask], str],
 ) -> None:
     """What was kept is made anew, since nobody can know what was to be forgotten meanwhile."""
     app, other = process(shop), process(shop)
     with Traffic(app) as traffic:
         for _ in range(10):
-            time.sleep(SECONDS / 10)
+            traffic.until_more(until, 50)
             redis.flushall()
     report("emptied", meanwhile=traffic)
     until_shared(app, other)

@@ -1,4 +1,4 @@
-"""Answers shared through a real Redis: each app here stands for a process of its own."""
+"""Answers shared through a real Redis: each app here plays another process."""
 
 import json
 from collections.abc import Callable
@@ -209,7 +209,7 @@ def test_an_answer_with_an_impossible_age_is_none(
     assert len(ran) == 2
 
 
-# What stands in Redis and is not ours.
+# Foreign and damaged data in Redis.
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
@@ -235,7 +235,7 @@ def test_a_spoiled_answer_is_a_miss(
     redis: Any,
     spoil: Callable[[bytes], bytes],
 ) -> None:
-    """Whatever bytes stand under its key, and the next answer takes their place."""
+    """Whatever bytes are under its key; the next answer replaces them."""
     ask(process(prefetch))
     settled()
     [answer] = kept(redis)

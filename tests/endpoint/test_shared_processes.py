@@ -1,4 +1,4 @@
-"""Processes of their own that share answers: one run in all, killed ones, forks."""
+"""Separate processes that share answers: one run in all, killed ones, forks."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).with_name("process.py")
 
 
 class Process:
-    """A process of its own, told what to do."""
+    """A separate process, and the commands it takes."""
 
     def __init__(self, **environment: str) -> None:
         self.running = subprocess.Popen(

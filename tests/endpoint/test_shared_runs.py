@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from threading import Event
 from typing import Any
 
@@ -144,7 +143,7 @@ def test_a_failure_is_told_once(
 def test_a_late_run_takes_nothing_from_the_next(
     process: App, prefetch: Prefetch, ask: Ask, until: Until, redis: Any, gate: Event
 ) -> None:
-    """Whoever got the right after it ended keeps it."""
+    """Its lease ended by itself, and the process that took it next keeps it."""
 
     @prefetch.pre_fetch(PAGE, cache=600)
     def page(_: Pull) -> str:
@@ -163,23 +162,6 @@ def test_a_late_run_takes_nothing_from_the_next(
 
 
 # Forgetting.
-
-
-@pytest.fixture
-def until_shared(ask: Ask, settled: Settled, until: Until) -> Callable[[Flask, Flask], None]:
-    """`until_shared(a, b)`: waits until `b` knows all that was forgotten, and takes from `a`."""
-    ids = count(1000)
-
-    def until_shared(one: Flask, other: Flask) -> None:
-        def takes() -> bool:
-            query = f"id={next(ids)}"
-            made = ask(one, query=query).data
-            settled()
-            return bool(ask(other, query=query).data == made)
-
-        until(takes)
-
-    return until_shared
 
 
 def test_every_process_forgets_what_one_forgot(
@@ -291,7 +273,7 @@ def test_a_new_process_knows_what_was_forgotten(
     ran: list[str],
     ask: Ask,
     settled: Settled,
-    until_shared: Callable[[Flask, Flask], None],
+    until_shared: Callable[[Flask, Flask], str],
     marks: int,
 ) -> None:
     """Before it takes an answer that others made; few marks or many."""
@@ -311,7 +293,7 @@ def test_marks_that_are_not_kept_any_more_forget_everything_before(
     ran: list[str],
     ask: Ask,
     settled: Settled,
-    until_shared: Callable[[Flask, Flask], None],
+    until_shared: Callable[[Flask, Flask], str],
     redis: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -354,7 +336,7 @@ def test_what_is_forgotten_before_redis_is_emptied_stays_so(
     prefetch: Prefetch,
     ask: Ask,
     until: Until,
-    until_shared: Callable[[Flask, Flask], None],
+    until_shared: Callable[[Flask, Flask], str],
     redis: Any,
     known: int,
 ) -> None:
@@ -378,7 +360,7 @@ def test_marks_that_a_pull_hears_of_first_are_not_taken_for_lost(
     redis: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever listens at the same time would forget everything, in all processes."""
+    """A process that listens at the same time would invalidate everything, everywhere."""
     monkeypatch.setattr(redis_breaker, "_LISTEN_S", 0.001)
     with ThreadPoolExecutor(8) as pool:
         pulls = pool.map(lambda n: ask(both[n % 2], query=f"id={n}").status_code, range(300))
@@ -393,7 +375,7 @@ def test_redis_may_be_emptied_while_its_clock_goes_back(
     prefetch: Prefetch,
     ask: Ask,
     until: Until,
-    until_shared: Callable[[Flask, Flask], None],
+    until_shared: Callable[[Flask, Flask], str],
     redis: Any,
 ) -> None:
     """What is forgotten afterwards still comes after all that was known before."""
@@ -411,7 +393,7 @@ def test_redis_may_be_emptied_while_its_clock_goes_back(
 def test_processes_that_start_on_an_empty_redis_forget_nothing(
     both: tuple[Flask, Flask], redis: Any
 ) -> None:
-    """Whoever has heard of nothing has missed nothing."""
+    """A process that has read no invalidation has missed none."""
     assert {fields[b"m"] for _, fields in redis.xrange(MARKS)} == {b"[]"}
 
 
@@ -452,7 +434,7 @@ def test_something_else_instead_of_the_marks(
     redis: Any,
     logged: Logged,
 ) -> None:
-    """Nothing is taken from others, what is forgotten is forgotten here, and an error says so."""
+    """No answer of others is used, an invalidation holds in its own process, an error tells."""
     redis.lpush(MARKS, "x")
     first, second = process(prefetch), process(prefetch)
     made = [ask(first).data, ask(second).data]

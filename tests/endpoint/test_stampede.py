@@ -46,7 +46,7 @@ def pull_in(app: Flask, query_string: str) -> bytes:
 def test_two_hundred_pulls_of_a_cold_page_are_one_run(
     make_app: App, prefetch: Prefetch, ask: Ask, until: Until
 ) -> None:
-    """Whoever comes while it is made waits for it."""
+    """Pulls that come while it is made wait for it."""
     ran = count(1)
 
     def handler(pull: Pull) -> list[object]:
@@ -211,7 +211,7 @@ def test_odd_runs_cost_the_others_nothing(
     before = share_of_hits(usual_runs) if usual_runs else 1
     for i in range(odd_runs):
         pull_in(app, f"query=id%3Dodd{i}%26n%3D{i}")
-    after = share_of_hits(10_000)
+    after = share_of_hits(4_000)
     print(f"hit rate {before:.2%}, after {odd_runs} odd runs {after:.2%}")
     assert after >= 0.99 * before
 

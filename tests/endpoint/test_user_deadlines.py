@@ -147,7 +147,7 @@ def test_without_a_deadline_a_verifier_is_waited_for(
 def test_pull_that_a_handler_keeps_is_readable_without_an_end(
     make_app: App, prefetch: Prefetch, ask: Ask
 ) -> None:
-    """When it is answered its deadline is over, and whoever reads it asks for itself."""
+    """When it is answered its deadline is over, and a later reader asks for itself."""
     kept: list[Pull] = []
     read: list[str | None] = []
     prefetch.pre_fetch(deadline=60)(kept.append)

@@ -52,7 +52,7 @@ def reach(pull: Pull) -> dict[str, object]:
 
 @pytest.mark.parametrize("make", [Flask, OwnApp])
 def test_handler_cannot_reach_the_request(prefetch: Prefetch, ask: Ask, make: type[Flask]) -> None:
-    """No request, no session, a `g` of its own; the app and the caller's own variables stay."""
+    """No request, no session, its own `g`; the app and the caller's own variables stay."""
     prefetch.pre_fetch()(reach)
     app = make("shop")
     app.config.update(SECRET_KEY="k", PREFETCH_APPIDS=["wx1"])
@@ -131,7 +131,7 @@ def test_url_for_builds_public_addresses(
 
 
 def test_url_for_knows_subdomains(make_app: App, prefetch: Prefetch, ask: Ask) -> None:
-    """The base URL stands for the domain that subdomains are put before."""
+    """Subdomains are put before the domain of the base URL."""
     prefetch.pre_fetch()(lambda _: url_for("api"))
     app = make_app(prefetch, PREFETCH_BASE_URL="https://shop.example")
     app.add_url_rule("/v1", "api", lambda: "", subdomain="api")

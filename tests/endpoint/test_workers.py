@@ -55,18 +55,25 @@ app.wsgi_app = fast_path(app)
 def gunicorn(directory: Path, *options: str, **environment: str) -> Iterator[int]:
     """A gunicorn that serves the shop; gives its port."""
     (directory / "shop.py").write_text(SHOP)
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        command = ["-m", "gunicorn", "--bind", f"fd://{door.fileno()}", "--graceful-timeout", "1"]
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        command = [
+            "-m",
+            "gunicorn",
+            "--bind",
+            f"fd://{bound.fileno()}",
+            "--graceful-timeout",
+            "1",
+        ]
         with (directory / "log").open("wb") as log:
             server = subprocess.Popen(
                 [sys.executable, *command, *options, "shop:app"],
                 cwd=directory,
                 env=os.environ | environment,
-                pass_fds=[door.fileno()],
+                pass_fds=[bound.fileno()],
                 stderr=log,
             )
         with server:
-            yield door.getsockname()[1]
+            yield bound.getsockname()[1]
             server.terminate()
     assert server.returncode == 0
 
@@ -106,7 +113,7 @@ def test_pulls_are_answered_kept_and_refused_in_time(
         stale = pull(port, "stale")
         assert stale[0] == 200
         until(lambda: pull(port, "stale") != stale)
-        # Where a process finds Redis too slow, it makes an answer of its own.
+        # A process that finds Redis too slow makes its own answer.
         until(lambda: [status for status, _ in {*pulls_at_once(port, next(numbers))}] == [200])
         started = time.monotonic()
         assert [pull(port, page) for page in ("slow", "slow and cached")] == [(503, "late")] * 2
