@@ -35,16 +35,18 @@ class RangeLocks:
     """The locks of one file. Each name has its own, and none blocks another.
 
     A lock excludes other threads and other processes, whichever RangeLocks of the same path they
-    use, and ends with its process however that ends. The file appears with the first lock, in a
-    directory that must exist; it is readable by its owner only and stays empty. Where the
-    platform has no locks of open files (OFD locks), each name has a file beside it instead.
+    use, and ends with its process however that ends. One descriptor holds all locks of a process.
+    The file appears with the first lock, in a directory that must exist, readable by its owner
+    only. Where the platform has no locks of open files (OFD locks), each name has a file beside
+    it instead.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._guard = ForkLock(self._close_inherited)
         self._queues: dict[str, _Queue] = {}
-        self._open: set[int] = set()
+        self._file: int | None = None
+        self._users = 0
 
     @contextmanager
     def hold(self, name: str, *, wait_s: float) -> Iterator[None]:
@@ -54,11 +56,24 @@ class RangeLocks:
         with self._queued(name, wait_s), self._locked(name, ends_at, wait_s):
             yield
 
+    def is_held(self, name: str) -> bool:
+        """Whether anybody holds the lock of a name now. Raises OSError."""
+        if name in self._queues:
+            return True
+        if _HAS_RANGES:
+            with self._open_file() as file:
+                return _is_range_held(file, name)
+        try:
+            with self._own_file(name, time.monotonic(), 0.0):
+                return False
+        except RangeHeldError:
+            return True
+
     def _close_inherited(self) -> None:
         # With a copy open, a lock would outlive a parent that is killed.
-        for handle in self._open:
-            os.close(handle)
-        self._open, self._queues = set(), {}
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._users, self._queues = None, 0, {}
 
     @contextmanager
     def _queued(self, name: str, wait_s: float) -> Iterator[None]:
@@ -84,24 +99,38 @@ class RangeLocks:
             with self._own_file(name, ends_at, wait_s):
                 yield
             return
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with self._guard:
-            handle, pid = os.open(self._path, flags, 0o600), os.getpid()
-            self._open.add(handle)
-        try:
+        with self._open_file() as file:
             pause_s = _POLL_S
-            while not _set_range(handle, name):
+            while not _set_range(file, name):
                 if time.monotonic() >= ends_at:
                     raise RangeHeldError(name, wait_s)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
-            yield
+            pid = os.getpid()
+            try:
+                yield
+            finally:
+                if pid == os.getpid():  # a child has closed its copy
+                    _set_range(file, name, unlock=True)  # of copies in children too
+
+    @contextmanager
+    def _open_file(self) -> Iterator[int]:
+        """The descriptor, which all that hold or want a lock share."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with self._guard:
+            if self._file is None:
+                self._file = os.open(self._path, flags, 0o600)
+            self._users += 1
+            file, pid = self._file, os.getpid()
+        try:
+            yield file
         finally:
-            if pid == os.getpid():  # a child has closed its copy
+            if pid == os.getpid():
                 with self._guard:
-                    self._open.discard(handle)
-                    _set_range(handle, name, unlock=True)  # of copies in children too
-                    os.close(handle)
+                    self._users -= 1
+                    if not self._users:
+                        os.close(file)
+                        self._file = None
 
     @contextmanager
     def _own_file(self, name: str, ends_at: float, wait_s: float) -> Iterator[None]:
@@ -134,9 +163,20 @@ def _set_range(handle: int, name: str, *, unlock: bool = False) -> bool:
     import fcntl  # not on Windows
 
     kind = fcntl.F_UNLCK if unlock else fcntl.F_WRLCK
-    wanted = struct.pack(_FLOCK, kind, os.SEEK_SET, _hash(name), 1, 0)
     try:
-        fcntl.fcntl(handle, fcntl.F_OFD_SETLK, wanted)
+        fcntl.fcntl(handle, fcntl.F_OFD_SETLK, _flock(kind, name))
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
         return False
     return True
+
+
+def _is_range_held(handle: int, name: str) -> bool:
+    """Whether another open file has the byte of a name; nobody is kept from it meanwhile."""
+    import fcntl
+
+    found = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, name))
+    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+
+
+def _flock(kind: int, name: str) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, _hash(name), 1, 0)

@@ -56,7 +56,7 @@ def number_said_by(process: "subprocess.Popen[str]") -> int:
 def locks(request: pytest.FixtureRequest, path: Path, monkeypatch: pytest.MonkeyPatch) -> Locks:
     """Also as they are where the platform has no locks of open file descriptions."""
     if request.param == "files":
-        monkeypatch.setattr("prefetch_kit.registrar.locks._HAS_RANGES", False)
+        monkeypatch.setattr("prefetch_kit.concurrency.file_ranges._HAS_RANGES", False)
     return Locks(path)
 
 
