@@ -14,7 +14,7 @@ from typing import Final
 
 from prefetch_kit.addresses import WECHAT_HOSTS
 from prefetch_kit.errors import JournalFailed
-from prefetch_kit.registrar.state_dir import check_file
+from prefetch_kit.registrar.state_dir import is_there
 from prefetch_kit.registrar.undo import undo
 
 _TABLES: Final = (
@@ -122,7 +122,7 @@ def merge(db: sqlite3.Connection, paths: Iterable[Path]) -> None:
 
 
 def _collect(db: sqlite3.Connection, path: Path) -> None:
-    check_file(path)
+    is_there(path)  # and nobody else may have written to it
     with closing(sqlite3.connect(path, timeout=30)) as old:
         tables = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
         if "changes" not in tables:  # killed while it was made

@@ -13,7 +13,7 @@ from prefetch_kit.errors import JournalFailed, LockHeld
 from prefetch_kit.registrar.journal import now
 from prefetch_kit.registrar.state_dir import make_file
 
-FLEET: Final = "+fleet"  # not a possible appid
+FLEET: Final = "the fleet"  # not a possible appid
 # The holder of a lock is written into the file: the hash of a name finds its slot.
 _SLOTS: Final = 4096
 _SLOT_BYTES: Final = 256

@@ -225,6 +225,30 @@ def test_rollback_to_the_first_run(
     assert wx.settings(APPID)["pre_fetch_url"] == versions[-1]
 
 
+def test_a_rollback_that_was_undone_undoes_nothing(
+    wx: Sandbox, registrar: Registrar, versions: list[str], rollback: Callable[[], Plan]
+) -> None:
+    """What it had undone is applied again, and can be rolled back once more, one by one."""
+    registrar.rollback(to=1)
+    registrar.rollback(to=4)
+    for url in versions[1::-1]:
+        rollback()
+        assert wx.settings(APPID)["pre_fetch_url"] == url
+    rollback()
+    assert wx.settings(APPID) == SERVER | PERIOD
+
+
+def test_what_was_rolled_back_is_not_ours_any_more(
+    wx: Sandbox, registrar: Registrar, versions: list[str], rollback: Callable[[], Plan]
+) -> None:
+    """Somebody set it again since: a takeover, though we had once set the same."""
+    rollback()
+    wx.put_settings(APPID, wx.settings(APPID) | {"pre_fetch_url": versions[-1]})
+    with pytest.raises(GuardRefused, match="since"):
+        rollback()
+    assert wx.settings(APPID)["pre_fetch_url"] == versions[-1]
+
+
 def test_rollback_to_a_run_that_never_was(registrar: Registrar, versions: list[str]) -> None:
     """The sentence names those there are."""
     with pytest.raises(NoSuchRun, match="knows 1, 2, 3") as caught:
