@@ -83,7 +83,7 @@ class FastPath:
         query_string = environ.get("QUERY_STRING", "")
         body = self._kept(url, query_string)
         if body is None:
-            if not url.is_plain or not is_left_alone(self._app, url.dispatcher.route.endpoint):
+            if not self._may_answer(url):
                 return self._inside(environ, start_response)
             done = self._made(url, query_string)
             if done.refused is not None:
@@ -117,6 +117,11 @@ class FastPath:
             with self._app.app_context():
                 announce(self._app, done)
         return kept.entry.body
+
+    def _may_answer(self, url: _Url) -> bool:
+        """Whether nothing of the app's own has to see a pull that is no hit, nor its failure."""
+        app, endpoint = self._app, url.dispatcher.route.endpoint
+        return url.is_plain and not propagates(app) and is_left_alone(app, endpoint)
 
     def _made(self, url: _Url, query_string: str) -> Answer:
         """What the view would answer."""
@@ -156,7 +161,7 @@ def _urls(app: Flask, inside: WSGIApplication) -> dict[str, _Url]:
             dispatcher=process.dispatcher(name),
             appids=frozenset(state.config.appids),
             headers=_headers(app, endpoint.route),
-            is_plain=is_plain(app, inside) and not propagates(app),
+            is_plain=is_plain(app, inside),
         )
         for name, endpoint in state.endpoints.items()
         if app.view_functions[name] is endpoint.view

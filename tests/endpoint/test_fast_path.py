@@ -412,6 +412,15 @@ def test_a_failure_is_raised_where_the_app_asks_for_it(config: dict[str, Any]) -
         shop.ask(shop.fast, pull("fails"))
 
 
+def test_a_test_may_ask_for_failures_after_the_first_pull() -> None:
+    """As with the view, the setting counts that holds when the handler fails."""
+    shop = Shop(is_bare=True)
+    assert shop.is_fast(pull("fails"))
+    shop.app.testing = True
+    with pytest.raises(ZeroDivisionError):
+        shop.ask(shop.fast, pull("fails"))
+
+
 def test_a_failure_is_answered_before_flask() -> None:
     """As the view answers it, with its incident."""
     shop = Shop(is_bare=True)
