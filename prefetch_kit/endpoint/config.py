@@ -167,7 +167,8 @@ class Config:
     cache_url: Secret | None = setting(
         values.read_redis_url,
         secret=True,
-        meaning="a Redis (`redis://`, `rediss://`, `unix://`) that shares answers; "
+        meaning="a Redis that shares answers: `redis://`, `rediss://`, `unix://`, or "
+        "`redis+sentinel://:password@host:26379,host2:26379/name/0`; "
         "needs `prefetch-kit[redis]`",
     )
     cache_namespace: str = setting(
