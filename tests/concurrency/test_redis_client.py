@@ -99,8 +99,8 @@ def test_calls_that_hang_are_bounded(
             client.call(lambda pipe: pipe.ping(), Budget(0.05))
 
 
-def test_each_refused_command_is_told(redis_server: "RedisServer") -> None:
-    """To the one who may log it; the other replies come as ever."""
+def test_each_refused_command_is_reported(redis_server: "RedisServer") -> None:
+    """So that it can be logged once; the other commands are answered."""
     refused: list[str] = []
     client = RedisClient(
         Secret(redis_server.url),
@@ -146,7 +146,7 @@ def test_a_cluster_is_named(make_redis: MakeRedis) -> None:
 
 
 def test_a_cluster_is_named_by_moved(make_redis: MakeRedis) -> None:
-    """Where the user may not ask for INFO, the first key that lies elsewhere tells."""
+    """Where INFO is forbidden, the first key of another server tells."""
     cluster = make_redis("--cluster-enabled", "yes", "--rename-command", "INFO", "")
     with pytest.raises(RedisUnavailable, match=r"CLUSTERDOWN|it is a Redis Cluster"):
         ask(client_of(cluster.url), "GET", "key")

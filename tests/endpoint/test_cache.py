@@ -166,7 +166,7 @@ def test_of_two_stale_answers_the_later_is_served(
 
 
 @pytest.mark.parametrize("way", ["no data", "time", "failure"])
-def test_who_gets_nothing_kept_waits_for_nobody_else(
+def test_users_do_not_wait_for_each_other_where_nothing_is_kept(
     make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, way: str
 ) -> None:
     """What such a run read is remembered as that of any other: the next user runs at once."""
@@ -303,8 +303,10 @@ def test_last_good_answer_outlives_a_failed_refresh(
 
 
 @pytest.mark.parametrize("value", [{}, [], 0, False, "x", b"\x00", {"a": None}])
-def test_little_is_kept_too(make_app: App, prefetch: Prefetch, ask: Ask, value: object) -> None:
-    """Whatever has a body is data."""
+def test_small_answers_are_kept_too(
+    make_app: App, prefetch: Prefetch, ask: Ask, value: object
+) -> None:
+    """Everything with a body is data."""
     ran = count(1)
     prefetch.pre_fetch(cache=30)(lambda _: (value, next(ran))[0])
     app = make_app(prefetch)

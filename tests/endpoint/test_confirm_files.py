@@ -71,14 +71,14 @@ def test_an_app_that_matches_hosts(send: Send) -> None:
     "name",
     ["../x.txt", "a/b.txt", ".txt", "x.html", "x.txt\n", "x", "<p>.txt", "a.b.txt", "店.txt", 7],
 )
-def test_names_that_are_none(name: object) -> None:
+def test_impossible_names(name: object) -> None:
     """Refused at start-up, by the key that is wrong."""
     with pytest.raises(ConfigError, match=r"PREFETCH_CONFIRM_FILES holds .*no name"):
         built({name: CONTENT})
 
 
 @pytest.mark.parametrize("content", ["", "\ufeffx", "店", "x\0", b"x", 7, "x" * 4097])
-def test_contents_that_are_none(content: object) -> None:
+def test_impossible_contents(content: object) -> None:
     """A byte order mark above all, which WeChat would find fault with."""
     with pytest.raises(ConfigError, match=r"gives 87PweoaRBw\.txt a content"):
         built({NAME: content})

@@ -89,10 +89,10 @@ def test_an_expired_answer_is_made_anew_once_and_nobody_waits(
     assert len(ran) == 2
 
 
-def test_no_data_is_none_for_all(
+def test_no_data_drops_the_shared_answer(
     process: App, prefetch: Prefetch, ask: Ask, settled: Settled, until: Until, redis: Any
 ) -> None:
-    """What one process finds gone no other hands out from Redis."""
+    """Where one process finds no data any more, no other serves what is in Redis."""
     found = ["data"]
     policy = CachePolicy(fresh=0.01)
     prefetch.pre_fetch(PAGE, cache=policy)(lambda _: found.pop() if found else NO_DATA)
@@ -105,10 +105,10 @@ def test_no_data_is_none_for_all(
     until(lambda: ask(other).data == b"" and redis.keys("*:answer:*") == [])
 
 
-def test_a_run_that_fails_holds_nobody_up(
+def test_a_run_that_fails_ends_its_lease(
     process: App, prefetch: Prefetch, ask: Ask, until: Until, gate: Event
 ) -> None:
-    """The right to make the answer is given back at once, and the next process takes it."""
+    """At once, and the next process takes it."""
     ran: list[int] = []
 
     @prefetch.pre_fetch(PAGE, cache=600)
@@ -132,7 +132,7 @@ def test_a_run_that_fails_holds_nobody_up(
 def test_a_failure_is_told_once(
     process: App, prefetch: Prefetch, ask: Ask, until: Until, redis: Any, logged: Logged
 ) -> None:
-    """Giving the right back is no second run that failed."""
+    """Ending the lease is not reported as a second failure."""
     prefetch.pre_fetch(PAGE, cache=600)(lambda _: None)
     assert ask(process(prefetch)).status_code == 500
     until(lambda: "cmdstat_eval" in redis.info("commandstats"))
@@ -140,10 +140,10 @@ def test_a_failure_is_told_once(
     assert sum("Traceback" in said for said in logged()) == 1
 
 
-def test_a_late_run_takes_nothing_from_the_next(
+def test_a_late_run_ends_no_lease_of_another(
     process: App, prefetch: Prefetch, ask: Ask, until: Until, redis: Any, gate: Event
 ) -> None:
-    """Its lease ended by itself, and the process that took it next keeps it."""
+    """Its own ended by itself, and the process that took the next one keeps it."""
 
     @prefetch.pre_fetch(PAGE, cache=600)
     def page(_: Pull) -> str:
@@ -185,10 +185,10 @@ def test_every_process_forgets_what_one_forgot(
     assert logged() == []
 
 
-def test_a_run_that_began_before_gives_nothing_away(
+def test_an_answer_that_was_begun_before_is_invalidated_too(
     process: App, prefetch: Prefetch, ask: Ask, until: Until, settled: Settled, gate: Event
 ) -> None:
-    """What a process was making while another forgot is unreachable in both."""
+    """What a process was making while another invalidated it is unreachable in both."""
     ran: list[int] = []
 
     @prefetch.pre_fetch(PAGE, cache=600)
@@ -220,7 +220,7 @@ def test_a_run_that_began_later_wins(
     redis: Any,
     gate: Event,
 ) -> None:
-    """What another process began before it and ends after it takes nobody's answer away."""
+    """An answer that another process began before it and ends after it does not replace it."""
     ran: list[int] = []
 
     @prefetch.pre_fetch(PAGE, cache=600)

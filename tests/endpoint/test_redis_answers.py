@@ -87,7 +87,7 @@ def test_a_handler_that_reads_more_leaves_no_old_answer_behind(
 def test_users_and_mini_programs_stay_apart(
     process: App, prefetch: Prefetch, ask: Ask, settled: Settled
 ) -> None:
-    """Nobody gets what another process made for somebody else."""
+    """A user gets no answer that another process made for another user."""
     prefetch.token_verifier(lambda _appid, token: token)
     ran: list[list[str | None]] = []
 
@@ -191,7 +191,7 @@ def test_an_answer_is_as_old_everywhere(
 
 
 @pytest.mark.parametrize("left_ms", [-1, 4_300_000, 2**52])
-def test_an_answer_with_an_impossible_age_is_none(
+def test_an_answer_with_an_impossible_age_is_a_miss(
     process: App,
     prefetch: Prefetch,
     ran: list[str],
@@ -200,7 +200,7 @@ def test_an_answer_with_an_impossible_age_is_none(
     redis: Any,
     left_ms: int,
 ) -> None:
-    """Somebody took its end away, or moved it past what its policy allows."""
+    """Its end was removed, or moved past what its policy allows."""
     ask(process(prefetch))
     settled()
     [answer] = kept(redis)
@@ -245,7 +245,7 @@ def test_a_spoiled_answer_is_a_miss(
     assert ask(process(prefetch)).data == b" in run 2"
 
 
-def test_a_foreign_type_is_a_miss_and_said_once(
+def test_a_foreign_type_is_a_miss_and_is_logged_once(
     process: App,
     prefetch: Prefetch,
     ran: list[str],
@@ -343,7 +343,7 @@ def test_names_and_users_need_not_be_utf_8(
 def test_an_answer_made_anew_in_between_is_not_taken_for_younger(
     process: App, prefetch: Prefetch, ran: list[str], ask: Ask, settled: Settled, redis: Any
 ) -> None:
-    """Its time left is asked for before it itself."""
+    """Redis is asked for the time it has left first, and then for the answer."""
     first, second = process(prefetch), process(prefetch)
     ask(first)
     settled()

@@ -330,7 +330,7 @@ def test_a_pull_waits_for_redis_no_longer_than_its_budget(
     assert left <= 0
 
 
-def test_what_is_forgotten_meanwhile_is_told_later(
+def test_an_invalidation_is_sent_when_redis_is_back(
     process: App,
     shop: Prefetch,
     proxy: Proxy,
@@ -353,7 +353,7 @@ def test_what_is_forgotten_meanwhile_is_told_later(
     until(lambda: ask(other, query=query).data != made)
 
 
-def test_a_log_that_fails_keeps_nobody_from_hearing(
+def test_invalidations_are_read_though_the_log_fails(
     process: App,
     shop: Prefetch,
     proxy: Proxy,
@@ -361,7 +361,7 @@ def test_a_log_that_fails_keeps_nobody_from_hearing(
     until: Until,
     until_shared: Callable[[Flask, Flask], str],
 ) -> None:
-    """Redis goes away and comes back, which could not be logged: a forget is heard all the same."""
+    """That Redis went away and came back could not be logged; invalidations arrive all the same."""
     app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
     query = until_shared(other, app)
     filtering = app.logger.filter = Mock(side_effect=RuntimeError)  # type: ignore[method-assign]
@@ -374,7 +374,7 @@ def test_a_log_that_fails_keeps_nobody_from_hearing(
     until(lambda: ask(app, query=query).data != made)
 
 
-def test_more_is_forgotten_meanwhile_than_can_be_told(
+def test_too_many_invalidations_to_keep_invalidate_everything(
     process: App,
     shop: Prefetch,
     proxy: Proxy,
@@ -383,7 +383,7 @@ def test_more_is_forgotten_meanwhile_than_can_be_told(
     until_shared: Callable[[Flask, Flask], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Then the others are told to forget everything."""
+    """So it is in the other processes, when Redis is back."""
     monkeypatch.setattr(redis_invalidation, "_UNSENT", 2)
     app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
     query = until_shared(app, other)

@@ -208,7 +208,7 @@ def test_code_user_does_not_see_the_request(
     assert asked == [[False, [], "shop", True]] * 6
 
 
-def test_token_verifier_sees_the_same_whoever_asks(
+def test_token_verifier_always_sees_the_same(
     app: App, prefetch: Prefetch, ask: Ask, asked: list[object]
 ) -> None:
     """Otherwise one token would prove one user to a handler and another to the cache."""

@@ -74,10 +74,10 @@ def test_two_processes_make_a_cold_answer_once(start: Callable[..., Process]) ->
 
 
 @pytest.mark.usefixtures("patient")
-def test_who_holds_the_right_may_be_killed(
+def test_a_process_with_a_lease_may_be_killed(
     start: Callable[..., Process], process: App, prefetch: Prefetch, ask: Ask, redis: Any
 ) -> None:
-    """The others wait for it only as long as it was given."""
+    """The others wait until the lease ends by itself."""
     prefetch.pre_fetch(PAGE, cache=600)(lambda _: "data")
     dying = start(deadline="2")
     assert dying.ask("pull hang=1") == ["hanging"]
@@ -87,7 +87,7 @@ def test_who_holds_the_right_may_be_killed(
 
 
 def test_a_fork_answers_and_shares(start: Callable[..., Process]) -> None:
-    """Neither the threads nor the connection of before are used in it."""
+    """It uses neither the threads nor the connection of its parent."""
     parent = start()
     [made] = parent.ask("pull for=0")
     assert parent.ask("fork for=0")[1] == made
