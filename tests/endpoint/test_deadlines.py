@@ -100,11 +100,11 @@ def test_run_that_hangs_is_given_up_at_its_deadline(
 ) -> None:
     """The next run answers those that come later, and those that wait with time left."""
     ran: list[int] = []
+    is_refused = Event()  # or the next run could answer the first pull at the last moment
 
     def handler(_: Pull) -> str:
         ran.append(len(ran))
-        if len(ran) == 1:
-            gate.wait()
+        (gate if len(ran) == 1 else is_refused).wait(30)
         return f"run {len(ran)}"
 
     prefetch.pre_fetch(cache=30, deadline=2)(handler)
@@ -115,6 +115,7 @@ def test_run_that_hangs_is_given_up_at_its_deadline(
         time.sleep(1.5)
         waiting = pool.submit(ask, app)
         assert outcome(first.result()) == LATE
+        is_refused.set()
         assert outcome(waiting.result()) == outcome(ask(app)) == (200, "", b"run 2")
 
 
