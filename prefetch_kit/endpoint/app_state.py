@@ -15,7 +15,7 @@ from prefetch_kit.concurrency.executor import Executor
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config, load_config
 from prefetch_kit.endpoint.confirm_files import serve_confirm_files
-from prefetch_kit.endpoint.dispatch import Dispatcher
+from prefetch_kit.endpoint.dispatch import Dispatcher, from_handler
 from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login, code_logins, may_be_code
 from prefetch_kit.endpoint.run_context import RunContext
@@ -112,6 +112,7 @@ class Process:
         """Tell of a run that failed when no pull waited for it any more."""
         if isinstance(error, PullRefused):
             return
+        error.__traceback__ = from_handler(error.__traceback__)
         SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)
         with self._app.app_context():
             tell_of(self._app, error)

@@ -179,7 +179,7 @@ class Dispatcher:
 
     def _note_failure(self, error: BaseException, handler: Handler | None) -> str:
         incident = secrets.token_hex(6)
-        error.__traceback__ = _from_handler(error.__traceback__)
+        error.__traceback__ = from_handler(error.__traceback__)
         self._logger.error(
             "%s of page %r failed (incident %s)",
             self.route.kind,
@@ -204,7 +204,7 @@ def _refusal(error: BaseException) -> PullRefused | None:
     return None
 
 
-def _from_handler(traceback: TracebackType | None) -> TracebackType | None:
+def from_handler(traceback: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of ours that every run has above its handler."""
     entry = traceback
     while entry is not None:

@@ -367,6 +367,7 @@ def test_failure_after_the_deadline_is_told(
     _refused, line = logged()
     assert line.startswith("ERROR a run that no pull waited for failed\nTraceback")
     assert line.endswith("ValueError: too late")
+    assert line.partition("in handler")[0].count('File "') <= 5  # four of the kit's, and its own
 
 
 def test_refusal_after_the_deadline_is_no_failure(
