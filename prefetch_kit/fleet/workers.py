@@ -72,6 +72,8 @@ class Workers:
         self._lock = threading.Lock()
         self._tally = Tally()
         self._broken: BaseException | None = None
+        self._running = 0
+        self._over = threading.Event()
 
     def run(self, workers: int, *, apps: int) -> Summary:
         """Work until there is nothing left, or Ctrl-C: then what is under way is finished.
@@ -79,26 +81,27 @@ class Workers:
         Raises `JournalFailed` where a result could not be stored, and whatever is no error of
         the kit's.
         """
-        threads = [
-            threading.Thread(target=self._run, name=f"fleet-{number}", daemon=True)
-            for number in range(min(workers, apps))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            self._join(thread)
+        self._running = min(workers, apps)
+        for number in range(self._running):
+            threading.Thread(target=self._run, name=f"fleet-{number}", daemon=True).start()
+        if self._running:
+            self._wait()
         if self._broken is not None:
             raise self._broken
         return Summary(apps, self._tally, self._schedule.stopped_because, self._schedule.way_on)
 
-    def _join(self, thread: threading.Thread) -> None:
-        while thread.is_alive():
+    def _wait(self) -> None:
+        # Not by Thread.join: where Ctrl-C interrupts that, Python 3.11 takes the thread for ended.
+        while True:
             try:
-                thread.join(_LOOK_S)
+                while not self._over.wait(_LOOK_S):
+                    pass
             except KeyboardInterrupt:
                 if self._schedule.stopping.is_set():
                     raise
                 self._schedule.stop(INTERRUPTED)
+            else:
+                return
 
     def _run(self) -> None:
         try:
@@ -107,6 +110,11 @@ class Workers:
         except BaseException as error:  # noqa: BLE001 (raised on in the thread that waits)
             self._broken = self._broken or error
             self._schedule.stop("it broke")
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self._over.set()
 
     def _do(self, task: Task) -> None:
         is_its_own = False
