@@ -261,10 +261,12 @@ class Store:
                 self.redis.pexpire(name, left_ms - 1000 * seconds)
 
     def mix_up(self) -> None:
-        """Under each key is what was kept under another."""
+        """Under each key is what was kept under another, for as long as it was kept there."""
         keys = sorted(self.redis.keys("*:answer:*"))
-        for name, value in zip(keys, self.redis.mget(keys[1:] + keys[:1]), strict=True):
-            self.redis.set(name, value, keepttl=True)
+        kept = [(self.redis.get(key), self.redis.pttl(key)) for key in keys]
+        for name, (value, left_ms) in zip(keys, kept[1:] + kept[:1], strict=True):
+            if value is not None and left_ms > 0:
+                self.redis.set(name, value, px=left_ms)
 
     def has_all(self, leases: Sequence[bytes]) -> bool:
         return not leases or self.redis.exists(*set(leases)) == len(set(leases))
