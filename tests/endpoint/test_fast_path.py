@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import count
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -175,6 +176,7 @@ def without_incident(reply: Reply) -> Reply:
         (pull() + "&scene=", False),
         (pull(query="id=%ff"), False),
     ],
+    ids=count(),  # not the tokens, which each process mints anew
 )
 def test_hits_that_are_written_the_usual_way_are_fast(query: str, is_fast: bool) -> None:
     """Everything else goes on to Flask, where the app has a function of its own there."""
