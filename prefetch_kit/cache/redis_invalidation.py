@@ -73,7 +73,8 @@ class RedisInvalidations:
             else:
                 self._unsent.append(marks)
         self._logger.error(
-            "Redis is away: until it is back, other processes keep what was to be forgotten"
+            "Redis %s an invalidation; until it takes it, other processes serve what was forgotten",
+            "did not take" if reply is None else "refused",
         )
 
     def listen(self, redis: RedisBreaker) -> None:

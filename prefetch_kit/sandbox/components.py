@@ -6,8 +6,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from prefetch_kit.sandbox.errors import NotFoundError, SandboxError
+from prefetch_kit.sandbox.http_get import NO_ANSWER, NO_ORIGIN
 from prefetch_kit.sandbox.phone import Phones
-from prefetch_kit.sandbox.pull import NO_ANSWER, NO_ORIGIN
 from prefetch_kit.sandbox.pushes import Envelope, Pushed, event, post, seal
 from prefetch_kit.sandbox.settings import Domains
 from prefetch_kit.sandbox.state import App

@@ -19,7 +19,7 @@ from prefetch_kit.sandbox.domains import (
     urls,
 )
 from prefetch_kit.sandbox.errors import ApiError
-from prefetch_kit.sandbox.pull import fetch
+from prefetch_kit.sandbox.http_get import fetch
 from prefetch_kit.sandbox.state import App
 from prefetch_kit.sandbox.third_party import Component
 

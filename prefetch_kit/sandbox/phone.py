@@ -6,15 +6,16 @@ Pages: developers.weixin.qq.com/miniprogram/dev/framework/ability/pre-fetch.html
 
 import ipaddress
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from prefetch_kit.sandbox.domains import parse_host
 from prefetch_kit.sandbox.errors import SandboxError
+from prefetch_kit.sandbox.http_get import Answer, fetch, max_bytes
 from prefetch_kit.sandbox.platform import Platform
-from prefetch_kit.sandbox.pull import Answer, fetch, max_bytes
+from prefetch_kit.sandbox.pull import pull_query
 from prefetch_kit.sandbox.settings import CLOUD_FUNCTION, PERIOD_FETCH, PRE_FETCH, Half
 from prefetch_kit.sandbox.state import App, FetchType, Kept, User
 
@@ -57,7 +58,7 @@ class _Occasion:
     user: User
     url: str
     reason: str
-    params: tuple[tuple[str, str], ...]
+    query: str
     launch: dict[str, object]
 
 
@@ -109,9 +110,10 @@ class Phones(Platform):
             app, user = self.app(appid), self.user(appid, openid)
             user.active_at = self.now()
             reason = _unset(app, PRE_FETCH)
-            params = () if reason else (*self._asked(app, user, code=True), *self._launch(launch))
+            # A code is issued only where it is sent.
+            asked = "" if reason else self._query(app, user, launch, with_code=True)
             url = str(app.settings.get(PRE_FETCH.url, ""))
-            occasion = _Occasion("pre_fetch", appid, user, url, reason, params, launch)
+            occasion = _Occasion("pre_fetch", appid, user, url, reason, asked, launch)
         return self._pull(occasion)
 
     def periodic_pull(self, appid: str, openid: str, *, force: bool = False) -> Pulled:
@@ -121,9 +123,9 @@ class Phones(Platform):
             reason = _unset(app, PERIOD_FETCH) or self._without_token(user)
             if not force:
                 reason = reason or self._too_early(user)
-            params = tuple(self._asked(app, user, code=False))
+            asked = self._query(app, user, {}, with_code=False)
             url = str(app.settings.get(PERIOD_FETCH.url, ""))
-            occasion = _Occasion("period_fetch", appid, user, url, reason, params, {})
+            occasion = _Occasion("period_fetch", appid, user, url, reason, asked, {})
         return self._pull(occasion)
 
     def background_fetch_data(
@@ -147,22 +149,14 @@ class Phones(Platform):
             **kept.launch,
         }
 
-    def _asked(self, app: App, user: User, *, code: bool) -> Iterator[tuple[str, str]]:
-        yield "appid", app.appid
-        in_ms = self.switches.timestamp_unit == "ms"
-        yield "timestamp", str(int(self.now() * (1000 if in_ms else 1)))
+    def _query(self, app: App, user: User, launch: Mapping[str, object], *, with_code: bool) -> str:
+        credential = {}
         if user.background_token is not None:
-            yield "token", user.background_token
-        elif code and self.switches.code_without_token:
-            yield "code", self.state.codes.issue(app.appid, user.openid, now=self.now())
-
-    def _launch(self, launch: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-        for name, value in launch.items():
-            if value != "":
-                yield name, str(value)
-        version = self.switches.custom_miniprogram_version
-        if version is not None:
-            yield "customMiniprogramVersion", version
+            credential["token"] = user.background_token
+        elif with_code and self.switches.code_without_token:
+            code = self.state.codes.issue(app.appid, user.openid, now=self.now())
+            credential["code"] = code
+        return pull_query(app.appid, credential, launch, now=self.now(), switches=self.switches)
 
     def _without_token(self, user: User) -> str:
         needed = not self.switches.periodic_without_token
@@ -180,9 +174,9 @@ class Phones(Platform):
         if occasion.reason:
             return self._report(occasion.appid, _not_due(occasion))
         # The platform appends with "?" even where the URL already holds one.
-        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in occasion.params)
+        url = f"{occasion.url}?{occasion.query}"
         started = time.monotonic()
-        answer = fetch(f"{occasion.url}?{query}", origins=self.origins(), switches=self.switches)
+        answer = fetch(url, origins=self.origins(), switches=self.switches)
         spent_s = time.monotonic() - started
         reason, text = self._judge(answer)
         if not reason:

@@ -1,150 +1,34 @@
-"""One GET as WeChat's puller makes it: with a deadline and a size limit."""
+"""The parameters of a pull, as WeChat writes them behind a registered URL.
 
-import http.client
-import socket
-import threading
-import time
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Final
-from urllib.parse import urljoin, urlsplit, urlunsplit
+Pages: developers.weixin.qq.com/miniprogram/dev/framework/ability/pre-fetch.html and
+/miniprogram/dev/framework/ability/background-fetch.html.
+"""
+
+from collections.abc import Mapping
+from urllib.parse import quote
 
 from prefetch_kit.sandbox.switches import Switches
 
-MAX_REDIRECTS: Final = 5
-MAX_DEADLINE_S: Final = 86_400
-KEPT_KB: Final = 256
 
-NO_ANSWER: Final = "no answer"
-NO_ORIGIN: Final = "no origin"
+def pull_query(
+    appid: str,
+    credential: Mapping[str, str],
+    launch: Mapping[str, object],
+    *,
+    now: float,
+    switches: Switches,
+) -> str:
+    """The query of one pull.
 
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer; `problem` is set where it is not complete.
-
-    `body` ends one byte past the limit.
+    `credential` is a token, a login code or nothing; `launch` is the page that is being opened,
+    empty for a periodic pull; `now` is in seconds since 1970.
     """
-
-    problem: str = ""
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-def max_bytes(switches: Switches) -> int:
-    """How large an answer a phone keeps."""
-    return KEPT_KB * switches.bytes_per_kb
-
-
-def fetch(url: str, *, origins: Mapping[str, str], switches: Switches) -> Answer:
-    """GET a registered URL from the loopback origin its host is mapped to. Never raises."""
-    until = time.monotonic() + min(switches.pull_deadline_s, MAX_DEADLINE_S)
-    answer = _follow(url, origins=origins, switches=switches, until=until)
-    for _ in range(switches.pull_retries):
-        if answer.problem != NO_ANSWER or time.monotonic() >= until:
-            break
-        answer = _follow(url, origins=origins, switches=switches, until=until)
-    return answer
-
-
-def _follow(url: str, *, origins: Mapping[str, str], switches: Switches, until: float) -> Answer:
-    answer = Answer()
-    for _ in range(1 + (MAX_REDIRECTS if switches.follows_redirects else 0)):
-        origin = origins.get(_host(url))
-        if origin is None:
-            return Answer(problem=NO_ORIGIN)
-        answer = _get(url, origin=origin, switches=switches, until=until)
-        location = answer.headers.get("location")
-        if answer.status not in (301, 302, 303, 307, 308) or location is None:
-            break
-        url = _joined(url, location)
-    return answer
-
-
-def _host(url: str) -> str:
-    """The host of a URL that can be pulled; empty for any other."""
-    if not (url.isascii() and url.isprintable()) or " " in url:
-        return ""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
-
-
-def _joined(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError:
-        return ""
-
-
-def _get(url: str, *, origin: str, switches: Switches, until: float) -> Answer:
-    left_s = until - time.monotonic()
-    if left_s <= 0:
-        return Answer(problem=NO_ANSWER)
-    connection = http.client.HTTPConnection(urlsplit(origin).netloc, timeout=left_s)
-    try:
-        with closing(connection):
-            connection.connect()
-            with cut_at(until, connection.sock) as late:
-                answer = _exchange(connection, url, switches)
-    except (OSError, http.client.HTTPException):
-        return Answer(problem=NO_ANSWER)
-    # A connection that the deadline cut can look like a short but complete answer.
-    return Answer(problem=NO_ANSWER) if late.is_set() else answer
-
-
-def _exchange(connection: http.client.HTTPConnection, url: str, switches: Switches) -> Answer:
-    parts = urlsplit(url)
-    target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
-    for name, value in _headers(parts.netloc, switches):
-        connection.putheader(name, value)
-    connection.endheaders()
-    with connection.getresponse() as response:
-        limit = max_bytes(switches)
-        body = response.read(limit + 1)
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        if len(body) <= limit and response.length:
-            return Answer(problem=NO_ANSWER)
-        answer = Answer("", response.status, headers, body)
-        return _unpack(answer, limit) if switches.accept_encoding == "gzip" else answer
-
-
-def _headers(host: str, switches: Switches) -> Iterator[tuple[str, str]]:
-    yield "Host", host
-    yield "User-Agent", "prefetch-sandbox"
-    yield "Accept", "*/*"
-    yield "Accept-Encoding", switches.accept_encoding
-    yield "Connection", "close"
-
-
-def _unpack(answer: Answer, limit: int) -> Answer:
-    if answer.headers.get("content-encoding", "").lower() != "gzip":
-        return answer
-    try:
-        return replace(answer, body=zlib.decompressobj(31).decompress(answer.body, limit + 1))
-    except zlib.error:
-        return replace(answer, problem="not gzip")
-
-
-@contextmanager
-def cut_at(until: float, connection: socket.socket) -> Iterator[threading.Event]:
-    """Shut the connection down at the deadline: socket timeouts never end one that drips."""
-    late = threading.Event()
-
-    def cut() -> None:
-        late.set()
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(until - time.monotonic(), cut)
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-        timer.join()
+    parameters: dict[str, object] = {
+        "appid": appid,
+        "timestamp": int(now * (1000 if switches.timestamp_unit == "ms" else 1)),
+        **credential,
+        **{name: value for name, value in launch.items() if value != ""},
+    }
+    if launch and switches.custom_miniprogram_version is not None:
+        parameters["customMiniprogramVersion"] = switches.custom_miniprogram_version
+    return "&".join(f"{name}={quote(str(value), safe='')}" for name, value in parameters.items())

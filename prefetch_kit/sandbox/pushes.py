@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-from prefetch_kit.sandbox.pull import NO_ANSWER, cut_at
+from prefetch_kit.sandbox.http_get import NO_ANSWER, cut_at
 from prefetch_kit.sandbox.third_party import Component
 
 _BLOCK: Final = 32

@@ -127,13 +127,17 @@ def test_a_run_spends_one_budget(make_run: MakeRun, redis: Any) -> None:
 
 
 def test_what_redis_refuses_is_sent_again(
-    make_store: Callable[[], RedisStore], make_entry: MakeEntry, redis: Any
+    make_store: Callable[[], RedisStore],
+    make_entry: MakeEntry,
+    redis: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Out of memory, it answers each record with an error, as often as it is tried."""
     store, other = make_store(), make_store()
     store.listen()
     redis.config_set("maxmemory", 1)
     store.invalidate([("prefetch", None, None, None)])
+    assert "Redis refused an invalidation" in caplog.text
     store.listen()
     other.listen()
     assert store.invalidations.cover(make_entry())
