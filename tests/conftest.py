@@ -32,6 +32,11 @@ def pytest_sessionstart() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as there are cores: tests that start servers mostly wait for them."""
+    return max(1, (os.cpu_count() or 1) * 3 // 2)
+
+
 # Each of these starts processes.
 SLOW_FIXTURES = {"make_redis", "shell", "local_wechat", "folder", "start"}
 

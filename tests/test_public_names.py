@@ -53,6 +53,7 @@ def test_public_names_of_the_registering_half(package: ModuleType, names: str) -
         package.Nothing  # noqa: B018 (looked up for its error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["registrar.gunicorn", "registrar", "fleet"])
 def test_importing_a_package_loads_none_of_it(module: str) -> None:
     """gunicorn's master imports the hook, and must not load an HTTP client."""

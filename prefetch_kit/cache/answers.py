@@ -240,7 +240,7 @@ class AnswerCache:
             return found and self._adopt(found, scope, request, handle, is_refresh=is_refresh)
 
         budget = refresh_budget() if is_refresh else run_budget()
-        run = redis.run(name, scope, request, budget)
+        run = SharedRun(redis, name, scope, request, budget)
         if outcome := adopt(run.find()):
             return outcome
         lease_s = min(scope.deadline_s, _LONGEST_LEASE_S)

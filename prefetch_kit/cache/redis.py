@@ -71,20 +71,16 @@ class RedisStore:
         self._lock = threading.Lock()
         self._redis: RedisBreaker | None = None
 
-    def run(self, name: bytes, scope: Scope, request: Request, budget: Budget) -> "SharedRun":
-        """A run for this request, which other processes may want to make too."""
-        return SharedRun(self, name, scope, request, budget)
-
     def drop(self, key: bytes, *, began_at: float) -> None:
         """Drop a shared answer for which there is no data any more, unless a later run made it."""
-        at, began_ago_s = self.answer_key(key), time.monotonic() - began_at
+        at, began_ago_s = self.key(b"answer", key), time.monotonic() - began_at
         self.redis.call(
             lambda pipe: pipe.eval(KEEP_OR_DROP, 1, at, b"", 0, began_ago_s), run_budget()
         )
 
     def read_sets(self, scope: Scope) -> list[ReadSet]:
         """What runs of a handler were seen to read, in any process, the latest first."""
-        at = self.reads_key(scope)
+        at = self.key(b"reads", scope.name)
         reply = self.redis.call(lambda pipe: pipe.zrevrange(at, 0, _READ_SETS - 1), run_budget())
         return read_read_sets(reply and reply[0])
 
@@ -111,14 +107,9 @@ class RedisStore:
                     self._redis = redis
         return self._redis
 
-    def answer_key(self, key: bytes) -> bytes:
-        return self._prefix + b"answer:" + _short(key)
-
-    def lease_key(self, name: bytes) -> bytes:
-        return self._prefix + b"run:" + _short(name)
-
-    def reads_key(self, scope: Scope) -> bytes:
-        return self._prefix + b"reads:" + _short(scope.name)
+    def key(self, kind: bytes, name: bytes) -> bytes:
+        """Where an "answer" is kept, the lease of a "run", or the read sets ("reads") of a scope."""
+        return b"%b%b:%b" % (self._prefix, kind, blake2b(name, digest_size=16).digest())
 
 
 class SharedRun:
@@ -135,8 +126,8 @@ class SharedRun:
         self._scope = scope
         self._request = request
         self._budget = budget
-        self._lease_key = store.lease_key(name)
-        self._reads_key = store.reads_key(scope)
+        self._lease_key = store.key(b"run", name)
+        self._reads_key = store.key(b"reads", scope.name)
         self._token: bytes | None = None
         self._read_sets: list[ReadSet] = []
         # For each read set the key of its answer, and the key in Redis.
@@ -215,7 +206,7 @@ class SharedRun:
         self._redis.call(commands, run_budget())
 
     def _keep(self, pipe: Any, answer: SharedAnswer) -> None:
-        entry, now, at = answer.entry, time.monotonic(), self._store.answer_key(answer.key)
+        entry, now, at = answer.entry, time.monotonic(), self._store.key(b"answer", answer.key)
         left_ms = _ms(entry.fresh_s + entry.stale_s - (now - entry.made_at))
         value = write_entry(answer.key, entry)
         pipe.eval(KEEP_OR_DROP, 1, at, value, left_ms, now - entry.began_at)
@@ -227,7 +218,7 @@ class SharedRun:
         for names in read_sets:
             key = answer_key(self._request, self._scope.name, names)
             self._read_sets.append(names)
-            self._keys.append((key, self._store.answer_key(key)))
+            self._keys.append((key, self._store.key(b"answer", key)))
 
     def _request_answers(self, pipe: Any, first: int) -> None:
         for _, at in self._keys[first:]:
@@ -261,10 +252,6 @@ def _listen(store: "weakref.ref[RedisStore]", redis: RedisBreaker) -> None:
 
 def _quoted(name: str) -> str:
     return quote(name, safe="/", errors="surrogatepass")
-
-
-def _short(key: bytes) -> bytes:
-    return blake2b(key, digest_size=16).digest()
 
 
 def _ms(seconds: float) -> int:

@@ -57,7 +57,7 @@ def make_run(
     """`make_run()`: a run of a handler that reads nothing."""
     scope = make_scope("page")
     scope.read_sets.add(())
-    return lambda: store.run(b"run", scope, make_request(), Budget(30.0))
+    return lambda: SharedRun(store, b"run", scope, make_request(), Budget(30.0))
 
 
 def share(run: SharedRun, entry: Entry) -> bytes:

@@ -19,6 +19,8 @@ from prefetch_kit.sandbox import Fault, Sandbox
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli, Ended, Leaks, Shell
 
+pytestmark = pytest.mark.slow
+
 SECRET = "canary/fleet+secret=0123456789"
 TOML = """
 api_base_url = "{base_url}"

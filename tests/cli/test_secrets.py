@@ -15,6 +15,8 @@ from prefetch_kit.sandbox import Fault, Sandbox
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli, Leaks
 
+pytestmark = pytest.mark.slow
+
 APPID = "wx01"
 SECRET = "canary/app+secret=0123456789"
 TOKEN = "/cgi-bin/stable_token"

@@ -19,6 +19,8 @@ from prefetch_kit.sandbox import Fault, Sandbox
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 APPID = "wx01"
 BEFORE = {
     "is_pre_fetch_open": True,

@@ -14,6 +14,8 @@ import pytest
 from prefetch_kit.concurrency import file_ranges
 from prefetch_kit.concurrency.file_ranges import RangeHeldError, RangeLocks
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import os
 import sys

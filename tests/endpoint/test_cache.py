@@ -350,8 +350,9 @@ def test_what_was_not_asked_for_longest_is_dropped(
     assert ran[-1] == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [str, lambda text: {"text": text}], ids=["text", "JSON"])
-@pytest.mark.parametrize(("size", "bound", "pulls"), [(1, 1_000_000, 1600), (2000, 2_000_000, 900)])
+@pytest.mark.parametrize(("size", "bound", "pulls"), [(1, 500_000, 900), (2000, 1_000_000, 500)])
 def test_bound_is_that_of_the_memory_used(
     make_app: App,
     prefetch: Prefetch,
@@ -427,6 +428,7 @@ def test_no_data_ends_what_was_kept(
     until(lambda: ask(app).data == b"")
 
 
+@pytest.mark.slow
 def test_parameters_that_nobody_reads_take_no_memory(make_app: App, prefetch: Prefetch) -> None:
     """However many different queries come, what is kept is what handlers read."""
     ran = count()

@@ -6,6 +6,7 @@ multi-dict, say what has to come back: nothing of the kit's parsing, noting and 
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ VALUES = ("", "11", "1s1", "s1:1", "1&b=1")
 POLICY = CachePolicy(fresh=1000, stale=2000)
 OVER_S = 3100
 PATIENCE_S = 60
+# More of them make the searches longer.
+SEARCHES = int(os.environ.get("PREFETCH_KIT_SEARCHES", "1"))
 
 
 class Failed(Exception):
@@ -667,20 +670,21 @@ def wrong_answer(
     return found[0] if found else ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_app", IN_MEMORY.values(), ids=list(IN_MEMORY))
 def test_each_answer_is_the_pulls_own(make_app: MakeApp, clock: Clock) -> None:
     """Whatever came before: no other's answer, none that was forgotten, none that is too old."""
-    search(Store([make_app]), clock, times=7)
+    search(Store([make_app]), clock, times=4 * SEARCHES)
 
 
 def test_each_answer_is_the_pulls_own_over_redis(over_redis: Store, clock: Clock) -> None:
     """The same where two processes share, through restarts, and with keys mixed up."""
-    search(over_redis, clock, times=3)
+    search(over_redis, clock, times=2 * SEARCHES)
 
 
 def test_each_answer_is_the_pulls_own_in_redis_alone(in_redis_alone: Store, clock: Clock) -> None:
     """The same where each answer that was not just made has to come out of Redis."""
-    search(in_redis_alone, clock, times=2)
+    search(in_redis_alone, clock, times=SEARCHES)
 
 
 def written_as(weak: Callable[[Any], Any]) -> Weaken:

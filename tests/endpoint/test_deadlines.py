@@ -22,6 +22,8 @@ from werkzeug.wrappers import Response
 from prefetch_kit import CachePolicy, Prefetch, Pull
 from prefetch_kit.endpoint.app_state import process_of
 
+pytestmark = pytest.mark.slow
+
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
 Logged = Callable[[], list[str]]

@@ -136,6 +136,7 @@ _values = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shop", [SHOP, BARE], ids=["before_request", "bare"])
 @pytest.mark.parametrize("seed", range(2))
 def test_both_ways_give_the_same_bytes(shop: Shop, seed: int) -> None:

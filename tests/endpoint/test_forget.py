@@ -41,6 +41,7 @@ def shop(make_app: App, prefetch: Prefetch) -> Flask:
     return make_app(prefetch, PREFETCH_APPIDS=["wx1", "wx2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [None, *PAGES])
 @pytest.mark.parametrize("user", [None, "alice", "bob", "carol"])
 @pytest.mark.parametrize("appid", [None, "wx1"])
@@ -278,6 +279,7 @@ def test_same_mark_again_and_again_costs_the_others_nothing(
     assert ask(shop, path="pages/a", token="bob").data == kept
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_again_is_never_back() -> None:
     """Asked while the same mark is added again and again, without a lock in common."""
     log, mark = Invalidations(), ("prefetch", None, "alice", None)

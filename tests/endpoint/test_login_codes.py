@@ -14,6 +14,8 @@ from prefetch_kit import ForeignAppid, Prefetch
 from prefetch_kit.errors import SystemBusy
 from prefetch_kit.sandbox import Fault, Sandbox
 
+pytestmark = pytest.mark.slow
+
 SECRET = "canary-app-secret"
 LOGIN = "/sns/jscode2session"
 MADE_UP = "a-code-that-wechat-never-made-up"

@@ -28,6 +28,8 @@ from prefetch_kit.logs import SafeLogger
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 
+pytestmark = pytest.mark.slow
+
 SECRET = "canary-app-secret"
 LOGIN = "/sns/jscode2session"
 App = Callable[..., Flask]

@@ -24,6 +24,8 @@ import pytest
 
 from prefetch_kit.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 Until = Callable[[Callable[[], bool]], None]
 
 ROOT = Path(__file__).parents[2]

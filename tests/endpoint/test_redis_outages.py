@@ -99,7 +99,8 @@ class Proxy:
         inside.sendall(said)
 
     def _reset(self, inside: socket.socket) -> None:
-        inside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        with suppress(OSError):  # the other end, or `close`, was first
+            inside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         inside.close()
 
     def close(self) -> None:

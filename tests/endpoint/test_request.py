@@ -320,6 +320,7 @@ _escaped = ["%74oken=t", "tok%65n=", "token", "&", "?appid=wx1", "c%6Fde=c", "=x
 PARSER = PullParser()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_usual_way_reads_what_the_strict_one_reads(seed: int) -> None:
     """Nor does it matter what was asked for before, of this one parser, by whom."""

@@ -16,6 +16,8 @@ from werkzeug.wrappers import Response
 from prefetch_kit import CachePolicy, Prefetch, Pull
 from prefetch_kit.cache.single_flight import Flight
 
+pytestmark = pytest.mark.slow
+
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
 Logged = Callable[[], list[str]]

@@ -15,6 +15,8 @@ from prefetch_kit import Prefetch, Pull
 from prefetch_kit.endpoint.app_state import process_of
 from prefetch_kit.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
 Until = Callable[[Callable[[], bool]], None]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
     from tests.registrar.conftest import Origin
 
+pytestmark = pytest.mark.slow
+
 LIST = "/cgi-bin/component/api_get_authorizer_list"
 PLATFORM, SECRET = "wxplatform", "canary-platform-secret"
 TOML = """

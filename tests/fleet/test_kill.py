@@ -21,6 +21,8 @@ from tests.registrar.conftest import until
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
 
+pytestmark = pytest.mark.slow
+
 APPS = int(os.environ.get("PREFETCH_KIT_FLEET_APPS", "60"))
 KILLS = 20
 WORKERS = 32

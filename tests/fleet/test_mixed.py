@@ -16,6 +16,8 @@ from tests.fleet.conftest import ALL_LIFTED
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
 
+pytestmark = pytest.mark.slow
+
 BEFORE = {
     "is_pre_fetch_open": True,
     "pre_fetch_type": 0,

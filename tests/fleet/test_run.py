@@ -19,6 +19,8 @@ from prefetch_kit.sandbox import Fault, Sandbox
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
 
+pytestmark = pytest.mark.slow
+
 APPID = "wx01"
 THEIRS = {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": "https://old.example/x"}
 

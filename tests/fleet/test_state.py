@@ -26,6 +26,8 @@ from tests.registrar.conftest import until
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
 
+pytestmark = pytest.mark.slow
+
 HOLDER = """
 import sys
 from pathlib import Path

@@ -22,6 +22,8 @@ from prefetch_kit.sandbox.pushes import event, seal
 from prefetch_kit.sandbox.third_party import Component
 from prefetch_kit.secret import Secret
 
+pytestmark = pytest.mark.slow
+
 APPID, COMPONENT = "wx01", "wxplatform"
 SECRET, TOKEN = "canary-component-secret", "canary-message-token"
 AES_KEY = "canary0AES0key0canary0AES0key0canary0AES0ke"

@@ -142,6 +142,7 @@ def test_a_kind_without_handler_is_left_alone(
     assert (actions(), wx.settings(APPID)) == (["get"], FOREIGN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_unknown_outcome_is_read_back_before_repeating(
     wx: Sandbox, apply: Callable[[], Plan], actions: Callable[[], list[str]], kind: FaultKind

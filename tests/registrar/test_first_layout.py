@@ -17,6 +17,8 @@ from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 APPID = "wx01"
 OF_ONE_APP = """
 CREATE TABLE runs (

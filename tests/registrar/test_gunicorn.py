@@ -21,6 +21,8 @@ from prefetch_kit.registrar.gunicorn import when_ready
 from prefetch_kit.sandbox import Sandbox
 from tests.registrar.conftest import until
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import os
 from flask import Flask

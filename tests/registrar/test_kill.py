@@ -19,6 +19,8 @@ from tests.registrar.conftest import until
 if TYPE_CHECKING:
     from tests.registrar.conftest import Row
 
+pytestmark = pytest.mark.slow
+
 APPID = "wx01"
 APP = """
 from flask import Flask

@@ -13,6 +13,8 @@ from prefetch_kit.errors import UrlRefused
 from prefetch_kit.registrar.probe import Probed, probe
 from prefetch_kit.weixin.transport import Transport
 
+pytestmark = pytest.mark.slow
+
 HOST, PUBLIC = "shop.example", "93.184.216.34"
 # How the address of a cloud's metadata can stand in a URL.
 SPELLINGS = """

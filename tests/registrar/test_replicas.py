@@ -14,6 +14,8 @@ import pytest
 
 from prefetch_kit.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 REPLICAS, MACHINES = 20, 3
 APP = """
 from flask import Flask

@@ -25,6 +25,8 @@ from prefetch_kit.weixin.transport import Transport
 if TYPE_CHECKING:
     from tests.weixin.conftest import Connect, Peer, Serve
 
+pytestmark = pytest.mark.slow
+
 Outcome = Literal["ok", "refused", "unknown", "not sent"]
 Call = Callable[[str], object]
 

@@ -16,6 +16,8 @@ from prefetch_kit.weixin.transport import Transport
 if TYPE_CHECKING:
     from tests.weixin.conftest import Connect, Peer, Script, Serve
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 0.4
 MARGIN_S = 5.0  # for a busy machine; without a deadline none of these would end
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 27\r\n"

@@ -28,6 +28,8 @@ from prefetch_kit.weixin.transport import Transport
 if TYPE_CHECKING:
     from tests.weixin.conftest import Connect, Far, Peer, Serve
 
+pytestmark = pytest.mark.slow
+
 Http = Callable[..., bytes]
 Forms = Callable[[str], set[str]]
 

@@ -26,6 +26,8 @@ from prefetch_kit.weixin.transport import Transport
 if TYPE_CHECKING:
     from tests.weixin.conftest import Peer, Script, Serve, Watch
 
+pytestmark = pytest.mark.slow
+
 # All characters that percent-encoding, JSON and base64 treat in their own ways.
 TOKEN = 'Tq7/z+8=W"ä%41 access-token-0123456789'
 FRESH = "Fm3~y+5=fresh-token-of-the-answer-9876543210"

@@ -17,6 +17,8 @@ from prefetch_kit.weixin.transport import Transport
 if TYPE_CHECKING:
     from tests.weixin.conftest import Connect, Far, Peer, Script, Serve
 
+pytestmark = pytest.mark.slow
+
 Http = Callable[..., bytes]
 
 

@@ -13,6 +13,8 @@ from prefetch_kit.errors import ConfigError, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.command_token import CommandToken
 
+pytestmark = pytest.mark.slow
+
 CANARY = "canary-access-token"
 FOREVER_S = 60.0
 

@@ -12,6 +12,8 @@ from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.login import CodeExchange, Login
 
+pytestmark = pytest.mark.slow
+
 APPID = "wx01"
 SECRET = "canary-app-secret"
 PATH = "/sns/jscode2session"
