@@ -7,8 +7,8 @@ from prefetch_kit.cache.read_sets import USER_ID, ReadSet
 
 _KEY_BYTES: Final = 24
 # Twice as many as a handler has read sets to look up, and only short ones.
-_MAX_HEADS: Final = 16
-_MAX_HEAD_CHARS: Final = 256
+_MAX_PREFIXES: Final = 16
+_MAX_PREFIX_CHARS: Final = 256
 
 
 class Asked(Protocol):
@@ -22,7 +22,7 @@ class Asked(Protocol):
         """All inputs but the user and the time."""
 
     @property
-    def heads(self) -> dict[tuple[bytes, ReadSet], bytes]:
+    def key_prefixes(self) -> dict[tuple[bytes, ReadSet], bytes]:
         """A memo of this module: the part of a key that does not depend on the user."""
 
     def written(self, name: str) -> bytes:
@@ -38,7 +38,7 @@ class Request(Protocol):
     def user_id(self) -> str | None:
         """The user that the request proves; the same at every call."""
 
-    def digest_of_claims(self) -> bytes:
+    def digest_of_credentials(self) -> bytes:
         """A digest of what the request says of its user, proved or not."""
 
 
@@ -50,26 +50,26 @@ def answer_key(request: Request, scope: bytes, names: ReadSet) -> bytes:
     requests that ask for the same.
     """
     asked = request.asked
-    head = asked.heads.get((scope, names))
-    if head is None:
-        head = _head(asked, scope, names)
-    return head + _user(request.user_id()) if USER_ID in names else head
+    prefix = asked.key_prefixes.get((scope, names))
+    if prefix is None:
+        prefix = _prefix(asked, scope, names)
+    return prefix + _user(request.user_id()) if USER_ID in names else prefix
 
 
-def _head(asked: Asked, scope: bytes, names: ReadSet) -> bytes:
+def _prefix(asked: Asked, scope: bytes, names: ReadSet) -> bytes:
     parts = [written(name) for name in names]
     parts += [asked.written(name) for name in names if name != USER_ID]
-    head = _digest(scope, written(asked.appid), *parts)
-    if sum(map(len, names)) <= _MAX_HEAD_CHARS:
-        if len(asked.heads) >= _MAX_HEADS:
-            asked.heads.clear()
-        asked.heads[scope, names] = head
-    return head
+    prefix = _digest(scope, written(asked.appid), *parts)
+    if sum(map(len, names)) <= _MAX_PREFIX_CHARS:
+        if len(asked.key_prefixes) >= _MAX_PREFIXES:
+            asked.key_prefixes.clear()
+        asked.key_prefixes[scope, names] = prefix
+    return prefix
 
 
 def exact_key(request: Request, scope: bytes) -> bytes:
     """A key that a request shares with those alike in everything but the timestamp."""
-    return _digest(answer_key(request, scope, request.asked.names), request.digest_of_claims())
+    return _digest(answer_key(request, scope, request.asked.names), request.digest_of_credentials())
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -108,7 +108,7 @@ class RedisStore:
         return self._redis
 
     def key(self, kind: bytes, name: bytes) -> bytes:
-        """Where an "answer" is kept, the lease of a "run", or the read sets ("reads") of a scope."""
+        """Where an "answer" is, the lease of a "run", or what runs of a scope read ("reads")."""
         return b"%b%b:%b" % (self._prefix, kind, blake2b(name, digest_size=16).digest())
 
 

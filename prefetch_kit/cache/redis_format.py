@@ -20,9 +20,9 @@ _CHECKSUM_BYTES: Final = 8
 # Keeps ARGV[1] under KEYS[1] for ARGV[2] ms, or drops what is there if ARGV[1] is empty; the run
 # began ARGV[3] s ago. An answer of a run that began later stays; foreign bytes do not.
 KEEP_OR_DROP: Final = """
-local head = redis.pcall('getrange', KEYS[1], 0, 27)
-if type(head) == 'string' and #head == 28 and head:sub(1, 4) == 'pfk2' then
-  local fresh, stale, took = struct.unpack('<ddd', head, 5)
+local header = redis.pcall('getrange', KEYS[1], 0, 27)
+if type(header) == 'string' and #header == 28 and header:sub(1, 4) == 'pfk2' then
+  local fresh, stale, took = struct.unpack('<ddd', header, 5)
   local ago = fresh + stale + took - redis.call('pttl', KEYS[1]) / 1000
   if ago >= 0 and ago < tonumber(ARGV[3]) then return end
 end
@@ -33,8 +33,8 @@ redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
 
 def write_entry(key: bytes, entry: Entry) -> bytes:
     """An answer that is kept under a key."""
-    head = _HEADER.pack(_MAGIC, entry.fresh_s, entry.stale_s, entry.took_s, *entry.position)
-    return head + _checksum(key, head, entry.body) + entry.body
+    header = _HEADER.pack(_MAGIC, entry.fresh_s, entry.stale_s, entry.took_s, *entry.position)
+    return header + _checksum(key, header, entry.body) + entry.body
 
 
 def read_entry(
@@ -49,11 +49,11 @@ def read_entry(
     """The answer, if it was written under this very key and has time left."""
     if not isinstance(value, bytes) or not isinstance(left_ms, int):
         return None
-    head, rest = value[: _HEADER.size], value[_HEADER.size :]
+    header, rest = value[: _HEADER.size], value[_HEADER.size :]
     checksum, body = rest[:_CHECKSUM_BYTES], rest[_CHECKSUM_BYTES:]
-    if checksum != _checksum(key, head, body) or not head.startswith(_MAGIC):
+    if checksum != _checksum(key, header, body) or not header.startswith(_MAGIC):
         return None
-    _, fresh_s, stale_s, took_s, first, second = _HEADER.unpack(head)
+    _, fresh_s, stale_s, took_s, first, second = _HEADER.unpack(header)
     # By age and not by a clock, which two machines do not share.
     age_s = fresh_s + stale_s - left_ms / 1000
     if left_ms < 0 or age_s < 0:

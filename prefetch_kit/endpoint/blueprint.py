@@ -158,9 +158,9 @@ class Prefetch(Blueprint):
         missing. Unlike a pull's code, which may come again, this one is not remembered: a copied
         code must not log in a second time.
         """
-        claim = _claimed(code)
+        secret = _secret(code)
         del code  # a traceback that goes through here shows no code
-        return exchange_code(_this_app(), claim, appid=appid)
+        return exchange_code(_this_app(), secret, appid=appid)
 
     def forget(
         self, page: str | None = None, *, user_id: str | None = None, appid: str | None = None
@@ -273,7 +273,7 @@ def _deadline(deadline_s: float | None) -> float | None:
     return deadline_s
 
 
-def _claimed(code: object) -> Secret | None:
+def _secret(code: object) -> Secret | None:
     if isinstance(code, str) and 0 < len(code) <= MAX_CODE_CHARS:
         return Secret(code)
     return None

@@ -21,7 +21,7 @@ class Parameter:
 
     `name` is WeChat's; `attribute` is ours, and unless another is given the reason of a refusal.
     A value has at most `max_chars` characters and matches `shape`, which `must_be` puts in
-    words. `is_claim` says that the value is secret, and claims who the user is.
+    words. `is_credential` says that the value is secret and says who the user is.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Parameter:
     must_be: str = ""
     read: Callable[[str], object] = str
     is_required: bool = False
-    is_claim: bool = False
+    is_credential: bool = False
     reason: str | None = None
 
 
@@ -55,8 +55,8 @@ PARAMETERS: Final = (
         is_required=True,
     ),
     # What wx.setBackgroundFetchToken accepts.
-    Parameter("token", "token", 1024, read=Secret, is_claim=True),
-    Parameter("code", "code", 128, read=Secret, is_claim=True),
+    Parameter("token", "token", 1024, read=Secret, is_credential=True),
+    Parameter("code", "code", 128, read=Secret, is_credential=True),
     Parameter("path", "path", 1024),
     Parameter("query", "page_query", 4096, reason="query"),
     Parameter(
@@ -70,7 +70,7 @@ PARAMETERS: Final = (
     Parameter("customMiniprogramVersion", "version", 64),
 )
 _BY_NAME: Final = {parameter.name: parameter for parameter in PARAMETERS}
-_CLAIMS: Final = tuple(parameter for parameter in PARAMETERS if parameter.is_claim)
+_CREDENTIALS: Final = tuple(parameter for parameter in PARAMETERS if parameter.is_credential)
 MAX_CODE_CHARS: Final = _BY_NAME["code"].max_chars
 APPID: Final = re.compile(rf"{_BY_NAME['appid'].shape}\Z")
 # gunicorn accepts no longer request line; behind another server we must not parse megabytes.
@@ -80,10 +80,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(slots=True)
 class Asked:
-    """What a pull asks for: everything it carries but its time and its claims.
+    """What a pull asks for: everything it carries but its time and its credentials.
 
     Pulls of one endpoint that ask for the same share one. `values` are those of the page's
-    query, by name; `heads` is a memo of the cache.
+    query, by name; `key_prefixes` is a memo of the cache.
     """
 
     appid: str
@@ -93,11 +93,11 @@ class Asked:
     version: str | None = None
     unknown_parameters: int = 0
     values: dict[str, list[str]] = field(init=False, repr=False, compare=False)
-    heads: dict[tuple[bytes, ReadSet], bytes] = field(init=False, repr=False, compare=False)
+    key_prefixes: dict[tuple[bytes, ReadSet], bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.values = read_page_query(self.page_query)
-        self.heads = {}
+        self.key_prefixes = {}
 
     @property
     def names(self) -> ReadSet:
@@ -119,13 +119,13 @@ _INPUTS: Final[ReadSet] = tuple(
     sorted(
         ALL_OF_QUERY if parameter.name == "query" else parameter.attribute
         for parameter in PARAMETERS
-        if not (parameter.is_claim or parameter.is_required)
+        if not (parameter.is_credential or parameter.is_required)
     )
 )
 
 
 class Inputs(NamedTuple):
-    """What one pull carried, checked but unproved: token and code are still only claims."""
+    """What one pull carried, checked but unproved: token and code prove nothing yet."""
 
     asked: Asked
     timestamp: str
@@ -136,11 +136,11 @@ class Inputs(NamedTuple):
         return f"<Inputs {self.asked.appid} {self.asked.path!r}>"
 
 
-def digest_of_claims(inputs: Inputs) -> bytes:
-    """A digest of token and code, by which equal claims can be told without showing them."""
+def digest_of_credentials(inputs: Inputs) -> bytes:
+    """A digest of token and code, by which equal ones can be told without showing them."""
     digest = blake2b(digest_size=16)
-    for claim in (inputs.token, inputs.code):
-        digest.update(written(None if claim is None else claim.reveal()))
+    for credential in (inputs.token, inputs.code):
+        digest.update(written(None if credential is None else credential.reveal()))
     return digest.digest()
 
 
@@ -176,15 +176,16 @@ _USUAL: Final = re.compile(
 _READERS: Final = tuple((each.attribute, each.max_chars, each.read) for each in PARAMETERS)
 _REQUIRED: Final = {each.attribute for each in PARAMETERS if each.is_required}
 
-# The same, cut into claims, time, and three pieces that all pulls share which ask for the same.
-_OTHERS: Final = rf"(?!timestamp=|{'|'.join(f'{each.name}=' for each in _CLAIMS)})[^&]*+"
-_CLAIM: Final = "|".join(
-    f"&{each.name}=([A-Za-z0-9_.~-]{{1,{each.max_chars}}})" for each in _CLAIMS
+# The same, cut into credential, time, and three pieces that are alike in pulls that ask for the
+# same.
+_OTHERS: Final = rf"(?!timestamp=|{'|'.join(f'{each.name}=' for each in _CREDENTIALS)})[^&]*+"
+_CREDENTIAL: Final = "|".join(
+    f"&{each.name}=([A-Za-z0-9_.~-]{{1,{each.max_chars}}})" for each in _CREDENTIALS
 )
 _CUT: Final = re.compile(
     rf"({_OTHERS}(?:&{_OTHERS})*+)"
     rf"&timestamp=({_BY_NAME['timestamp'].shape})((?:&{_OTHERS})*+)"
-    rf"(?:{_CLAIM})?((?:&{_OTHERS})*+)"
+    rf"(?:{_CREDENTIAL})?((?:&{_OTHERS})*+)"
 )
 # A megabyte or two for each endpoint. Strangers can make it some eight, with many names in each
 # query, and handlers that choose the names they read by what came.
@@ -288,8 +289,8 @@ def parse_any(query_string: bytes) -> Inputs:
 
 def _inputs(given: dict[str, Any], *, unknown_parameters: int = 0) -> Inputs:
     timestamp = given.pop("timestamp")
-    claims = given.pop("token", None), given.pop("code", None)
-    return Inputs(Asked(**given, unknown_parameters=unknown_parameters), timestamp, *claims)
+    credentials = given.pop("token", None), given.pop("code", None)
+    return Inputs(Asked(**given, unknown_parameters=unknown_parameters), timestamp, *credentials)
 
 
 def _check(values: Mapping[str, str]) -> None:

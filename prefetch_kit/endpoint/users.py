@@ -13,7 +13,7 @@ from prefetch_kit.concurrency.executor import Busy, Executor, Late
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login
-from prefetch_kit.endpoint.request import Asked, Inputs, digest_of_claims
+from prefetch_kit.endpoint.request import Asked, Inputs, digest_of_credentials
 from prefetch_kit.errors import ConfigError, NotAsked, PullRefused, WeixinError
 from prefetch_kit.logs import SafeLogger
 from prefetch_kit.secret import Secret
@@ -54,8 +54,8 @@ class Request:
             self._proved.append(self._prove(self.inputs))
         return self._proved[0]
 
-    def digest_of_claims(self) -> bytes:
-        return digest_of_claims(self.inputs)
+    def digest_of_credentials(self) -> bytes:
+        return digest_of_credentials(self.inputs)
 
 
 class Users:

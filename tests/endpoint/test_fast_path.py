@@ -186,14 +186,14 @@ def test_hits_that_are_written_the_usual_way_are_fast(query: str, is_fast: bool)
 
 
 @pytest.mark.parametrize("is_bare", [False, True])
-@pytest.mark.parametrize("claim", [{}, {"token": "forged"}])
+@pytest.mark.parametrize("credential", [{}, {"token": "forged"}])
 def test_what_is_kept_for_users_is_given_to_users_alone(
-    is_bare: bool, claim: dict[str, str]
+    is_bare: bool, credential: dict[str, str]
 ) -> None:
     """A page that demands a user keeps one answer for all users, and for nobody else."""
     shop = Shop(is_bare=is_bare)
     assert shop.is_fast(pull("demands", token=shop.tokens[0]))
-    assert shop.ask(shop.fast, pull("demands", **claim))[0] == "401 UNAUTHORIZED"
+    assert shop.ask(shop.fast, pull("demands", **credential))[0] == "401 UNAUTHORIZED"
     assert shop.ask(shop.fast, pull("demands", token=shop.tokens[1]))[2] == b'["wx1"]'
 
 
@@ -480,18 +480,18 @@ def test_apps_that_must_see_the_request_are_slow(config: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("claim", "register"),
+    ("credential", "register"),
     [
         ("token", lambda prefetch: prefetch.token_verifier(lambda *_: "alice")),
         ("code", lambda prefetch: prefetch.code_user(lambda *_: "alice")),
     ],
 )
 def test_what_the_app_has_to_prove_is_slow(
-    claim: str, register: Callable[[Prefetch], None]
+    credential: str, register: Callable[[Prefetch], None]
 ) -> None:
-    """Its own verifier is asked on every pull; a pull without a claim is fast all the same."""
+    """Its own verifier is asked on every pull; a pull without a credential is fast all the same."""
     shop = Shop(before=register, PREFETCH_APP_SECRETS={"wx1": "s", "wx2": "s"})
-    assert not shop.is_fast(pull(**{claim: "c"}))
+    assert not shop.is_fast(pull(**{credential: "c"}))
     assert shop.is_fast(pull())
 
 

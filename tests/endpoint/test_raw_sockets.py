@@ -245,8 +245,8 @@ def test_slow_strangers_do_not_stop_the_shop(shop: Shop) -> None:
 def test_log_shows_nothing_that_came(shop: Shop) -> None:
     """Neither tokens nor the app's secret are in it: of failures, refusals, endless lines."""
     detail = VALID.replace("index%2Findex", "product%2Fdetail") + f"&query=id%3D{CANARY}"
-    claims = (f"&token={CANARY}", f"&code={CANARY}")
-    assert {shop.status(detail + claim) for claim in claims} == {(500, "failed")}
+    credentials = (f"&token={CANARY}", f"&code={CANARY}")
+    assert {shop.status(detail + credential) for credential in credentials} == {(500, "failed")}
     with shop.connect() as connection:
         connection.sendall(PULL + b"&token=" + CANARY.encode() * 2000 + b" HTTP/1.1\r\n" + END)
         ended(connection)

@@ -244,12 +244,12 @@ def test_longest_query_string_is_taken(app: Flask, send: Callable[..., Response]
 
 
 @pytest.mark.parametrize("parse", [PullParser().parse, parse_any])
-@pytest.mark.parametrize("claim", ["", "&token=t"])
+@pytest.mark.parametrize("credential", ["", "&token=t"])
 def test_query_string_of_known_parameters_can_be_too_long(
-    parse: Callable[[bytes], Inputs], claim: str
+    parse: Callable[[bytes], Inputs], credential: str
 ) -> None:
     """However short its values are once their escapes are read."""
-    text = f"{VALID}&path=pages/a{claim}&query={'%41' * 4096}".encode()
+    text = f"{VALID}&path=pages/a{credential}&query={'%41' * 4096}".encode()
     head = text[: 8190 - (8190 - text.index(b"%")) % 3]
     assert parse(head.ljust(8190, b"A")).asked.page_query.startswith("A" * 2600)
     for too_long in (head.ljust(8191, b"A"), text):
@@ -332,11 +332,11 @@ def test_usual_way_reads_what_the_strict_one_reads(seed: int) -> None:
             else f"{chance.choice(_names)}={chance.choice(_values)}"
             for _ in range(chance.randrange(5))
         ]
-        claims = chance.choices(["", "t", "a.b-c", "%41", "t" * 200], k=chance.randrange(1, 4))
-        needed = chance.sample(["appid=wx1", "timestamp=1700000000000", "claim"], 3)
+        credentials = chance.choices(["", "t", "a.b-c", "%41", "t" * 200], k=chance.randrange(1, 4))
+        needed = chance.sample(["appid=wx1", "timestamp=1700000000000", "credential"], 3)
         name, between = chance.choice(["token", "code"]), chance.choice("&&&;?")
-        for claim in claims:
-            given = [f"{name}={claim}" if part == "claim" else part for part in needed]
+        for credential in credentials:
+            given = [f"{name}={credential}" if part == "credential" else part for part in needed]
             for parts in (given, given + pairs, pairs + given):
                 text = between.join(parts).encode("latin-1", errors="replace")
                 assert outcome(PARSER.parse, text) == outcome(parse_any, text), text
@@ -358,8 +358,8 @@ def test_what_many_ask_for_is_read_once() -> None:
     """Pulls that differ in who asks and when share it, and a bounded number is remembered."""
     parser = PullParser()
     one, other, third = (
-        parser.parse(f"appid=wx1&timestamp=170000000{n}&{claim}path=pages/{page}".encode())
-        for n, claim, page in ((0, "token=t1&", "a"), (1, "code=c1&", "a"), (2, "", "b"))
+        parser.parse(f"appid=wx1&timestamp=170000000{n}&{credential}path=pages/{page}".encode())
+        for n, credential, page in ((0, "token=t1&", "a"), (1, "code=c1&", "a"), (2, "", "b"))
     )
     assert one.asked is other.asked is not third.asked
     for n in range(3 * MAX_KNOWN):
@@ -471,7 +471,7 @@ def test_no_repr_shows_what_came() -> None:
 
 
 def test_pull_hands_out_no_raw_credentials() -> None:
-    """Token and code are claims, and a handler is given only what was proved."""
+    """Token and code are not for handlers: one is given only what was proved."""
     public = {name for name in dir(Pull) if not name.startswith("_")}
-    claims = {"appid", "kind", "path", "query", "scene", "timestamp", "version"}
-    assert public == claims | {"user_id"}
+    sent = {"appid", "kind", "path", "query", "scene", "timestamp", "version"}
+    assert public == sent | {"user_id"}
