@@ -5,14 +5,16 @@ import re
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import pytest
 from werkzeug.serving import make_server
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 from prefetch_kit.cache import redis_breaker
+from prefetch_kit.sandbox import Sandbox
 
 
 def pytest_sessionstart() -> None:
@@ -53,16 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session")
-def until() -> Callable[[Callable[[], object]], None]:
-    """`until(condition)`: wait for what another thread or process is about to do."""
+def until(
+    condition: Callable[[], object], says: Callable[[], str] = str, *, within_s: float = 120
+) -> None:
+    """Wait for what another thread or process is about to do; else `says` tells what was seen."""
+    ends_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < ends_at, says()
+        time.sleep(0.002)
 
-    def until(condition: Callable[[], object]) -> None:
-        ends_at = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < ends_at, "it did not happen within a minute"
-            time.sleep(0.002)
 
+@pytest.fixture(scope="session", name="until")
+def the_function() -> Callable[..., None]:
     return until
 
 
@@ -93,6 +98,57 @@ def serve() -> Iterator[Callable[["WSGIApplication"], str]]:
             return f"http://127.0.0.1:{server.server_port}"
 
         yield serve
+
+
+class Origin:
+    """A server that sends the bytes it was told to, whatever it is asked."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[str] = []
+        self.play: Callable[[socket.socket], None] = lambda _: None
+        self.reply(b'{"n":1}')
+
+    def reply(self, body: bytes, *, status: str = "200 OK", headers: str = "") -> None:
+        first = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+        self.send_raw(f"{first}{headers}\r\n".encode() + body)
+
+    def send_raw(self, raw: bytes) -> None:
+        self.play = lambda connection: connection.sendall(raw)
+
+    @property
+    def target(self) -> str:
+        """The request target asked for last."""
+        return self.requests[-1].split()[1]
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The query asked for last."""
+        values = parse_qs(self.target.partition("?")[2], strict_parsing=True)
+        return {name: value for name, (value,) in values.items()}
+
+
+@pytest.fixture
+def origin(wx: Sandbox) -> Iterator[Origin]:
+    """A server behind shop.example, for the `wx` of the package."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            served.requests.append(b"".join(iter(self.rfile.readline, b"\r\n")).decode())
+            with suppress(ConnectionError):
+                served.play(self.connection)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        served = Origin(f"http://127.0.0.1:{server.server_address[1]}")
+        wx.map_origin("shop.example", served.url)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield served
+        server.shutdown()
+        thread.join()
 
 
 class RedisServer:

@@ -11,7 +11,6 @@ import pytest
 
 from prefetch_kit.fleet import Begun, Fleet, Limits, Result, Summary, load_project
 from prefetch_kit.sandbox import Sandbox
-from tests.registrar.conftest import origin as origin
 from tests.registrar.conftest import running as running
 from tests.registrar.conftest import transport as transport
 from tests.registrar.conftest import wx as wx

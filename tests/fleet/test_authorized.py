@@ -26,8 +26,8 @@ from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
+    from tests.conftest import Origin
     from tests.fleet.conftest import Merchants
-    from tests.registrar.conftest import Origin
 
 pytestmark = pytest.mark.slow
 
@@ -279,7 +279,7 @@ def test_who_waits_for_the_platforms_list_stops_too(
 
     origin.play = refuse
     fleet.apply(Limits(ensure_domain=True))
-    assert len(origin.heads) == 1
+    assert len(origin.requests) == 1
     assert merchants.outcomes() == {"failed": 1, "left": 5}
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.sandbox import Sandbox
-from tests.registrar.conftest import until
+from tests.conftest import until
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants

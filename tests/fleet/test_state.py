@@ -21,7 +21,7 @@ from prefetch_kit.registrar import Registrar, Secret, StaticToken, Transport, Wa
 from prefetch_kit.registrar.locks import FLEET, Locks
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.weixin.settings import SettingsApi
-from tests.registrar.conftest import until
+from tests.conftest import until
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants

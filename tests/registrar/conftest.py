@@ -1,12 +1,8 @@
 """A registrar of one mini program in front of a sandbox, and an origin to probe."""
 
-import socket
-import socketserver
 import sqlite3
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -27,16 +23,6 @@ PRE_URL = "https://shop.example/prefetch/pre_fetch"
 PERIOD_URL = "https://shop.example/prefetch/period_fetch"
 
 
-def until(
-    is_so: Callable[[], object], says: Callable[[], str] = str, *, within_s: float = 120
-) -> None:
-    """Wait for what has to come; if it does not, `says` tells what was seen."""
-    ends_at = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < ends_at, says()
-        time.sleep(0.002)
-
-
 class Row(NamedTuple):
     """One change as the journal has it."""
 
@@ -45,21 +31,6 @@ class Row(NamedTuple):
     kind: str
     outcome: str
     detail: str
-
-
-class Origin:
-    """A server that sends the bytes it was told to, whatever it is asked."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.heads: list[str] = []
-        self.play: Callable[[socket.socket], None] = lambda _: None
-        self.reply(b'{"n":1}')
-
-    def reply(self, body: bytes, *, status: str = "200 OK", headers: str = "") -> None:
-        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-        raw = f"{head}{headers}\r\n".encode() + body
-        self.play = lambda connection: connection.sendall(raw)
 
 
 @pytest.fixture(scope="package")
@@ -160,26 +131,3 @@ def rows(state_dir: Path) -> Callable[[], list[Row]]:
 def actions(wx: Sandbox) -> Callable[[], list[str]]:
     """What was asked of fetchdatasetting, in order."""
     return lambda: [str(r.action) for r in wx.requests() if r.path == "/wxa/fetchdatasetting"]
-
-
-@pytest.fixture
-def origin(wx: Sandbox) -> Iterator[Origin]:
-    """A server behind shop.example."""
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            served.heads.append(b"".join(iter(self.rfile.readline, b"\r\n")).decode())
-            with suppress(ConnectionError):
-                served.play(self.connection)
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = False
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        served = Origin(f"http://127.0.0.1:{server.server_address[1]}")
-        wx.map_origin("shop.example", served.url)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield served
-        server.shutdown()
-        thread.join()

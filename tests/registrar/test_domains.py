@@ -16,7 +16,7 @@ from prefetch_kit.weixin.token_stores.file import FileStores
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Origin
+    from tests.conftest import Origin
 
 APPID, COMPONENT, HOST = "wx02", "wxplatform", "shop.example"
 JUMP = "/cgi-bin/component/modify_wxa_jump_domain"

@@ -19,7 +19,7 @@ import pytest
 from prefetch_kit.registrar import gunicorn
 from prefetch_kit.registrar.gunicorn import when_ready
 from prefetch_kit.sandbox import Sandbox
-from tests.registrar.conftest import until
+from tests.conftest import until
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from prefetch_kit.errors import NothingToRollBack
 from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.sandbox import Fault, Sandbox
-from tests.registrar.conftest import until
+from tests.conftest import until
 
 if TYPE_CHECKING:
     from tests.registrar.conftest import Row

@@ -13,7 +13,7 @@ from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
-    from tests.registrar.conftest import Origin
+    from tests.conftest import Origin
 
 URL = "https://shop.example/prefetch/pre_fetch"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
@@ -41,10 +41,10 @@ def test_it_asks_as_weixin_does(transport: Transport, origin: "Origin") -> None:
     """One GET with WeChat's parameters and our Host, without any proof of a user."""
     before_ms = int(time.time() * 1000)
     pulled(transport)
-    request, *headers = origin.heads[0].splitlines()
+    request, *headers = origin.requests[0].splitlines()
     method, target, _ = request.split()
     query = parse_qs(target.partition("?")[2], strict_parsing=True)
-    assert (method, len(origin.heads)) == ("GET", 1)
+    assert (method, len(origin.requests)) == ("GET", 1)
     assert query.keys() == {"appid", "timestamp", "path", "scene"}
     assert query["path"] == ["pages/index/index"]
     assert before_ms <= int(query["timestamp"][0]) <= before_ms + 60_000
@@ -54,8 +54,8 @@ def test_it_asks_as_weixin_does(transport: Transport, origin: "Origin") -> None:
 def test_a_periodic_pull_has_no_page(transport: Transport, origin: "Origin") -> None:
     """The periodic pull is for no page in particular."""
     probe(transport, URL, appid="wx01", kind="period_fetch", page="pages/index/index")
-    assert "path=" not in origin.heads[0]
-    assert "scene=" not in origin.heads[0]
+    assert "path=" not in origin.requests[0]
+    assert "scene=" not in origin.requests[0]
 
 
 @pytest.mark.parametrize("status", ["201 Created", "204 No Content", "403 Forbidden", "500 Oops"])
@@ -91,7 +91,7 @@ def test_redirects_fail_and_are_not_followed(transport: Transport, origin: "Orig
     probed = pulled(transport)
     assert broken(probed) == ["redirect", "status"]
     assert "redirects (302)" in probed.problems[0]
-    assert len(origin.heads) == 1
+    assert len(origin.requests) == 1
 
 
 @pytest.mark.parametrize(("size", "rules"), [(262_144, []), (262_145, ["size"])])
@@ -189,7 +189,7 @@ def test_a_loopback_url_is_its_own_origin(
     url = f"{origin.url.replace('127.0.0.1', where)}/data"
     probed = pulled(transport, f"{url}?token=hidden")
     assert (probed.url, broken(probed)) == (url, [])
-    assert origin.heads[0].startswith("GET /data?token=hidden?appid=")
+    assert origin.requests[0].startswith("GET /data?token=hidden?appid=")
     assert wx.requests() == []
 
 
@@ -210,5 +210,5 @@ def test_urls_weixin_could_never_pull(
     """Refused before anything is sent, without what may be a secret."""
     with pytest.raises(UrlRefused) as caught:
         pulled(transport, url)
-    assert (wx.requests(), origin.heads) == ([], [])
+    assert (wx.requests(), origin.requests) == ([], [])
     assert "hidden" not in str(caught.value)

@@ -1,19 +1,15 @@
 """A running sandbox with one mini program, a client of its HTTP side, and an origin to pull."""
 
 import http.client
-import itertools
 import json
-import socket
-import socketserver
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
 from prefetch_kit.sandbox import Sandbox
+from tests.conftest import Origin
 
 APPID = "wx01"
 SECRET = "canary-app-secret"
@@ -84,34 +80,6 @@ class Client:
         return self.get("/sns/jscode2session", js_code=code, **(given | query))
 
 
-class Origin:
-    """A server that sends the bytes it was told to, whatever it is asked."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.heads: list[str] = []
-        self.play: Callable[[socket.socket], None]
-        self.reply(b'{"n":1}')
-
-    def reply(self, body: bytes, *, status: str = "200 OK", headers: str = "") -> None:
-        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-        self.send_raw(head.encode() + body)
-
-    def send_raw(self, raw: bytes) -> None:
-        self.play = lambda connection: connection.sendall(raw)
-
-    @property
-    def target(self) -> str:
-        """The request target asked for last."""
-        return self.heads[-1].split()[1]
-
-    @property
-    def params(self) -> dict[str, str]:
-        """The query asked for last."""
-        values = parse_qs(self.target.partition("?")[2], strict_parsing=True)
-        return {name: value for name, (value,) in values.items()}
-
-
 @pytest.fixture
 def told() -> list[str]:
     """The lines the sandbox told its follower."""
@@ -130,28 +98,6 @@ def wx(told: list[str]) -> Iterator[Sandbox]:
 @pytest.fixture
 def client(wx: Sandbox) -> Client:
     return Client(wx)
-
-
-@pytest.fixture
-def origin(wx: Sandbox) -> Iterator[Origin]:
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            lines = itertools.takewhile(lambda line: line != b"\r\n", self.rfile)
-            served.heads.append(b"".join(lines).decode())
-            with suppress(ConnectionError):
-                served.play(self.connection)
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = False
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        served = Origin(f"http://127.0.0.1:{server.server_address[1]}")
-        wx.map_origin("shop.example", served.url)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield served
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from prefetch_kit.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import Client, Origin
+    from tests.conftest import Origin
+    from tests.sandbox.conftest import Client
 
 APPID = "wx01"
 USER = f"/_sandbox/apps/{APPID}/users/o1"

@@ -7,7 +7,8 @@ import pytest
 from prefetch_kit.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import Client, Origin
+    from tests.conftest import Origin
+    from tests.sandbox.conftest import Client
 
 APPID, COMPONENT, HOST = "wx02", "wxplatform", "shop.example"
 JUMP, THIRD = "/cgi-bin/component/modify_wxa_jump_domain", "/wxa/setwebviewdomain"

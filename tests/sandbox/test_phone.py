@@ -8,7 +8,8 @@ import pytest
 from prefetch_kit.sandbox import Sandbox, SandboxError
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import Client, Origin
+    from tests.conftest import Origin
+    from tests.sandbox.conftest import Client
 
 APPID = "wx01"
 HOUR_S = 3600
@@ -227,7 +228,7 @@ def test_no_pull_without_a_url_to_ask(
     wx.put_settings(APPID, settings)
     pulled = wx.cold_start(APPID, "o1")
     assert (pulled.due, pulled.kept, pulled.reason) == (False, False, reason)
-    assert origin.heads == []
+    assert origin.requests == []
 
 
 def test_pull_for_a_host_without_an_origin(wx: Sandbox, client: "Client") -> None:

@@ -10,7 +10,7 @@ import pytest
 from prefetch_kit.sandbox import Pulled, Sandbox
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import Origin
+    from tests.conftest import Origin
 
 APPID = "wx01"
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -28,7 +28,7 @@ def drip(connection: socket.socket, *, gone: threading.Event) -> None:
 def test_request_is_a_plain_get(wx: Sandbox, registered: "Origin") -> None:
     """The registered host is asked for, uncompressed, on a new connection."""
     pull(wx)
-    head = registered.heads[-1]
+    head = registered.requests[-1]
     assert head.startswith("GET /prefetch/pre_fetch?appid=wx01&timestamp=")
     assert "\r\nHost: shop.example\r\n" in head
     assert "\r\nAccept-Encoding: identity\r\n" in head
@@ -90,7 +90,7 @@ def test_redirects_are_not_followed(wx: Sandbox, registered: "Origin") -> None:
     """By default a redirect is an answer like any other that is not 200."""
     registered.reply(b"", status="302 Found", headers="Location: /elsewhere\r\n")
     assert pull(wx).reason == "status 302"
-    assert len(registered.heads) == 1
+    assert len(registered.requests) == 1
 
 
 def test_redirects_can_be_followed(wx: Sandbox, registered: "Origin") -> None:
@@ -99,7 +99,7 @@ def test_redirects_can_be_followed(wx: Sandbox, registered: "Origin") -> None:
     registered.reply(b"", status="302 Found", headers="Location: /elsewhere\r\n")
     assert pull(wx).reason == "status 302"
     assert registered.target == "/elsewhere"
-    assert len(registered.heads) == 6
+    assert len(registered.requests) == 6
 
 
 @pytest.mark.parametrize("location", ["https://other.example/", "https://[", "/\xff"])
@@ -118,10 +118,10 @@ def test_broken_connections_can_be_retried(wx: Sandbox, registered: "Origin") ->
     wx.switches.pull_retries = 2
     registered.send_raw(b"")
     assert pull(wx).reason == "no answer"
-    assert len(registered.heads) == 3
+    assert len(registered.requests) == 3
     registered.reply(b"", status="500 No")
     assert pull(wx).reason == "status 500"
-    assert len(registered.heads) == 4
+    assert len(registered.requests) == 4
 
 
 def test_retries_end_at_the_deadline(wx: Sandbox, registered: "Origin") -> None:
