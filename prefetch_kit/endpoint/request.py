@@ -1,9 +1,8 @@
 """The raw query string of a pull becomes checked inputs, or a refusal."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -136,14 +135,6 @@ class Inputs(NamedTuple):
         return f"<Inputs {self.asked.appid} {self.asked.path!r}>"
 
 
-def digest_of_credentials(inputs: Inputs) -> bytes:
-    """A digest of token and code, by which equal ones can be told without showing them."""
-    digest = blake2b(digest_size=16)
-    for credential in (inputs.token, inputs.code):
-        digest.update(written(None if credential is None else credential.reveal()))
-    return digest.digest()
-
-
 def _field(parameter: Parameter) -> fields.String:
     if parameter.shape is None:
         says = f"must be at most {parameter.max_chars} characters"
@@ -155,12 +146,7 @@ def _field(parameter: Parameter) -> fields.String:
     )
 
 
-class _ByName(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-
-_SCHEMA: Final = _ByName.from_dict({each.name: _field(each) for each in PARAMETERS})()
+_SCHEMA: Final = Schema.from_dict({each.name: _field(each) for each in PARAMETERS})(unknown=EXCLUDE)
 
 # A value as WeChat writes it: plain characters, and escaped ASCII but for control characters.
 _PLAIN: Final = r"[A-Za-z0-9_.~!*'()/,:;@$=-]*+"
@@ -271,7 +257,8 @@ def parse_any(query_string: bytes) -> Inputs:
         raise PullRefused("too-long")
     values: dict[str, str] = {}
     unknown = 0
-    for name, value in pairs(_repair(query_string)):
+    # To a registered URL that already holds "?x=y", WeChat appends a second "?appid=…".
+    for name, value in pairs(query_string.replace(b"?appid=", b"&appid=", 1)):
         if name not in _BY_NAME:
             unknown += 1
         elif name in values:
@@ -282,7 +269,10 @@ def parse_any(query_string: bytes) -> Inputs:
     values = {name: value for name, value in values.items() if value or _BY_NAME[name].is_required}
     if "token" in values and "code" in values:
         raise PullRefused("token-and-code")
-    _check(values)
+    if messages := _SCHEMA.validate(values):
+        name, problems = next(iter(messages.items()))
+        reason = _BY_NAME[name].reason or _BY_NAME[name].attribute
+        raise PullRefused(reason, f"{name} {problems[0]}")
     given = {_BY_NAME[name].attribute: _BY_NAME[name].read(values.pop(name)) for name in [*values]}
     return _inputs(given, unknown_parameters=unknown)
 
@@ -291,19 +281,6 @@ def _inputs(given: dict[str, Any], *, unknown_parameters: int = 0) -> Inputs:
     timestamp = given.pop("timestamp")
     credentials = given.pop("token", None), given.pop("code", None)
     return Inputs(Asked(**given, unknown_parameters=unknown_parameters), timestamp, *credentials)
-
-
-def _check(values: Mapping[str, str]) -> None:
-    messages = _SCHEMA.validate(values)
-    if messages:
-        name, problems = next(iter(messages.items()))
-        parameter = _BY_NAME[name]
-        raise PullRefused(parameter.reason or parameter.attribute, f"{name} {problems[0]}")
-
-
-def _repair(query_string: bytes) -> bytes:
-    # A registered URL that already holds "?x=y" gets a second "?appid=…" appended.
-    return query_string.replace(b"?appid=", b"&appid=", 1)
 
 
 def read_page_query(page_query: str) -> dict[str, list[str]]:

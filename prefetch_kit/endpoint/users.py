@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from hashlib import blake2b
 from logging import INFO, WARNING
 from typing import Final
 
+from prefetch_kit.cache.key import written
 from prefetch_kit.concurrency.executor import Busy, Executor, Late
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login
-from prefetch_kit.endpoint.request import Asked, Inputs, digest_of_credentials
+from prefetch_kit.endpoint.request import Asked, Inputs
 from prefetch_kit.errors import ConfigError, NotAsked, PullRefused, WeixinError
 from prefetch_kit.logs import SafeLogger
 from prefetch_kit.secret import Secret
@@ -55,7 +57,10 @@ class Request:
         return self._proved[0]
 
     def digest_of_credentials(self) -> bytes:
-        return digest_of_credentials(self.inputs)
+        digest = blake2b(digest_size=16)
+        for credential in (self.inputs.token, self.inputs.code):
+            digest.update(written(None if credential is None else credential.reveal()))
+        return digest.digest()
 
 
 class Users:

@@ -56,17 +56,23 @@ def read_secret(value: object) -> Secret:
 
 def read_secrets(value: object) -> dict[str, Secret]:
     remedy = 'Write {"wx…": "its AppSecret"}'
+    secrets = _mapping(value)
+    if secrets is None or not all(map(_is_text, secrets)):
+        raise InvalidError("must map each appid to its AppSecret", remedy)
+    for appid, secret in secrets.items():
+        if not isinstance(secret, Secret) and not (isinstance(secret, str) and secret.strip()):
+            raise InvalidError(f"has no AppSecret for {appid}", remedy)
+    return {appid: read_secret(secret) for appid, secret in secrets.items()}
+
+
+def _mapping(value: object) -> Mapping[Any, Any] | None:
+    """A mapping, or the JSON of one; None for anything else."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-        raise InvalidError("must map each appid to its AppSecret", remedy)
-    for appid, secret in value.items():
-        if not isinstance(secret, Secret) and not (isinstance(secret, str) and secret.strip()):
-            raise InvalidError(f"has no AppSecret for {appid}", remedy)
-    return {appid: read_secret(secret) for appid, secret in value.items()}
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, Mapping) else None
 
 
 def read_command(value: object) -> tuple[str, ...]:
@@ -97,12 +103,10 @@ def read_base_url(value: object) -> str:
 
 def read_fetch_setting(value: object) -> FetchSetting:
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+        value = _mapping(value)
+        if value is None:
             problem = "begins with a brace and is no JSON"
-            remedy = 'Write {"env": "…", "function_name": "…"}'
-            raise InvalidError(problem, remedy) from None
+            raise InvalidError(problem, 'Write {"env": "…", "function_name": "…"}')
     try:
         return FetchSetting.parse(value)
     except SourceRefused as error:
@@ -111,20 +115,16 @@ def read_fetch_setting(value: object) -> FetchSetting:
 
 def read_confirm_files(value: object) -> dict[str, str]:
     remedy = 'Write {"name.txt": "what stands in it"}, both as WeChat gave them'
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, Mapping):
+    files = _mapping(value)
+    if files is None:
         raise InvalidError("must map the name of each confirm file to its content", remedy)
-    for name, content in value.items():
+    for name, content in files.items():
         if not isinstance(name, str) or not CONFIRM_FILE_NAME.match(name):
             raise InvalidError(f"holds {name!r}, which is no name of a confirm file", remedy)
         if not isinstance(content, str) or not CONFIRM_FILE_CONTENT.match(content):
             problem = f"gives {name} a content that is not plain ASCII, as a byte order mark is not"
             raise InvalidError(problem, remedy)
-    return dict(value)
+    return dict(files)
 
 
 def read_api_base_url(value: object) -> str:
