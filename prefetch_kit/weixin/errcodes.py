@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 from prefetch_kit.errors import DomainRefused, QuotaReached, Refused, SystemBusy, TokenRejected
 from prefetch_kit.secret import Secret
@@ -21,8 +20,8 @@ class Errcode:
     """One row of the table: `remedy` is a sentence without its full stop."""
 
     meaning: str
-    kind: ErrcodeKind
     remedy: str
+    kind: ErrcodeKind = "permanent"
 
 
 _REPORT = "This is a fault of prefetch_kit: please report it with the rid"
@@ -46,154 +45,123 @@ _PLATFORM_DOMAIN = (
 )
 
 # developers.weixin.qq.com: getFetchdataSetting, getStableAccessToken, code2Session,
-# modifyJumpDomain, modifyJumpDomainDirectly,
-# /doc/oplatform/openApi/ticket-token/ and its table of common codes, and
-# /miniprogram/dev/framework/ability/pre-fetch.html
-ERRCODES: Mapping[int, Errcode] = MappingProxyType(
-    {
-        -1: Errcode("the system is busy", "transient", "Try again in a moment"),
-        40001: Errcode("the access token is wrong", "renew", _RENEW),
-        40002: Errcode("the grant type is wrong", "permanent", _REPORT),
-        40013: Errcode("the appid is wrong", "permanent", _APPID),
-        40014: Errcode("the access token is invalid", "renew", _RENEW),
-        40029: Errcode("the login code is wrong or expired", "permanent", _NEW_CODE),
-        40125: Errcode("the app secret is wrong", "permanent", _APP_KEY),
-        40163: Errcode("the login code was used before", "permanent", _NEW_CODE),
-        40164: Errcode("this machine's IP address is not allowed", "permanent", _ALLOW_IP),
-        40166: Errcode(
-            "the caller is not a mini program",
-            "permanent",
-            "Use the appid and token of a mini program, not of another kind of account",
-        ),
-        40226: Errcode(
-            "the user is blocked as high risk", "permanent", "Treat the user as not logged in"
-        ),
-        40243: Errcode(
-            "the app secret is frozen",
-            "permanent",
-            "Unfreeze or reset the secret on the WeChat platform",
-        ),
-        41001: Errcode("the access token is missing", "permanent", _REPORT),
-        41002: Errcode("the appid is missing", "permanent", _REPORT),
-        41004: Errcode("the app secret is missing", "permanent", _REPORT),
-        42001: Errcode("the access token has expired", "renew", _RENEW),
-        43002: Errcode("the call must be a POST", "permanent", _REPORT),
-        44002: Errcode("the body is empty", "permanent", _REPORT),
-        45009: Errcode(
-            "the daily quota is used up", "quota_day", "Wait until the quota is reset at midnight"
-        ),
-        45011: Errcode("too many calls in this minute", "quota_minute", "Wait for the next minute"),
-        47001: Errcode("the body is not JSON", "permanent", _REPORT),
-        48001: Errcode(
-            "the account may not use this API",
-            "permanent",
-            "Call with an authorizer_access_token, or ask WeChat to open the API to the account",
-        ),
-        61003: Errcode(
-            "the platform is not authorized by this account",
-            "permanent",
-            _AUTHORIZE,
-        ),
-        61004: Errcode("this machine's IP address is not allowed", "permanent", _ALLOW_IP),
-        61005: Errcode("the component_verify_ticket is too old", "permanent", _NEXT_TICKET),
-        61006: Errcode("the component_verify_ticket is wrong", "permanent", _NEXT_TICKET),
-        61007: Errcode("the merchant did not grant this API", "permanent", _PERMISSION),
-        61009: Errcode("the authorization code is wrong", "permanent", _NEW_AUTH_CODE),
-        61010: Errcode("the authorization code is used or too old", "permanent", _NEW_AUTH_CODE),
-        61011: Errcode(
-            "the appid is not that of the third-party platform",
-            "permanent",
-            "Check the component appid: it is the platform's own, not a merchant's",
-        ),
-        61014: Errcode(
-            "the call needs the third-party platform's own token",
-            "permanent",
-            "Check the component appid and where the token comes from",
-        ),
-        61015: Errcode(
-            "the call needs a merchant's token, not the third-party platform's",
-            "permanent",
-            "Use the authorizer_access_token of the mini program",
-        ),
-        61023: Errcode("the refresh token is wrong", "permanent", _AUTHORIZE),
-        89501: Errcode("this IP address waits for confirmation", "permanent", _ASK_ADMIN),
-        89503: Errcode("this IP address needs an administrator", "permanent", _ASK_ADMIN),
-        89506: Errcode(
-            "an administrator refused this IP address twice",
-            "permanent",
-            "Wait 24 hours, then have an administrator confirm the address",
-        ),
-        89507: Errcode(
-            "an administrator refused this IP address",
-            "permanent",
-            "Wait an hour, then have an administrator confirm the address",
-        ),
-        86103: Errcode(
-            "the confirm file (校验文件) of the domain is not there",
-            "permanent",
-            "Serve it at the root of the domain, byte for byte: a byte order mark, a redirect or "
-            "a login page in front of it are enough to spoil it",
-        ),
-        89019: Errcode(
-            "the business domains are so already", "permanent", "Nothing has to be done"
-        ),
-        89020: Errcode(
-            "the third-party platform has no business domains", "permanent", _PLATFORM_DOMAIN
-        ),
-        89021: Errcode(
-            "the host is not a business domain of the third-party platform",
-            "permanent",
-            _PLATFORM_DOMAIN,
-        ),
-        89029: Errcode(
-            "there are too many business domains",
-            "permanent",
-            "Take out business domains (业务域名) that are not used any more: 300 is the most",
-        ),
-        89231: Errcode(
-            "the mini program belongs to a person",
-            "permanent",
-            "WeChat gives business domains (业务域名) to companies only: use another account",
-        ),
-        506015: Errcode(
-            "the domain is bound to too many mini programs",
-            "permanent",
-            "Add it through the third-party platform (setwebviewdomain), or use another host",
-        ),
-        9410013: Errcode("the action is wrong", "permanent", _REPORT),
-        9410014: Errcode("the type of the source is wrong", "permanent", _REPORT),
-        9410016: Errcode(
-            "the URL's host is not a business domain",
-            "permanent",
-            "Add the host to the business domains (业务域名), first of the third-party platform, "
-            f"then of the mini program; {_OTHER_LIST}",
-        ),
-        9410017: Errcode(
-            "the environment or the function name is wrong",
-            "permanent",
-            "Check the cloud environment's id and the cloud function's name",
-        ),
-    }
-)
+# modifyJumpDomain, modifyJumpDomainDirectly, /miniprogram/dev/framework/ability/pre-fetch.html,
+# /doc/oplatform/openApi/ticket-token/ and its table of common codes
+ERRCODES: Final[Mapping[int, Errcode]] = {
+    -1: Errcode("the system is busy", "Try again in a moment", "transient"),
+    40001: Errcode("the access token is wrong", _RENEW, "renew"),
+    40002: Errcode("the grant type is wrong", _REPORT),
+    40013: Errcode("the appid is wrong", _APPID),
+    40014: Errcode("the access token is invalid", _RENEW, "renew"),
+    40029: Errcode("the login code is wrong or expired", _NEW_CODE),
+    40125: Errcode("the app secret is wrong", _APP_KEY),
+    40163: Errcode("the login code was used before", _NEW_CODE),
+    40164: Errcode("this machine's IP address is not allowed", _ALLOW_IP),
+    40166: Errcode(
+        "the caller is not a mini program",
+        "Use the appid and token of a mini program, not of another kind of account",
+    ),
+    40226: Errcode("the user is blocked as high risk", "Treat the user as not logged in"),
+    40243: Errcode(
+        "the app secret is frozen", "Unfreeze or reset the secret on the WeChat platform"
+    ),
+    41001: Errcode("the access token is missing", _REPORT),
+    41002: Errcode("the appid is missing", _REPORT),
+    41004: Errcode("the app secret is missing", _REPORT),
+    42001: Errcode("the access token has expired", _RENEW, "renew"),
+    43002: Errcode("the call must be a POST", _REPORT),
+    44002: Errcode("the body is empty", _REPORT),
+    45009: Errcode(
+        "the daily quota is used up",
+        "Wait until the quota is reset at midnight",
+        "quota_day",
+    ),
+    45011: Errcode("too many calls in this minute", "Wait for the next minute", "quota_minute"),
+    47001: Errcode("the body is not JSON", _REPORT),
+    48001: Errcode(
+        "the account may not use this API",
+        "Call with an authorizer_access_token, or ask WeChat to open the API to the account",
+    ),
+    61003: Errcode("the platform is not authorized by this account", _AUTHORIZE),
+    61004: Errcode("this machine's IP address is not allowed", _ALLOW_IP),
+    61005: Errcode("the component_verify_ticket is too old", _NEXT_TICKET),
+    61006: Errcode("the component_verify_ticket is wrong", _NEXT_TICKET),
+    61007: Errcode("the merchant did not grant this API", _PERMISSION),
+    61009: Errcode("the authorization code is wrong", _NEW_AUTH_CODE),
+    61010: Errcode("the authorization code is used or too old", _NEW_AUTH_CODE),
+    61011: Errcode(
+        "the appid is not that of the third-party platform",
+        "Check the component appid: it is the platform's own, not a merchant's",
+    ),
+    61014: Errcode(
+        "the call needs the third-party platform's own token",
+        "Check the component appid and where the token comes from",
+    ),
+    61015: Errcode(
+        "the call needs a merchant's token, not the third-party platform's",
+        "Use the authorizer_access_token of the mini program",
+    ),
+    61023: Errcode("the refresh token is wrong", _AUTHORIZE),
+    89501: Errcode("this IP address waits for confirmation", _ASK_ADMIN),
+    89503: Errcode("this IP address needs an administrator", _ASK_ADMIN),
+    89506: Errcode(
+        "an administrator refused this IP address twice",
+        "Wait 24 hours, then have an administrator confirm the address",
+    ),
+    89507: Errcode(
+        "an administrator refused this IP address",
+        "Wait an hour, then have an administrator confirm the address",
+    ),
+    86103: Errcode(
+        "the confirm file (校验文件) of the domain is not there",
+        "Serve it at the root of the domain, byte for byte: a byte order mark, a redirect or "
+        "a login page in front of it are enough to spoil it",
+    ),
+    89019: Errcode("the business domains are so already", "Nothing has to be done"),
+    89020: Errcode("the third-party platform has no business domains", _PLATFORM_DOMAIN),
+    89021: Errcode(
+        "the host is not a business domain of the third-party platform", _PLATFORM_DOMAIN
+    ),
+    89029: Errcode(
+        "there are too many business domains",
+        "Take out business domains (业务域名) that are not used any more: 300 is the most",
+    ),
+    89231: Errcode(
+        "the mini program belongs to a person",
+        "WeChat gives business domains (业务域名) to companies only: use another account",
+    ),
+    506015: Errcode(
+        "the domain is bound to too many mini programs",
+        "Add it through the third-party platform (setwebviewdomain), or use another host",
+    ),
+    9410013: Errcode("the action is wrong", _REPORT),
+    9410014: Errcode("the type of the source is wrong", _REPORT),
+    9410016: Errcode(
+        "the URL's host is not a business domain",
+        "Add the host to the business domains (业务域名), first of the third-party platform, "
+        f"then of the mini program; {_OTHER_LIST}",
+    ),
+    9410017: Errcode(
+        "the environment or the function name is wrong",
+        "Check the cloud environment's id and the cloud function's name",
+    ),
+}
 
-_NOT_LISTED = Errcode(
+_NOT_LISTED: Final = Errcode(
     "a code that is not in the table",
-    "permanent",
     "Look the code up on developers.weixin.qq.com; the rid helps WeChat's support",
 )
 
 # These calls carry the app secret and no token: there 40001 is about the secret.
 _SECRET_CALLS = frozenset({"stable_token", "token", "jscode2session", "api_component_token"})
 
-_CLASSES: Mapping[ErrcodeKind, type[Refused]] = MappingProxyType(
-    {
-        "transient": SystemBusy,
-        "renew": TokenRejected,
-        "quota_day": QuotaReached,
-        "quota_minute": QuotaReached,
-        "permanent": Refused,
-    }
-)
+_CLASSES: Final[Mapping[ErrcodeKind, type[Refused]]] = {
+    "transient": SystemBusy,
+    "renew": TokenRejected,
+    "quota_day": QuotaReached,
+    "quota_minute": QuotaReached,
+    "permanent": Refused,
+}
 
 
 def refusal(action: str, errcode: int, errmsg: str, *, secrets: Iterable[Secret] = ()) -> Refused:
@@ -202,10 +170,13 @@ def refusal(action: str, errcode: int, errmsg: str, *, secrets: Iterable[Secret]
     `errmsg` is foreign text: the rid is cut out of it, and control characters, the `secrets`
     that were sent and all beyond 300 characters are taken away.
     """
-    row = _row(action, errcode)
+    if errcode == 40001 and action in _SECRET_CALLS:
+        row = ERRCODES[40125]
+    else:
+        row = ERRCODES.get(errcode, _NOT_LISTED)
     shown = scrub(errmsg, secrets)
-    error = DomainRefused if errcode == 9410016 else _CLASSES[row.kind]
     found = _RID.search(shown)
+    error = DomainRefused if errcode == 9410016 else _CLASSES[row.kind]
     return error(
         action,
         errcode=errcode,
@@ -215,9 +186,3 @@ def refusal(action: str, errcode: int, errmsg: str, *, secrets: Iterable[Secret]
         meaning=row.meaning,
         remedy=row.remedy,
     )
-
-
-def _row(action: str, errcode: int) -> Errcode:
-    if action in _SECRET_CALLS and errcode == 40001:
-        return ERRCODES[40125]
-    return ERRCODES.get(errcode, _NOT_LISTED)
