@@ -1,15 +1,25 @@
-"""Answers of WeChat: strict reading, and text that may be shown."""
+"""Answers of WeChat: strict reading, and text that may be shown.
+
+No error is raised from a frame that has seen an answer, since it may hold a secret. So what reads
+an answer returns None where it is not as promised, and `promised` raises.
+"""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus
 
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
+
+from prefetch_kit.errors import OutcomeUnknown
 from prefetch_kit.secret import Secret
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _ECHO_LENGTH = 8
 _READ_CHARS = 2000
+
+_T = TypeVar("_T")
 
 
 class UnreadableError(ValueError):
@@ -40,6 +50,26 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         raise ValueError("doubled key")
     return members
+
+
+def answer_schema(**members: fields.Field[Any]) -> Schema:
+    """A schema of these members; others that come with them are left out."""
+    return Schema.from_dict(members)(unknown=EXCLUDE)
+
+
+def read(schema: Schema, answer: Mapping[str, object]) -> dict[str, Any] | None:
+    """The members of an answer, None where they are not as the schema says."""
+    try:
+        return dict(schema.load(answer))
+    except ValidationError:
+        return None
+
+
+def promised(action: str, value: _T | None, *, what: str) -> _T:
+    """What was read from the answer to a call. Raises OutcomeUnknown where that is None."""
+    if value is None:
+        raise OutcomeUnknown(action, f"the answer holds no {what}", sent=True, remedy="Try again")
+    return value
 
 
 def scrub(text: str, secrets: Iterable[Secret]) -> str:

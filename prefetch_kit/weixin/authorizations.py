@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
-
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_stores.records import (
     Codec,
@@ -101,19 +99,6 @@ class Issued:
     refresh_token: Secret | None
 
 
-@dataclass(frozen=True, slots=True)
-class ListedMerchant:
-    """One merchant in the platform's list.
-
-    `refresh_token` is None where WeChat shows none, as it does until api_query_auth was called
-    once. `since` is when the merchant authorized, in WeChat's seconds.
-    """
-
-    appid: str
-    refresh_token: Secret | None
-    since: float
-
-
 def read_issued(answer: object, asked_at: float) -> Issued | None:
     """What api_authorizer_token answers, and what is inside api_query_auth's; None if unreadable.
 
@@ -129,34 +114,3 @@ def read_issued(answer: object, asked_at: float) -> Issued | None:
         return Issued(appid, access, None)
     secret = decode_secret(refresh_token)
     return None if secret is None else Issued(appid, access, secret)
-
-
-def read_list(answer: Mapping[str, object]) -> tuple[int, list[ListedMerchant]] | None:
-    """How many merchants there are, and those on this page; None if unreadable."""
-    try:
-        page = _PageSchema().load(answer)
-    except ValidationError:
-        return None
-    return page["total_count"], [
-        ListedMerchant(
-            each["authorizer_appid"], decode_secret(each.get("refresh_token")), each["auth_time"]
-        )
-        for each in page["list"]
-    ]
-
-
-class _MerchantSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    authorizer_appid = fields.String(required=True, validate=validate.Regexp(APPID_SHAPE))
-    refresh_token = fields.String(allow_none=True)
-    auth_time = fields.Integer(strict=True, load_default=0)
-
-
-class _PageSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    total_count = fields.Integer(required=True, strict=True)
-    list = fields.List(fields.Nested(_MerchantSchema), required=True)

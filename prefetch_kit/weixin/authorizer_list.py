@@ -6,19 +6,45 @@ developers.weixin.qq.com: the getAuthorizerList page.
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from marshmallow import fields, validate
+
 from prefetch_kit.errors import OutcomeUnknown, SystemBusy
-from prefetch_kit.weixin.authorizations import ListedMerchant, read_list
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import answer_schema, promised, read
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.component import ComponentCalls
-from prefetch_kit.weixin.token_stores.records import MemoryStore
-from prefetch_kit.weixin.tokens import promised
+from prefetch_kit.weixin.token_stores.records import MemoryStore, decode_secret
 
 # The page allows 500, which with their refresh tokens are some 70 KB: more than is read of an
 # answer.
 _PAGE: Final = 200
 _PAUSE_S: Final = 2.0
 _FOUND_S: Final = 60.0
+_MERCHANT: Final = answer_schema(
+    authorizer_appid=fields.String(required=True, validate=validate.Regexp(APPID_SHAPE)),
+    refresh_token=fields.String(load_default=None),
+    auth_time=fields.Integer(strict=True, load_default=0),
+)
+_LIST: Final = answer_schema(
+    total_count=fields.Integer(required=True, strict=True),
+    list=fields.List(fields.Nested(_MERCHANT), required=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedMerchant:
+    """One merchant in the platform's list.
+
+    `refresh_token` is None where WeChat shows none, as it does until api_query_auth was called
+    once. `since` is when the merchant authorized, in WeChat's seconds.
+    """
+
+    appid: str
+    refresh_token: Secret | None
+    since: float
 
 
 class AuthorizerList:
@@ -61,10 +87,23 @@ class AuthorizerList:
         action = "api_get_authorizer_list"
         for left in reversed(range(tries)):
             try:
-                page = read_list(self._calls.post(action, {"offset": offset, "count": _PAGE}))
+                page = _read_page(self._calls.post(action, {"offset": offset, "count": _PAGE}))
                 return promised(action, page, what="list of merchants")
             except (SystemBusy, OutcomeUnknown):
                 if not left:
                     raise
                 self._sleep(random.uniform(0, _PAUSE_S))
         raise AssertionError
+
+
+def _read_page(answer: dict[str, object]) -> tuple[int, list[ListedMerchant]] | None:
+    """How many merchants there are, and those on this page; None if unreadable."""
+    page = read(_LIST, answer)
+    if page is None:
+        return None
+    return page["total_count"], [
+        ListedMerchant(
+            each["authorizer_appid"], decode_secret(each["refresh_token"]), each["auth_time"]
+        )
+        for each in page["list"]
+    ]

@@ -12,11 +12,12 @@ from typing import Final
 
 from prefetch_kit.errors import NotAuthorized, Refused, TokenSourceError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.authorizations import Authorization, ListedMerchant, read_issued
-from prefetch_kit.weixin.authorizer_list import AuthorizerList
+from prefetch_kit.weixin.answers import promised
+from prefetch_kit.weixin.authorizations import Authorization, read_issued
+from prefetch_kit.weixin.authorizer_list import AuthorizerList, ListedMerchant
 from prefetch_kit.weixin.component import ComponentCalls
 from prefetch_kit.weixin.token_stores.records import Store
-from prefetch_kit.weixin.tokens import SharedToken, promised
+from prefetch_kit.weixin.tokens import SharedToken
 
 _BAD_REFRESH_TOKEN: Final = 61023
 # The code was exchanged before, or is too old.

@@ -3,18 +3,16 @@
 developers.weixin.qq.com: the component_verify_ticket and getComponentAccessToken pages.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_stores.records import StoredToken, TokenStore
-from prefetch_kit.weixin.tokens import SharedToken, TokenSource, promised, read_token, with_token
+from prefetch_kit.weixin.tokens import SecretToken, TokenSource, with_token
 from prefetch_kit.weixin.transport import Transport
 
 TICKET_LASTS_S: Final = 12 * 3600
-_ACTION: Final = "api_component_token"
 
 
 class Tickets:
@@ -44,8 +42,11 @@ class Tickets:
         return kept.value
 
 
-class ComponentToken(SharedToken[StoredToken]):
+class ComponentToken(SecretToken):
     """The `component_access_token`, asked for with the ticket; it lasts two hours."""
+
+    _action = "api_component_token"
+    _name = "component_access_token"
 
     def __init__(
         self,
@@ -54,33 +55,22 @@ class ComponentToken(SharedToken[StoredToken]):
         secret: Secret,
         tickets: Tickets,
         store: TokenStore,
-        *,
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(store, clock=clock)
-        self._transport = transport
-        self._appid = appid
-        self._secret = secret
+        super().__init__(transport, appid, secret, store)
         self._tickets = tickets
 
-    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
-        asked_at = self._clock()
-        token = read_token(
-            self._transport.call(
-                _ACTION,
-                "POST",
-                f"/cgi-bin/component/{_ACTION}",
-                query={},
-                body={
-                    "component_appid": self._appid,
-                    "component_appsecret": self._secret,
-                    "component_verify_ticket": self._tickets.newest(),
-                },
-            ),
-            asked_at,
-            name="component_access_token",
+    def _answer(self) -> dict[str, object]:
+        return self._transport.call(
+            self._action,
+            "POST",
+            "/cgi-bin/component/api_component_token",
+            query={},
+            body={
+                "component_appid": self._appid,
+                "component_appsecret": self._secret,
+                "component_verify_ticket": self._tickets.newest(),
+            },
         )
-        return promised(_ACTION, token, what="component_access_token with its expires_in")
 
 
 class ComponentCalls:

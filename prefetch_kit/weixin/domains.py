@@ -8,20 +8,45 @@ nothing but `add` and `get` is ever sent from here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import ClassVar, Final, Literal
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import fields, validate
 
 from prefetch_kit.addresses import CONFIRM_FILE_CONTENT, CONFIRM_FILE_NAME, public_url_problem
 from prefetch_kit.errors import Refused, UrlRefused
+from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.errcodes import refusal
-from prefetch_kit.weixin.tokens import TokenSource, promised, with_token
+from prefetch_kit.weixin.tokens import TokenSource, with_token
 from prefetch_kit.weixin.transport import Transport
 
 _UNCHANGED: Final = 89019
 _NOT_PROVED: Final = 86103
 
 _Action = Literal["add", "get"]
+
+_FILE: Final = answer_schema(
+    file_name=fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_NAME)),
+    file_content=fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_CONTENT)),
+)
+# Hosts with a semicolon between them.
+_JUMP: Final = answer_schema(
+    testing_wxa_jump_h5_domain=fields.String(load_default=""),
+    published_wxa_jump_h5_domain=fields.String(load_default=None),
+    invalid_wxa_jump_h5_domain=fields.String(load_default=""),
+)
+
+
+def _urls(name: str) -> "fields.List[str]":
+    return fields.List(fields.String(), data_key=name, load_default=list)
+
+
+_THIRD: Final = answer_schema(third=_urls("webviewdomain"))
+_EFFECTIVE: Final = answer_schema(
+    console=_urls("mp_webviewdomain"),
+    third=_urls("third_webviewdomain"),
+    direct=_urls("direct_webviewdomain"),
+    effective=_urls("effective_webviewdomain"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +67,43 @@ class MiniProgramHosts:
     effective: frozenset[str]
 
 
-class PlatformDomains:
-    """The business domains of a third-party platform; `tokens` gives the platform's own token.
+class _Domains:
+    """Business domains; methods raise Refused, OutcomeUnknown and what the token source raises."""
 
-    Methods raise Refused, OutcomeUnknown and what the token source raises.
-    """
+    _path: ClassVar[str]
 
     def __init__(self, transport: Transport, tokens: TokenSource) -> None:
         self._transport = transport
         self._tokens = tokens
 
+    def _post(self, name: str, body: Mapping[str, object]) -> dict[str, object]:
+        path = f"{self._path}/{name}"
+        return with_token(
+            self._tokens,
+            lambda token: self._transport.call(
+                name, "POST", path, query={"access_token": token}, body=body
+            ),
+        )
+
+    def _confirm_file(self, name: str) -> ConfirmFile:
+        members = read(_FILE, self._post(name, {}))
+        file = promised(name, members, what="confirm file of a plain name and text")
+        return ConfirmFile(file["file_name"], file["file_content"])
+
+
+class PlatformDomains(_Domains):
+    """The business domains of a third-party platform; `tokens` gives the platform's own token."""
+
+    _path = "/cgi-bin/component"
+
     def confirm_file(self) -> ConfirmFile:
         """The file that every domain of the platform has to serve."""
-        return _confirm_file(self._post("get_domain_confirmfile", {}), "get_domain_confirmfile")
+        return self._confirm_file("get_domain_confirmfile")
 
     def hosts(self) -> frozenset[str]:
         """The domains that merchants can use: the published ones, if the platform is published."""
-        read = _read(_JumpSchema(), self._change("get", {}))
-        lists = promised("modify_wxa_jump_domain", read, what="list of domains")
+        members = read(_JUMP, self._change("get", {}))
+        lists = promised("modify_wxa_jump_domain", members, what="list of domains")
         published: str | None = lists["published_wxa_jump_h5_domain"]
         return _split(lists["testing_wxa_jump_h5_domain"] if published is None else published)
 
@@ -71,45 +115,40 @@ class PlatformDomains:
         _refuse_other_than_host(host)
         # Left out, the platform's merchants would not get it before its next publication.
         given = {"wxa_jump_h5_domain": host, "is_modify_published_together": True}
-        read = _read(_JumpSchema(), self._change("add", given))
-        if host in _split((read or {}).get("invalid_wxa_jump_h5_domain") or ""):
+        lists = read(_JUMP, self._change("add", given))
+        if lists is not None and host in _split(lists["invalid_wxa_jump_h5_domain"]):
             said = "among invalid_wxa_jump_h5_domain"
             raise refusal("modify_wxa_jump_domain", _NOT_PROVED, said)
 
     def _change(self, action: _Action, given: Mapping[str, object]) -> dict[str, object]:
         return self._post("modify_wxa_jump_domain", {"action": action, **given})
 
-    def _post(self, name: str, body: Mapping[str, object]) -> dict[str, object]:
-        return _post(self._transport, self._tokens, f"/cgi-bin/component/{name}", body)
 
+class MiniProgramDomains(_Domains):
+    """The business domains of one mini program; `tokens` gives its authorizer_access_token."""
 
-class MiniProgramDomains:
-    """The business domains of one mini program; `tokens` gives its authorizer_access_token.
-
-    Methods raise as those of `PlatformDomains` do.
-    """
-
-    def __init__(self, transport: Transport, tokens: TokenSource) -> None:
-        self._transport = transport
-        self._tokens = tokens
+    _path = "/wxa"
 
     def confirm_file(self) -> ConfirmFile:
         """The file that a domain has to serve before it can be added directly."""
-        name = "get_webviewdomain_confirmfile"
-        return _confirm_file(self._post(name, {}), name)
+        return self._confirm_file("get_webviewdomain_confirmfile")
 
     def hosts(self) -> MiniProgramHosts:
         """All of its domains."""
         name = "get_effective_webviewdomain"
-        return MiniProgramHosts(**promised(name, _effective(self._post(name, {})), what="lists"))
+        lists = promised(name, read(_EFFECTIVE, self._post(name, {})), what="lists")
+        return MiniProgramHosts(**{name: _bare(urls) for name, urls in lists.items()})
 
     def third(self) -> frozenset[str]:
         """Those it has through the platform. Refused with 89231 for the account of a person."""
-        read = _read(_ThirdSchema(), self._change("setwebviewdomain", "get"))
-        return _bare(promised("setwebviewdomain", read, what="list of domains")["webviewdomain"])
+        members = read(_THIRD, self._change("setwebviewdomain", "get"))
+        return _bare(promised("setwebviewdomain", members, what="list of domains")["third"])
 
     def add(self, host: str) -> None:
-        """Give it a domain of the platform, or one below such a domain; counts at once."""
+        """Give it a domain of the platform, or one below such a domain; counts at once.
+
+        Raises UrlRefused for what cannot be a business domain, before anything is sent.
+        """
         try:
             self._change("setwebviewdomain", "add", host)
         except Refused as refused:
@@ -119,7 +158,7 @@ class MiniProgramDomains:
     def add_directly(self, host: str) -> None:
         """Give it a domain that the platform does not have; counts from its next release on.
 
-        Refused with 86103 where its confirm file is not there.
+        Raises as `add` does, and Refused with 86103 where its confirm file is not there.
         """
         self._change("setwebviewdomain_directly", "add", host)
 
@@ -129,21 +168,6 @@ class MiniProgramDomains:
         # A host without its scheme is refused as if the platform did not have it.
         given = {"webviewdomain": [f"https://{host}" for host in hosts]} if hosts else {}
         return self._post(name, {"action": action, **given})
-
-    def _post(self, name: str, body: Mapping[str, object]) -> dict[str, object]:
-        return _post(self._transport, self._tokens, f"/wxa/{name}", body)
-
-
-def _post(
-    transport: Transport, tokens: TokenSource, path: str, body: Mapping[str, object]
-) -> dict[str, object]:
-    action = path.rpartition("/")[2]
-    return with_token(
-        tokens,
-        lambda token: transport.call(
-            action, "POST", path, query={"access_token": token}, body=body
-        ),
-    )
 
 
 def _refuse_other_than_host(host: str) -> None:
@@ -155,65 +179,9 @@ def _refuse_other_than_host(host: str) -> None:
         raise UrlRefused(url, problem[0], remedy=problem[1])
 
 
-def _confirm_file(answer: Mapping[str, object], action: str) -> ConfirmFile:
-    read = _read(_FileSchema(), answer)
-    shown = promised(action, read, what="confirm file of a plain name and text")
-    return ConfirmFile(shown["file_name"], shown["file_content"])
-
-
-def _effective(answer: Mapping[str, object]) -> dict[str, frozenset[str]] | None:
-    read = _read(_EffectiveSchema(), answer)
-    return None if read is None else {name: _bare(urls) for name, urls in read.items()}
-
-
 def _bare(urls: list[str]) -> frozenset[str]:
     return frozenset(url.removeprefix("https://").rstrip("/").lower() for url in urls)
 
 
 def _split(hosts: str) -> frozenset[str]:
     return frozenset(filter(None, hosts.lower().split(";")))
-
-
-class _FileSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    file_name = fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_NAME))
-    file_content = fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_CONTENT))
-
-
-class _JumpSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    testing_wxa_jump_h5_domain = fields.String(load_default="")
-    published_wxa_jump_h5_domain = fields.String(load_default=None)
-    invalid_wxa_jump_h5_domain = fields.String(load_default="")
-
-
-def _hosts_field(name: str) -> "fields.List[str]":
-    return fields.List(fields.String(), data_key=name, load_default=list)
-
-
-class _ThirdSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    webviewdomain = _hosts_field("webviewdomain")
-
-
-class _EffectiveSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    console = _hosts_field("mp_webviewdomain")
-    third = _hosts_field("third_webviewdomain")
-    direct = _hosts_field("direct_webviewdomain")
-    effective = _hosts_field("effective_webviewdomain")
-
-
-def _read(schema: Schema, answer: Mapping[str, object]) -> dict[str, Any] | None:
-    try:
-        return dict(schema.load(answer))
-    except ValidationError:
-        return None

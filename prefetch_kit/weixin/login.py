@@ -5,17 +5,22 @@ developers.weixin.qq.com: the code2Session page.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import fields, validate
 
 from prefetch_kit.errors import OutcomeUnknown, TokenSourceError
 from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.component import ComponentCalls
 from prefetch_kit.weixin.third_party import Settings, third_party_of
-from prefetch_kit.weixin.tokens import promised
 from prefetch_kit.weixin.transport import Transport
 
-_PLATFORM_LOGIN = "component_jscode2session"
+_PLATFORM_LOGIN: Final = "component_jscode2session"
+_LOGIN: Final = answer_schema(
+    openid=fields.String(required=True, validate=validate.Regexp(r"[!-~]{1,128}\Z")),
+    unionid=fields.String(load_default=None, validate=validate.Regexp(r"[!-~]{0,128}\Z")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +112,6 @@ def platform_exchange(
     return None if platform is None else PlatformCodeExchange(platform.calls)
 
 
-class _LoginSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    openid = fields.String(required=True, validate=validate.Regexp(r"[!-~]{1,128}\Z"))
-    unionid = fields.String(allow_none=True, validate=validate.Regexp(r"[!-~]{0,128}\Z"))
-
-
 def _read(answer: Mapping[str, object]) -> Login | None:
-    try:
-        login = _LoginSchema().load(answer)
-    except ValidationError:
-        return None
-    return Login(login["openid"], login.get("unionid") or None)
+    login = read(_LOGIN, answer)
+    return None if login is None else Login(login["openid"], login["unionid"] or None)

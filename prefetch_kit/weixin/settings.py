@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import Schema, fields, validate
 
 from prefetch_kit.errors import ConfigError, OutcomeUnknown, Refused
 from prefetch_kit.fetch_setting import (
@@ -23,6 +23,7 @@ from prefetch_kit.fetch_setting import (
     Kind,
 )
 from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import answer_schema, read
 from prefetch_kit.weixin.tokens import TokenSource
 
 _PATH = "/wxa/fetchdatasetting"
@@ -184,29 +185,27 @@ def _wire_schema(kind: Kind) -> Schema:
         ),
     }
     texts = {name: fields.String(data_key=names[name]) for name in TEXTS}
-    return Schema.from_dict({**members, **texts})(unknown=EXCLUDE)
+    return answer_schema(**members, **texts)
 
 
 _WIRE: Mapping[Kind, Schema] = MappingProxyType({kind: _wire_schema(kind) for kind in KINDS})
 
 
 def _from_wire(answer: Mapping[str, object]) -> FetchSettings | None:
-    try:
-        return FetchSettings(**{kind: _half(kind, answer) for kind in KINDS})
-    except ValidationError:
-        return None
-
-
-def _half(kind: Kind, answer: Mapping[str, object]) -> FetchSetting:
-    loaded = _WIRE[kind].load(answer)
-    source = loaded.get("source")
-    return FetchSetting(
-        open=loaded.get("open"),
-        source=None if source is None else SOURCES[source],
-        url=loaded.get("url") or None,
-        env=loaded.get("env") or None,
-        function_name=loaded.get("function_name") or None,
-    )
+    halves = {}
+    for kind in KINDS:
+        half = read(_WIRE[kind], answer)
+        if half is None:
+            return None
+        source = half.get("source")
+        halves[kind] = FetchSetting(
+            open=half.get("open"),
+            source=None if source is None else SOURCES[source],
+            url=half.get("url") or None,
+            env=half.get("env") or None,
+            function_name=half.get("function_name") or None,
+        )
+    return FetchSettings(**halves)
 
 
 def _to_wire(kind: Kind, setting: FetchSetting) -> dict[str, object]:

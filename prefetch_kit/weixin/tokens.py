@@ -4,18 +4,23 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Final, Generic, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import fields, validate
 
-from prefetch_kit.errors import OutcomeUnknown, TokenRejected, TokenSourceError
+from prefetch_kit.errors import TokenRejected, TokenSourceError
 from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.token_stores.records import TOKEN_SHAPE, Store, StoredToken, TokenStore
 from prefetch_kit.weixin.transport import Transport
 
 # /doc/offiaccount getStableAccessToken: expires_in is 300 to 7200; getComponentAccessToken and
 # getAuthorizerAccessToken say 7200.
 LONGEST_S: Final = 7200
+_ISSUED: Final = answer_schema(
+    access_token=fields.String(required=True, validate=validate.Regexp(TOKEN_SHAPE)),
+    expires_in=fields.Integer(required=True, strict=True, validate=validate.Range(min=1)),
+)
 
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
@@ -110,12 +115,11 @@ class SharedToken(ABC, Generic[_R]):
         return access if access.expires_at <= now + LONGEST_S else None
 
 
-class StableToken(SharedToken[StoredToken]):
-    """The token of `POST /cgi-bin/stable_token`.
+class SecretToken(SharedToken[StoredToken]):
+    """A token that WeChat gives for the secret of an account."""
 
-    `force_refresh` is always false: WeChat then gives everyone the same token, so no process
-    ends another's.
-    """
+    _action: ClassVar[str]
+    _name = "access_token"
 
     def __init__(
         self,
@@ -131,54 +135,65 @@ class StableToken(SharedToken[StoredToken]):
         self._appid = appid
         self._secret = secret
 
+    @abstractmethod
+    def _answer(self) -> dict[str, object]:
+        """What WeChat answers to the call `_action`; the token in it is called `_name`."""
+
     def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
         asked_at = self._clock()
-        token = read_token(
-            self._transport.call(
-                "stable_token",
-                "POST",
-                "/cgi-bin/stable_token",
-                query={},
-                body={
-                    "grant_type": "client_credential",
-                    "appid": self._appid,
-                    "secret": self._secret,
-                    "force_refresh": False,
-                },
-            ),
-            asked_at,
+        token = read_token(self._answer(), asked_at, name=self._name)
+        return promised(self._action, token, what=f"{self._name} with its expires_in")
+
+
+class StableToken(SecretToken):
+    """The token of `POST /cgi-bin/stable_token`.
+
+    `force_refresh` is always false: WeChat then gives everyone the same token, so no process
+    ends another's.
+    """
+
+    _action = "stable_token"
+
+    def _answer(self) -> dict[str, object]:
+        return self._transport.call(
+            self._action,
+            "POST",
+            "/cgi-bin/stable_token",
+            query={},
+            body={
+                "grant_type": "client_credential",
+                "appid": self._appid,
+                "secret": self._secret,
+                "force_refresh": False,
+            },
         )
-        return promised("stable_token", token, what="access_token with its expires_in")
 
 
-class PlainToken(StableToken):
+class PlainToken(SecretToken):
     """The token of `GET /cgi-bin/token`; the warning that it logs says why to avoid it.
 
     developers.weixin.qq.com: the getAccessToken page. It shares nothing with `stable_token`, so
     it is for an app whose other programs use this call too, and then through one store.
     """
 
-    def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
+    _action = "token"
+
+    def _answer(self) -> dict[str, object]:
         _logger.warning(
             "%s: a new token of /cgi-bin/token ends the one that any other program of this app "
             "holds, five minutes from now; PREFETCH_TOKEN_CALL = stable_token does not",
             self._appid,
         )
-        asked_at = self._clock()
-        token = read_token(
-            self._transport.call(
-                "token",
-                "GET",
-                "/cgi-bin/token",
-                query={
-                    "grant_type": "client_credential",
-                    "appid": self._appid,
-                    "secret": self._secret,
-                },
-            ),
-            asked_at,
+        return self._transport.call(
+            self._action,
+            "GET",
+            "/cgi-bin/token",
+            query={
+                "grant_type": "client_credential",
+                "appid": self._appid,
+                "secret": self._secret,
+            },
         )
-        return promised("token", token, what="access_token with its expires_in")
 
 
 def with_token(tokens: TokenSource, call: Callable[[Secret], _T]) -> _T:
@@ -193,28 +208,10 @@ def with_token(tokens: TokenSource, call: Callable[[Secret], _T]) -> _T:
     return call(renewed)
 
 
-def read_token(
-    answer: Mapping[str, object], asked_at: float, *, name: str = "access_token"
-) -> StoredToken | None:
+def read_token(answer: Mapping[str, object], asked_at: float, *, name: str) -> StoredToken | None:
     """The token under this name in an answer, with its end; None where it is not as promised."""
-    try:
-        given = _IssuedSchema().load({**answer, "access_token": answer.get(name)})
-    except ValidationError:
+    given = read(_ISSUED, {**answer, "access_token": answer.get(name)})
+    if given is None:
         return None
     lasts_s = min(given["expires_in"], LONGEST_S)
     return StoredToken(Secret(given["access_token"]), asked_at + lasts_s)
-
-
-def promised(action: str, read: _T | None, *, what: str) -> _T:
-    """What was read from an answer. Raises OutcomeUnknown, from no frame that saw the answer."""
-    if read is None:
-        raise OutcomeUnknown(action, f"the answer holds no {what}", sent=True, remedy="Try again")
-    return read
-
-
-class _IssuedSchema(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    access_token = fields.String(required=True, validate=validate.Regexp(TOKEN_SHAPE))
-    expires_in = fields.Integer(required=True, strict=True, validate=validate.Range(min=1))
