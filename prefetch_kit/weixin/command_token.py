@@ -12,7 +12,7 @@ from typing import IO, cast
 from prefetch_kit.errors import ConfigError, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
-from prefetch_kit.weixin.token_stores.records import TOKEN_SHAPE, StoredToken
+from prefetch_kit.weixin.token_stores.records import StoredToken, decode_secret
 
 _MAX_BYTES = 8192
 
@@ -75,18 +75,16 @@ class CommandToken:
         except (OSError, ValueError) as error:
             return f"it cannot be started ({getattr(error, 'strerror', 'bad argument')})"
         try:
-            return self._outcome(process, ends_at)
-        finally:
-            _end(process)
-
-    def _outcome(self, process: subprocess.Popen[bytes], ends_at: float) -> StoredToken | str:
-        try:
             output = _read(process, ends_at)
             if len(output) > _MAX_BYTES:
                 return f"it printed more than {_MAX_BYTES} bytes"
             status = process.wait(max(0, ends_at - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired):
             return f"it did not finish within {self._deadline_s:g} s"
+        finally:
+            with process:  # closes the pipe
+                if process.returncode is None:  # so no other process can have its number yet
+                    os.killpg(process.pid, signal.SIGKILL)
         if status:
             return f"it ended with status {status}"
         return _token(output) or "what it printed is neither a token nor JSON with one"
@@ -108,33 +106,20 @@ def _read(process: subprocess.Popen[bytes], ends_at: float) -> bytes:
     return output
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipe; kill a command that has not ended, with what it started."""
-    with process:
-        if process.returncode is None:  # so no other process can have its number yet
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def _token(output: bytes) -> StoredToken | None:
     try:
         text = output.decode("utf-8-sig").strip()
+        value: object = text
+        expires_in: object = float("inf")
         # No token begins like JSON: `jq` without -r prints its string with the quotes.
-        return _from_json(output) if text.startswith(("{", "[", '"')) else _from_text(text)
+        if text.startswith(("{", "[", '"')):
+            plain = parse(output)
+            value, expires_in = plain.get("access_token"), plain.get("expires_in", expires_in)
+        if not isinstance(expires_in, int | float) or isinstance(expires_in, bool):
+            return None
+        secret = decode_secret(value)
+        if secret is None or expires_in <= 0:
+            return None
+        return StoredToken(secret, time.time() + expires_in)
     except (UnicodeError, UnreadableError, OverflowError):  # a time beyond all floats
         return None
-
-
-def _from_text(text: str) -> StoredToken | None:
-    if not TOKEN_SHAPE.match(text):
-        return None
-    return StoredToken(Secret(text), float("inf"))
-
-
-def _from_json(output: bytes) -> StoredToken | None:
-    plain = parse(output)
-    value, expires_in = plain.get("access_token"), plain.get("expires_in", float("inf"))
-    if not isinstance(value, str) or not TOKEN_SHAPE.match(value):
-        return None
-    if not isinstance(expires_in, int | float) or isinstance(expires_in, bool) or expires_in <= 0:
-        return None
-    return StoredToken(Secret(value), time.time() + expires_in)
