@@ -11,12 +11,12 @@ from typing import Final, Protocol
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.fleet.project import Pace, Project
-from prefetch_kit.weixin import token_sources
+from prefetch_kit.weixin.token_stores import settings as weixin_settings
 
 _WECHAT: Final = "https://api.weixin.qq.com"
 
 
-class Settings(token_sources.Settings, Protocol):
+class Settings(weixin_settings.Settings, Protocol):
     """What an app says about WeChat."""
 
     @property

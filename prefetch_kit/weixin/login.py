@@ -13,7 +13,8 @@ from prefetch_kit.errors import OutcomeUnknown, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.component import ComponentCalls
-from prefetch_kit.weixin.third_party import Settings, third_party_of
+from prefetch_kit.weixin.third_party import third_party_of
+from prefetch_kit.weixin.token_stores.settings import Settings
 from prefetch_kit.weixin.transport import Transport
 
 _PLATFORM_LOGIN: Final = "component_jscode2session"

@@ -1,14 +1,11 @@
 """A third-party platform (第三方平台): its ticket, its token and its merchants, put together."""
 
-from typing import Protocol
-
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
-from prefetch_kit.weixin.token_stores import settings as store_settings
 from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, TOKEN_CODEC, Stores
-from prefetch_kit.weixin.token_stores.settings import stores_of
+from prefetch_kit.weixin.token_stores.settings import Settings, stores_of
 from prefetch_kit.weixin.transport import Transport
 
 
@@ -34,20 +31,6 @@ class ThirdParty:
 def record_name(component_appid: str) -> str:
     """What a merchant's authorization of this platform is called in a store."""
     return f"granted-to-{component_appid}"
-
-
-class Settings(store_settings.Settings, Protocol):
-    """What an app says about the third-party platform that it belongs to, if it does."""
-
-    @property
-    def component_appid(self) -> str | None: ...
-    @property
-    def component_secret(self) -> Secret | None: ...
-
-
-def is_named(settings: Settings) -> bool:
-    """Whether the settings name a platform."""
-    return settings.component_appid is not None and settings.component_secret is not None
 
 
 def third_party_of(

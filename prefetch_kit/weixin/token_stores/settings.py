@@ -1,5 +1,6 @@
-"""The store that the settings of a deployment mean: a file of one machine, or a Redis for many."""
+"""The settings of a deployment, and the store they mean: a file, or a Redis of many machines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from prefetch_kit.weixin.token_stores.redis import RedisStores
 
 
 class Settings(Protocol):
-    """What a deployment says about WeChat and about where to keep records."""
+    """What a deployment says about WeChat, its access tokens, and where to keep records."""
 
     @property
     def api_base_url(self) -> str: ...
@@ -22,6 +23,18 @@ class Settings(Protocol):
     def token_store_url(self) -> Secret | None: ...
     @property
     def cache_namespace(self) -> str: ...
+    @property
+    def access_token(self) -> Secret | None: ...
+    @property
+    def token_command(self) -> tuple[str, ...] | None: ...
+    @property
+    def token_call(self) -> str: ...
+    @property
+    def app_secrets(self) -> Mapping[str, Secret]: ...
+    @property
+    def component_appid(self) -> str | None: ...
+    @property
+    def component_secret(self) -> Secret | None: ...
 
 
 def stores_of(settings: Settings, *, lock_wait_s: float = LOCK_WAIT_S) -> Stores:
