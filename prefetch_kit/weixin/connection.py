@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
@@ -85,17 +85,16 @@ class JsonBody:
     """A JSON body that reveals its secrets only while it is being sent."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
-        self._fields = fields
+        self._fields = dict(fields)
 
     def __len__(self) -> int:
-        return len(_json_bytes(self._fields))
+        return len(self._encoded())
 
     def __iter__(self) -> Iterator[bytes]:
-        yield _json_bytes(self._fields)
+        yield self._encoded()
 
-
-def _json_bytes(fields: Mapping[str, object]) -> bytes:
-    return json.dumps(dict(fields), ensure_ascii=False, default=_reveal).encode()
+    def _encoded(self) -> bytes:
+        return json.dumps(self._fields, ensure_ascii=False, default=_reveal).encode()
 
 
 def _reveal(value: object) -> str:
@@ -185,7 +184,9 @@ class DeadlineConnection(HTTPConnection):
         skip_host: bool = False,  # noqa: FBT001, FBT002 (http.client's signature)
         skip_accept_encoding: bool = False,  # noqa: FBT001, FBT002 (same)
     ) -> None:
-        super().putrequest(method, _target(url), skip_host, skip_accept_encoding)
+        if query := OUTGOING.get().query:
+            url += "?" + urlencode({name: _reveal(value) for name, value in query.items()})
+        super().putrequest(method, url, skip_host, skip_accept_encoding)
 
 
 class DeadlineTLSConnection(DeadlineConnection, HTTPSConnection):
@@ -206,30 +207,19 @@ class TLSPool(HTTPSConnectionPool):
     ConnectionCls = DeadlineTLSConnection
 
 
-def _target(path: str) -> str:
-    query = OUTGOING.get().query
-    if not query:
-        return path
-    return f"{path}?{urlencode({name: _reveal(value) for name, value in query.items()})}"
-
-
 def _connect_any(host: str, port: int) -> socket.socket:
     addresses = _resolve(host, port)
     if OUTGOING.get().public_only:
         # All of them are judged, and these are connected to: a second lookup could differ.
-        _refuse_private(str(info[4][0]) for info in addresses)
+        for *_, (address, *_) in addresses:
+            if not is_public(str(address)):
+                raise NotPublicError(str(address))
     for left in range(len(addresses), 1, -1):
         try:
             return _connect_one(addresses[-left], shared_by=left)
         except OSError:
             continue
     return _connect_one(addresses[-1], shared_by=1)
-
-
-def _refuse_private(addresses: Iterable[str]) -> None:
-    for address in addresses:
-        if not is_public(address):
-            raise NotPublicError(address)
 
 
 def _connect_one(info: AddressInfo, *, shared_by: int) -> socket.socket:
@@ -249,23 +239,15 @@ def _connect_one(info: AddressInfo, *, shared_by: int) -> socket.socket:
 
 def _resolve(host: str, port: int) -> Sequence[AddressInfo]:
     if host == "localhost":  # never asked of a name server, which could say anything
-        return [*_literal("127.0.0.1", port), *_literal("::1", port)]
-    if _is_address(host):
-        return _literal(host, port)
-    return _looked_up(host, port)
-
-
-def _is_address(host: str) -> bool:
+        return [*_resolve("127.0.0.1", port), *_resolve("::1", port)]
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
-
-
-def _literal(host: str, port: int) -> Sequence[AddressInfo]:
-    flags = socket.AI_NUMERICHOST
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        pass
+    else:
+        numeric = socket.AI_NUMERICHOST
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=numeric)
+    return _looked_up(host, port)
 
 
 def _looked_up(host: str, port: int) -> Sequence[AddressInfo]:

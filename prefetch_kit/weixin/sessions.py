@@ -35,7 +35,7 @@ class Sessions:
         try:
             session = idle.pop()
         except IndexError:
-            session = self._opened()
+            session = _opened()
         try:
             self._mount_tls(session, url)
             yield session
@@ -45,13 +45,9 @@ class Sessions:
     @contextmanager
     def fresh(self, url: str) -> Iterator[requests.Session]:
         """A session without connections, so that each host is looked up and judged anew."""
-        with self._opened() as session:
+        with _opened() as session:
             self._mount_tls(session, url)
             yield session
-
-    def _mount_tls(self, session: requests.Session, url: str) -> None:
-        if urlsplit(url).scheme == "https" and "https://" not in session.adapters:
-            session.mount("https://", _TLSAdapter(self._context()))
 
     def close(self) -> None:
         """Close the idle ones; a later request opens new ones."""
@@ -66,26 +62,28 @@ class Sessions:
             self._pid = os.getpid()
         return self._idle
 
-    def _opened(self) -> requests.Session:
-        session = _Session()
-        session.trust_env = False  # no proxies, .netrc or CA bundle of the environment
-        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        session.headers = CaseInsensitiveDict(
-            {
-                "User-Agent": _user_agent(),
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",  # a few compressed bytes can become any size
-            }
-        )
-        session.adapters.clear()  # what requests mounts itself knows no deadline
-        session.mount("http://", _PlainAdapter())
-        return session
-
-    def _context(self) -> ssl.SSLContext:
-        # Two threads may both make one; they are alike.
-        if self._tls is None:
+    def _mount_tls(self, session: requests.Session, url: str) -> None:
+        if urlsplit(url).scheme != "https" or "https://" in session.adapters:
+            return
+        if self._tls is None:  # two threads may both make one; they are alike
             self._tls = _tls_context(None)
-        return self._tls
+        session.mount("https://", _TLSAdapter(self._tls))
+
+
+def _opened() -> requests.Session:
+    session = _Session()
+    session.trust_env = False  # no proxies, .netrc or CA bundle of the environment
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    session.headers = CaseInsensitiveDict(
+        {
+            "User-Agent": _user_agent(),
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # a few compressed bytes can become any size
+        }
+    )
+    session.adapters.clear()  # what requests mounts itself knows no deadline
+    session.mount("http://", _PlainAdapter())
+    return session
 
 
 class _Session(requests.Session):
@@ -124,18 +122,14 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.sslsocket_class = DeadlineTLSSocket
     context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-    if ca_file is not None:
-        _trust_also(context, ca_file)
-    return context
-
-
-def _trust_also(context: ssl.SSLContext, ca_file: str) -> None:
+    if ca_file is None:
+        return context
     try:
         context.load_verify_locations(ca_file)
     except OSError as error:  # ssl.SSLError is one too
         cause = error.strerror
     else:
-        return
+        return context
     raise ConfigError(
         "PREFETCH_CA_FILE",
         f"names {ca_file!r}, which cannot be loaded ({cause})",

@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
@@ -67,7 +67,13 @@ class Transport:
         deadline_s: float = 5.0,
         max_bytes: int = 65536,
     ) -> None:
-        self._base_url = _checked_base_url(base_url)
+        if problem := platform_url_problem(base_url):
+            raise ConfigError(
+                "PREFETCH_API_BASE_URL",
+                problem,
+                remedy="Leave it out for WeChat itself, or give the sandbox's http://127.0.0.1:PORT",
+            )
+        self._base_url = base_url.rstrip("/")
         self._sessions = Sessions(ca_file)
         self._deadline_s = deadline_s
         self._max_bytes = max_bytes
@@ -154,19 +160,21 @@ class Transport:
             data=None if body is None else JsonBody(body),
             headers=None if body is None else {"Content-Type": "application/json"},
         )
+        remedy = _UNKNOWN if action.startswith("set_") else _AGAIN
         if isinstance(reply, _NoReply):
-            remedy = _after(action) if reply.sent else self._not_sent()
+            remedy = remedy if reply.sent else self._not_sent()
             return OutcomeUnknown(action, reply.cause, sent=reply.sent, remedy=remedy)
         try:
-            answer = parse(_readable(reply, self._max_bytes))
-            errcode = _errcode(answer)
+            errcode, answer = _read_answer(reply, self._max_bytes)
         except UnreadableError as error:
-            return OutcomeUnknown(action, str(error), sent=True, remedy=_after(action))
-        if errcode:
-            errmsg = answer.get("errmsg")
-            said = errmsg if isinstance(errmsg, str) else ""
-            return refusal(action, errcode, said, secrets=_secrets(query, body))
-        return answer
+            return OutcomeUnknown(action, str(error), sent=True, remedy=remedy)
+        if not errcode:
+            return answer
+        errmsg = answer.get("errmsg")
+        said = errmsg if isinstance(errmsg, str) else ""
+        sent = [*query.values(), *(body or {}).values()]
+        secrets = [value for value in sent if isinstance(value, Secret)]
+        return refusal(action, errcode, said, secrets=secrets)
 
     def _not_sent(self) -> str:
         parts = urlsplit(self._base_url)
@@ -198,28 +206,14 @@ class Transport:
                         outgoing.certificate_ends,
                     )
         except Exception as error:  # noqa: BLE001 (whatever it is, its frames hold our secrets)
-            return _NoReply(_cause(error, outgoing), outgoing.sent, _rule(error))
+            cause, rule = _failure(error, outgoing)
+            return _NoReply(cause, outgoing.sent, rule)
         except BaseException as interrupt:  # noqa: BLE001 (raised on, below)
             # So do the frames of a Ctrl-C or of a greenlet's timeout, which must propagate.
             interrupt.__context__ = None
             raise interrupt.with_traceback(None)  # noqa: B904 (it is the same one)
         finally:
             OUTGOING.reset(reset)
-
-
-def _after(action: str) -> str:
-    """What to do about an answer that did not come."""
-    return _UNKNOWN if action.startswith("set_") else _AGAIN
-
-
-def _checked_base_url(url: str) -> str:
-    if problem := platform_url_problem(url):
-        raise ConfigError(
-            "PREFETCH_API_BASE_URL",
-            problem,
-            remedy="Leave it out for WeChat itself, or give the sandbox's http://127.0.0.1:PORT",
-        )
-    return url.rstrip("/")
 
 
 def _fetch_address(url: str, origin: str | None) -> str:
@@ -245,7 +239,8 @@ def _read(response: requests.Response, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _readable(reply: Reply, max_bytes: int) -> bytes:
+def _read_answer(reply: Reply, max_bytes: int) -> tuple[int, dict[str, object]]:
+    """The errcode and the members of an answer. Raises UnreadableError."""
     if 300 <= reply.status < 400:
         raise UnreadableError(f"a redirect came (HTTP {reply.status}), which is never followed")
     if reply.status != 200:
@@ -254,57 +249,39 @@ def _readable(reply: Reply, max_bytes: int) -> bytes:
         raise UnreadableError("the answer is compressed, which was not asked for")
     if len(reply.body) > max_bytes:
         raise UnreadableError(f"the answer is longer than {max_bytes} bytes")
-    return reply.body
-
-
-def _errcode(answer: Mapping[str, object]) -> int:
+    answer = parse(reply.body)
     errcode = answer.get("errcode", 0)
     if not isinstance(errcode, int) or isinstance(errcode, bool) or abs(errcode) >= 2**31:
         raise UnreadableError("the errcode of the answer is not a number of 32 bits")
-    return errcode
+    return errcode, answer
 
 
-def _secrets(*parts: Mapping[str, object] | None) -> list[Secret]:
-    values = [value for part in parts if part for value in part.values()]
-    return [value for value in values if isinstance(value, Secret)]
-
-
-def _cause(error: Exception, outgoing: Outgoing) -> str:
+def _failure(error: Exception, outgoing: Outgoing) -> tuple[str, FetchRule]:
     """What went wrong, in our own words: the texts of the errors below quote URLs."""
-    if outgoing.elapsed_s() >= outgoing.deadline_s:
-        return f"no complete answer within {outgoing.deadline_s:g} s"
-    for below in _chain(error):
-        match below:
-            case UnreadableError():
-                return str(below)
-            case NotPublicError():
-                return f"the host's name leads to {below.address}, which is not public"
-            case TimeoutError():
-                return f"no complete answer within {outgoing.deadline_s:g} s"
-            case ssl.SSLCertVerificationError():
-                return f"TLS problem: {below.verify_message.rstrip('.')}"
-            case ssl.SSLError():
-                return f"TLS problem: {below.reason or 'no reason given'}"
-            case socket.gaierror() | UnicodeError():
-                return "the host's name cannot be resolved"
-            case ConnectionRefusedError():
-                return "the connection was refused"
-    if not outgoing.sent:
-        return "the request could not be sent"
-    return "the connection broke before the whole answer came"
+    late = f"no complete answer within {outgoing.deadline_s:g} s"
+    cause = "the request could not be sent"
+    if outgoing.sent:
+        cause = "the connection broke before the whole answer came"
+    cause, rule = _known_failure(error, late) or (cause, "answered")
+    return late if outgoing.elapsed_s() >= outgoing.deadline_s else cause, rule
 
 
-def _rule(error: Exception) -> FetchRule:
-    for below in _chain(error):
-        match below:
-            case NotPublicError() | socket.gaierror() | UnicodeError():
-                return "address"
-            case ssl.SSLError():
-                return "tls"
-    return "answered"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _known_failure(error: BaseException | None, late: str) -> tuple[str, FetchRule] | None:
     while error is not None:
-        yield error
+        match error:
+            case UnreadableError():
+                return str(error), "answered"
+            case NotPublicError():
+                return f"the host's name leads to {error.address}, which is not public", "address"
+            case TimeoutError():
+                return late, "answered"
+            case ssl.SSLCertVerificationError():
+                return f"TLS problem: {error.verify_message.rstrip('.')}", "tls"
+            case ssl.SSLError():
+                return f"TLS problem: {error.reason or 'no reason given'}", "tls"
+            case socket.gaierror() | UnicodeError():
+                return "the host's name cannot be resolved", "address"
+            case ConnectionRefusedError():
+                return "the connection was refused", "answered"
         error = error.__cause__ or error.__context__
+    return None
