@@ -56,10 +56,11 @@ COMMIT;
 """
 _LOAD: Final = "SELECT record FROM records WHERE account = ? AND name = ?"
 _SAVE: Final = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
-_ADD: Final = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)"
-_CHANGE: Final = """
-UPDATE records SET record = ?, saved_at = ?
-WHERE account = ? AND name = ? AND CAST(record AS BLOB) = ?
+# Over what was read before, and over nothing else.
+_REPLACE: Final = """
+INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (account, name)
+DO UPDATE SET record = excluded.record, saved_at = excluded.saved_at
+WHERE CAST(records.record AS BLOB) = ?
 """
 # Longer than any other process writes; a rotated refresh token must not be lost to a short wait.
 _BUSY_S: Final = 30.0
@@ -90,31 +91,31 @@ class FileStore(Generic[_T]):
     """
 
     def __init__(self, stores: FileStores, account: str, name: str, codec: Codec[_T]) -> None:
-        self._locks = stores.locks
-        self._wait_s = stores.lock_wait_s
-        self._database = stores.database
+        self._stores = stores
         self._first = FirstLayout(stores.directory, account, name)
         self._key = (account, name)
         self._codec = codec
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        path, problem = self._database.path, None
+        path, wait_s = self._stores.database.path, self._stores.lock_wait_s
+        problem = None
         with ExitStack() as held:
             try:
                 make_directory(path.parent)
-                held.enter_context(self._locks.hold("\0".join(self._key), wait_s=self._wait_s))
+                held.enter_context(self._stores.locks.hold("\0".join(self._key), wait_s=wait_s))
             except RangeHeldError:
-                problem = lock_held(f"{path} ({' '.join(self._key)})", self._wait_s)
+                problem = lock_held(f"{path} ({' '.join(self._key)})", wait_s)
             except OSError as error:
                 problem = unusable(path.with_name("tokens.lock"), str(error.strerror))
             if problem is not None:
                 raise problem
-            held.enter_context(self._first.lock(wait_s=self._wait_s))
+            held.enter_context(self._first.lock(wait_s=wait_s))
             yield
 
     def load(self) -> _T | None:
-        rows = self._database.ask(lambda db: db.execute(_LOAD, self._key).fetchall(), create=False)
+        ask = self._stores.database.ask
+        rows = ask(lambda db: db.execute(_LOAD, self._key).fetchall(), create=False)
         content = rows[0][0] if rows else None
         kept = self._codec.read(content) if isinstance(content, bytes) else None
         first = self._first.load(self._codec)
@@ -124,23 +125,18 @@ class FileStore(Generic[_T]):
         if newest != kept:
             # What was read is right even where it cannot be copied.
             with suppress(TokenSourceError):
-                self._take_over(newest, content)
+                self._write(_REPLACE, newest, content)
         return newest
 
     def save(self, record: _T) -> _T:
-        encode = self._codec.encode
-        self._database.ask(lambda db: db.execute(_SAVE, (*self._key, encode(record), time.time())))
+        self._write(_SAVE, record)
         return record
 
-    def _take_over(self, record: _T, content: object) -> None:
-        """Copy a record, unless somebody has saved another since `content` was read."""
-        encode, now = self._codec.encode, time.time()
-        if content is None:
-            self._database.ask(lambda db: db.execute(_ADD, (*self._key, encode(record), now)))
-        else:
-            self._database.ask(
-                lambda db: db.execute(_CHANGE, (encode(record), now, *self._key, content))
-            )
+    def _write(self, sql: str, record: _T, *parameters: object) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(sql, (*self._key, self._codec.encode(record), time.time(), *parameters))
+
+        self._stores.database.ask(write)
 
 
 class _Database:
@@ -162,6 +158,7 @@ class _Database:
 
         Raises TokenSourceError, from no frame that has seen a record.
         """
+        failed = unusable if create else unreadable
         try:
             if create and not os.path.lexists(self.path):
                 self._create()
@@ -175,16 +172,12 @@ class _Database:
         except RangeHeldError as error:
             problem = lock_held(str(self.path), error.waited_s)
         except OSError as error:
-            failure = str(error.strerror)
-            problem = unusable(self.path, failure) if create else unreadable(self.path, failure)
+            problem = failed(self.path, str(error.strerror))
         except sqlite3.Error as error:
-            problem = self._problem(error, writes=create)
+            problem = failed(self.path, str(error))
+            if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+                problem = self._damaged(str(error))
         raise problem
-
-    def _problem(self, error: sqlite3.Error, *, writes: bool) -> TokenSourceError:
-        if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
-            return self._damaged(str(error))
-        return (unusable if writes else unreadable)(self.path, str(error))
 
     def _damaged(self, problem: str) -> TokenSourceError:
         return TokenSourceError(

@@ -14,12 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
-from prefetch_kit.concurrency.redis_client import (
-    Budget,
-    Commands,
-    RedisClient,
-    RedisUnavailable,
-)
+from prefetch_kit.concurrency.redis_client import Budget, Commands, RedisClient, RedisUnavailable
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, Codec, Store
@@ -71,16 +66,13 @@ class RedisStores:
         lease_s: float = LEASE_S,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
-        self._client = RedisClient(url, silence_s=_SILENCE_S)
+        self.client = RedisClient(url, silence_s=_SILENCE_S)
+        self.lease_s = lease_s
+        self.lock_wait_s = lock_wait_s
         self._prefix = prefix
-        self._lease_s = lease_s
-        self._lock_wait_s = lock_wait_s
 
     def open(self, account: str, name: str, codec: Codec[_T]) -> Store[_T]:
-        key = f"{self._prefix}:{{{quote(account, safe='')}:{name}}}"
-        return RedisStore(
-            self._client, key, codec, lease_s=self._lease_s, lock_wait_s=self._lock_wait_s
-        )
+        return RedisStore(self, f"{self._prefix}:{{{quote(account, safe='')}:{name}}}", codec)
 
 
 class RedisStore(Generic[_T]):
@@ -89,15 +81,11 @@ class RedisStore(Generic[_T]):
     Once `save` returned, the record is as durable as that Redis is: it needs an append-only file.
     """
 
-    def __init__(
-        self, client: RedisClient, key: str, codec: Codec[_T], *, lease_s: float, lock_wait_s: float
-    ) -> None:
-        self._client = client
+    def __init__(self, stores: RedisStores, key: str, codec: Codec[_T]) -> None:
+        self._stores = stores
         self._key = key
         self._lease = f"{key}:lease"
         self._codec = codec
-        self._lease_s = lease_s
-        self._lock_wait_s = lock_wait_s
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -123,10 +111,10 @@ class RedisStore(Generic[_T]):
         return self._decoded(newer) or record
 
     def _acquired(self, holder: str) -> int:
-        lease_ms = int(self._lease_s * 1000)
+        lease_ms = int(self._stores.lease_s * 1000)
         began = time.monotonic()
         # A holder that died has it for the rest of its lease.
-        while (waited_s := time.monotonic() - began) < self._lock_wait_s:
+        while (waited_s := time.monotonic() - began) < self._stores.lock_wait_s:
             number = self._ask(
                 lambda redis: redis.eval(_ACQUIRE, 2, self._key, self._lease, holder, lease_ms)
             )
@@ -146,7 +134,7 @@ class RedisStore(Generic[_T]):
         """The reply to one command. Raises TokenSourceError, from no frame that saw a record."""
         replies, failure = [], ""
         try:
-            replies = self._client.call(command, Budget(_ANSWER_S))
+            replies = self._stores.client.call(command, Budget(_ANSWER_S))
         except RedisUnavailable as error:
             failure = str(error)
         if replies and isinstance(replies[0], Exception):
