@@ -25,6 +25,7 @@ from prefetch_kit.weixin.transport import Transport
 _DEADLINE_S: Final = 2.0
 
 _F = TypeVar("_F", bound=Callable[[str], object])
+_V = TypeVar("_V", str, Secret)
 
 
 class PlatformPushes(Blueprint):
@@ -57,11 +58,15 @@ class PlatformPushes(Blueprint):
         state = join(app)
         config = state.config
         state.push_endpoint = f"{setup.name_prefix}.{setup.name}.events".lstrip(".")
+        keys = _keys(config)
+        platform = ThirdParty(
+            Transport(base_url=config.api_base_url, ca_file=config.ca_file, deadline_s=_DEADLINE_S),
+            keys.appid,
+            _given("PREFETCH_COMPONENT_SECRET", config.component_secret),
+            stores_of(config, lock_wait_s=_DEADLINE_S),
+        )
         receiver = Receiver(
-            keys=_keys(config),
-            platform=_platform(config),
-            authorized=lambda appid: self._tell(app, appid),
-            logger=app.logger,
+            keys, platform, authorized=lambda appid: self._tell(app, appid), logger=app.logger
         )
         setup.add_url_rule(
             "/events",
@@ -113,22 +118,7 @@ def _keys(config: Config) -> Keys:
     )
 
 
-_V = TypeVar("_V", str, Secret)
-
-
 def _given(key: str, value: _V | None) -> _V:
     if value is None:
         raise ConfigError(key, "is missing, and what WeChat pushes cannot be read", remedy="Set it")
     return value
-
-
-def _platform(config: Config) -> ThirdParty:
-    transport = Transport(
-        base_url=config.api_base_url, ca_file=config.ca_file, deadline_s=_DEADLINE_S
-    )
-    return ThirdParty(
-        transport,
-        _given("PREFETCH_COMPONENT_APPID", config.component_appid),
-        _given("PREFETCH_COMPONENT_SECRET", config.component_secret),
-        stores_of(config, lock_wait_s=_DEADLINE_S),
-    )

@@ -86,15 +86,12 @@ def _decrypted(keys: Keys, sealed: str) -> bytes | None:
     # 43 characters are 258 bits; the two too many may be anything.
     key = b64decode(keys.aes_key.reveal() + "=")
     aes = Cipher(algorithms.AES(key), modes.CBC(key[:_BLOCK])).decryptor()
-    return _unframed(aes.update(content) + aes.finalize(), keys.appid)
-
-
-def _unframed(plain: bytes, appid: str) -> bytes | None:
+    plain = aes.update(content) + aes.finalize()
     padding = plain[-1]
     if not 1 <= padding <= _MAX_PADDING or plain[-padding:] != bytes([padding]) * padding:
         return None
     whole = plain[:-padding]
     end = _HEAD + int.from_bytes(whole[16:_HEAD])
-    if len(whole) < end or not hmac.compare_digest(whole[end:], appid.encode()):
+    if len(whole) < end or not hmac.compare_digest(whole[end:], keys.appid.encode()):
         return None
     return whole[_HEAD:end]

@@ -15,7 +15,7 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.authorizers import SPENT_CODE
 from prefetch_kit.weixin.third_party import ThirdParty
-from prefetch_kit.weixin.token_stores.records import decode_secret
+from prefetch_kit.weixin.token_stores.records import TOKEN_SHAPE
 
 _SECONDS: Final = re.compile(r"[0-9]{1,12}\Z")
 
@@ -49,17 +49,19 @@ class Receiver:
     def _take(self, event: Mapping[str, str]) -> None:
         match event.get("InfoType"):
             case "component_verify_ticket":
-                ticket = _secret(event, "ComponentVerifyTicket")
+                ticket = Secret(_member(event, "ComponentVerifyTicket", TOKEN_SHAPE))
                 self.platform.tickets.keep(ticket, pushed_at=_created(event))
             case "authorized" | "updateauthorized":
                 self._accept(event)
             case "unauthorized":
-                appid = _appid(event)
+                appid = _member(event, "AuthorizerAppid", APPID_SHAPE)
                 if self.platform.authorizers.drop(appid, since=_created(event)):
                     self.logger.warning("%s took its authorization back", appid)
 
     def _accept(self, event: Mapping[str, str]) -> None:
-        appid, code, since = _appid(event), _secret(event, "AuthorizationCode"), _created(event)
+        appid = _member(event, "AuthorizerAppid", APPID_SHAPE)
+        code = Secret(_member(event, "AuthorizationCode", TOKEN_SHAPE))
+        since = _created(event)
         merchants = self.platform.authorizers
         merchants.note(appid, code, since=since)
         try:
@@ -74,22 +76,11 @@ class Receiver:
         self.authorized(appid)
 
 
-def _secret(event: Mapping[str, str], name: str) -> Secret:
-    secret = decode_secret(event.get(name))
-    if secret is None:
-        raise NotAcceptedError(400, f"the event has no {name}")
-    return secret
-
-
 def _created(event: Mapping[str, str]) -> float:
-    seconds = event.get("CreateTime", "")
-    if not _SECONDS.match(seconds):
-        raise NotAcceptedError(400, "the event has no CreateTime")
-    return float(seconds)
+    return float(_member(event, "CreateTime", _SECONDS))
 
 
-def _appid(event: Mapping[str, str]) -> str:
-    appid = event.get("AuthorizerAppid", "")
-    if not APPID_SHAPE.match(appid):
-        raise NotAcceptedError(400, "the event has no AuthorizerAppid")
-    return appid
+def _member(event: Mapping[str, str], name: str, shape: re.Pattern[str]) -> str:
+    if not shape.match(event.get(name, "")):
+        raise NotAcceptedError(400, f"the event has no {name}")
+    return event[name]
