@@ -39,12 +39,9 @@ class CommandToken:
         self._held: StoredToken | None = None
 
     def get(self) -> Secret:
-        return self._other_than(None)
+        return self.renew(None)
 
-    def renew(self, failed: Secret) -> Secret:
-        return self._other_than(failed)
-
-    def _other_than(self, failed: Secret | None) -> Secret:
+    def renew(self, failed: Secret | None) -> Secret:
         with self._lock:
             held = self._held
             if held is None or held.value == failed or held.ends_soon(time.time()):

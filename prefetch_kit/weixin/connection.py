@@ -33,11 +33,7 @@ AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any
 
 
 class NotPublicError(Exception):
-    """A name leads to an address that strangers must not make this machine connect to."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        super().__init__(address)
+    """A name leads to this address, which strangers must not make this machine connect to."""
 
 
 @dataclass(slots=True)
@@ -68,13 +64,6 @@ class Outgoing:
         if left <= 0:
             raise TimeoutError
         return left
-
-    def count_received(self, count: int) -> None:
-        """End a flood outside the body: heads, chunk extensions, trailers, a bad chunk size."""
-        self.received += count
-        # A body in chunks of one byte takes six times its length.
-        if self.received > 8 * self.max_bytes + _HEAD_BYTES:
-            raise UnreadableError("the answer does not end")
 
 
 # Not a threading.local: greenlets would share one that was made before gevent's patch.
@@ -112,7 +101,11 @@ class DeadlineSocket(socket.socket):
         outgoing = OUTGOING.get()
         self.settimeout(outgoing.remaining_s())
         received = super().recv_into(*args, **kwargs)
-        outgoing.count_received(received)
+        outgoing.received += received
+        # Ends a flood outside the body: heads, chunk extensions, trailers, a bad chunk size. A body
+        # in chunks of one byte takes six times its length.
+        if outgoing.received > 8 * outgoing.max_bytes + _HEAD_BYTES:
+            raise UnreadableError("the answer does not end")
         return received
 
     def send(self, *args: Any, **kwargs: Any) -> int:

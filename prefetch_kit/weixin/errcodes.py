@@ -30,7 +30,6 @@ _ALLOW_IP = "Add this machine's public address to the IP allow-list (IP白名单
 _ASK_ADMIN = "An administrator of the app must confirm this machine's address in WeChat"
 _PERMISSION = "Let the merchant grant permission set 18, then authorize the platform again"
 _APP_KEY = "Check the app secret: it can be seen only when it is reset, under 开发管理"
-_APPID = "Check the appid and that the secret belongs to it"
 _AUTHORIZE = "Let the merchant authorize the platform"
 _NEXT_TICKET = (
     "WeChat pushes a ticket each ten minutes: check that the push URL (授权事件接收URL) answers "
@@ -51,7 +50,7 @@ ERRCODES: Final[Mapping[int, Errcode]] = {
     -1: Errcode("the system is busy", "Try again in a moment", "transient"),
     40001: Errcode("the access token is wrong", _RENEW, "renew"),
     40002: Errcode("the grant type is wrong", _REPORT),
-    40013: Errcode("the appid is wrong", _APPID),
+    40013: Errcode("the appid is wrong", "Check the appid and that the secret belongs to it"),
     40014: Errcode("the access token is invalid", _RENEW, "renew"),
     40029: Errcode("the login code is wrong or expired", _NEW_CODE),
     40125: Errcode("the app secret is wrong", _APP_KEY),

@@ -76,19 +76,9 @@ class SharedToken(ABC, Generic[_R]):
 
     def get(self) -> Secret:
         access = self._good(self._store.load())
-        return self._replaced(None) if access is None else access.value
+        return self.renew(None) if access is None else access.value
 
-    def renew(self, failed: Secret) -> Secret:
-        return self._replaced(failed)
-
-    @abstractmethod
-    def _issued(self, kept: _R | None) -> _R:
-        """Ask WeChat for a token; `kept` is what the store holds. Called under its lock."""
-
-    def _came_late(self, issued: _R) -> None:
-        """The lock was lost, and what was issued is not kept: a newer record was saved."""
-
-    def _replaced(self, failed: Secret | None) -> Secret:
+    def renew(self, failed: Secret | None) -> Secret:
         with self._store.lock():
             # Look again: the holder of the lock before us has probably renewed it.
             kept = self._store.load()
@@ -100,12 +90,16 @@ class SharedToken(ABC, Generic[_R]):
         if issued is not None and kept != issued:
             self._came_late(issued)
         if access is None:
-            raise TokenSourceError(
-                "the store",
-                "what it held was taken away meanwhile",
-                remedy="Try again",
-            )
+            problem = "what it held was taken away meanwhile"
+            raise TokenSourceError("the store", problem, remedy="Try again")
         return access.value
+
+    @abstractmethod
+    def _issued(self, kept: _R | None) -> _R:
+        """Ask WeChat for a token; `kept` is what the store holds. Called under its lock."""
+
+    def _came_late(self, issued: _R) -> None:
+        """The lock was lost, and what was issued is not kept: a newer record was saved."""
 
     def _good(self, kept: _R | None) -> StoredToken | None:
         access, now = kept.access if kept is not None else None, self._clock()

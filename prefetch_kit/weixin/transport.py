@@ -272,7 +272,7 @@ def _known_failure(error: BaseException | None, late: str) -> tuple[str, FetchRu
             case UnreadableError():
                 return str(error), "answered"
             case NotPublicError():
-                return f"the host's name leads to {error.address}, which is not public", "address"
+                return f"the host's name leads to {error}, which is not public", "address"
             case TimeoutError():
                 return late, "answered"
             case ssl.SSLCertVerificationError():
