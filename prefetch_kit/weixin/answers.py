@@ -6,8 +6,9 @@ an answer returns None where it is not as promised, and `promised` raises.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
@@ -18,6 +19,8 @@ from prefetch_kit.secret import Secret
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _ECHO_LENGTH = 8
 _READ_CHARS = 2000
+_Encode = Callable[[str], str]
+_ENCODINGS: Final[tuple[_Encode, ...]] = (str, quote, quote_plus, partial(quote, safe=""))
 
 _T = TypeVar("_T")
 
@@ -79,7 +82,7 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
     so that an echo that was cut short is covered too. Only the first 2000 characters stay.
     """
     shown = _CONTROL.sub(" ", text[:_READ_CHARS])
-    forms = [form for secret in secrets for form in _forms(secret)]
+    forms = {_fold(encode(secret.reveal())) for secret in secrets for encode in _ENCODINGS}
     folded = _fold(shown)
     hidden = [False] * len(shown)
     for form in forms:
@@ -89,15 +92,6 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
                 hidden[start : start + width] = [True] * width
     masked = "".join("\0" if hide else char for char, hide in zip(shown, hidden, strict=True))
     return re.sub("\0+", "***", masked).strip()
-
-
-def _forms(secret: Secret) -> set[str]:
-    return {
-        _fold(secret.reveal()),
-        _fold(quote(secret.reveal())),
-        _fold(quote(secret.reveal(), safe="")),
-        _fold(quote_plus(secret.reveal())),
-    }
 
 
 def _fold(text: str) -> str:

@@ -35,7 +35,7 @@ class Sessions:
         try:
             session = idle.pop()
         except IndexError:
-            session = _opened()
+            session = _Session()
         try:
             self._mount_tls(session, url)
             yield session
@@ -45,7 +45,7 @@ class Sessions:
     @contextmanager
     def fresh(self, url: str) -> Iterator[requests.Session]:
         """A session without connections, so that each host is looked up and judged anew."""
-        with _opened() as session:
+        with _Session() as session:
             self._mount_tls(session, url)
             yield session
 
@@ -70,23 +70,21 @@ class Sessions:
         session.mount("https://", _TLSAdapter(self._tls))
 
 
-def _opened() -> requests.Session:
-    session = _Session()
-    session.trust_env = False  # no proxies, .netrc or CA bundle of the environment
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.headers = CaseInsensitiveDict(
-        {
-            "User-Agent": _user_agent(),
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # a few compressed bytes can become any size
-        }
-    )
-    session.adapters.clear()  # what requests mounts itself knows no deadline
-    session.mount("http://", _PlainAdapter())
-    return session
-
-
 class _Session(requests.Session):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust_env = False  # no proxies, .netrc or CA bundle of the environment
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        self.headers = CaseInsensitiveDict(
+            {
+                "User-Agent": _user_agent(),
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",  # a few compressed bytes can become any size
+            }
+        )
+        self.adapters.clear()  # what requests mounts itself knows no deadline
+        self.mount("http://", _PlainAdapter())
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Never one: to look at the target, requests reads that answer without any limit."""
 
