@@ -18,8 +18,7 @@ from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.component import ComponentCalls
 from prefetch_kit.weixin.token_stores.records import MemoryStore, decode_secret
 
-# The page allows 500, which with their refresh tokens are some 70 KB: more than is read of an
-# answer.
+# The page allows 500: some 70 KB with their refresh tokens, which is more than is read.
 _PAGE: Final = 200
 _PAUSE_S: Final = 2.0
 _FOUND_S: Final = 60.0
@@ -84,16 +83,16 @@ class AuthorizerList:
         return kept[1].get(appid)
 
     def _page(self, offset: int, tries: int) -> tuple[int, list[ListedMerchant]]:
-        action = "api_get_authorizer_list"
-        for left in reversed(range(tries)):
+        action, wanted = "api_get_authorizer_list", {"offset": offset, "count": _PAGE}
+        while True:
+            tries -= 1
             try:
-                page = _read_page(self._calls.post(action, {"offset": offset, "count": _PAGE}))
+                page = _read_page(self._calls.post(action, wanted))
                 return promised(action, page, what="list of merchants")
             except (SystemBusy, OutcomeUnknown):
-                if not left:
+                if not tries:
                     raise
-                self._sleep(random.uniform(0, _PAUSE_S))
-        raise AssertionError
+            self._sleep(random.uniform(0, _PAUSE_S))
 
 
 def _read_page(answer: dict[str, object]) -> tuple[int, list[ListedMerchant]] | None:

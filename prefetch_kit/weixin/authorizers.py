@@ -1,7 +1,6 @@
 """The merchants of a third-party platform: their tokens, and refresh tokens that must not be lost.
 
-developers.weixin.qq.com: the getAuthorizerRefreshToken and getAuthorizerAccessToken pages. A
-platform that loses a refresh token has to ask the merchant to authorize again.
+A platform that loses a refresh token has to ask the merchant to authorize again.
 """
 
 import time
@@ -149,10 +148,7 @@ class Authorizers:
         Raises Refused (61009 and 61010: the code is no good) and OutcomeUnknown.
         """
         appid, issued = self.exchanged(code, since=since)
-        _change(
-            self._store_of(appid),
-            lambda kept: issued if kept is None or kept.since <= since else None,
-        )
+        self._keep(appid, issued)
         return appid
 
     def exchanged(self, code: Secret, *, since: float) -> tuple[str, Authorization]:
@@ -177,11 +173,15 @@ class Authorizers:
 
         False where the merchant has authorized again meanwhile: then nothing is forgotten.
         """
-        dropped = Authorization((), None, since)
-        return _change(
-            self._store_of(appid),
-            lambda kept: dropped if kept is None or kept.since <= since else None,
-        )
+        return self._keep(appid, Authorization((), None, since))
+
+    def _keep(self, appid: str, authorization: Authorization) -> bool:
+        """Save an authorization; False where a newer one is there."""
+
+        def newer(kept: Authorization | None) -> Authorization | None:
+            return authorization if kept is None or kept.since <= authorization.since else None
+
+        return _change(self._store_of(appid), newer)
 
     def recover(self) -> int:
         """Keep the refresh token of each listed merchant that has none here.

@@ -73,19 +73,15 @@ class Transport:
                 problem,
                 remedy="Leave it out for WeChat itself, or give the sandbox's http://127.0.0.1:PORT",
             )
-        self._base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/")
         self._sessions = Sessions(ca_file)
         self._deadline_s = deadline_s
         self._max_bytes = max_bytes
 
     @property
-    def base_url(self) -> str:
-        return self._base_url
-
-    @property
     def loopback(self) -> bool:
         """Whether this talks to the sandbox on this machine, not to WeChat."""
-        return is_loopback(urlsplit(self._base_url).hostname or "")
+        return is_loopback(urlsplit(self.base_url).hostname or "")
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +152,7 @@ class Transport:
         reply = self._exchange(
             Outgoing(query, self._deadline_s, self._max_bytes),
             method,
-            self._base_url + path,
+            self.base_url + path,
             data=None if body is None else JsonBody(body),
             headers=None if body is None else {"Content-Type": "application/json"},
         )
@@ -177,7 +173,7 @@ class Transport:
         return refusal(action, errcode, said, secrets=secrets)
 
     def _not_sent(self) -> str:
-        parts = urlsplit(self._base_url)
+        parts = urlsplit(self.base_url)
         remedy = _NO_SANDBOX if self.loopback else _NOT_SENT
         return f"Nothing was sent to {parts.scheme}://{parts.netloc}: {remedy}"
 
