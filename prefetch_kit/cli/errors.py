@@ -1,17 +1,16 @@
-"""What the error of a command becomes: a sentence, an exit code and, with --json, a record."""
+"""What the error of a command becomes: a sentence and an exit code."""
 
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote as quote_word
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 from flask.cli import NoAppException
 
-from prefetch_kit.errors import PrefetchKitError, Refused
+from prefetch_kit.errors import PrefetchKitError
 
 FAILED: Final = 1
 CHANGES_FOUND: Final = 3
@@ -31,60 +30,19 @@ class AppMissing(CommandFailed):
     """`--app` names no app, or there is none where Flask looks for one."""
 
 
-class Row(NamedTuple):
-    """`in_fleet` applies to a fleet of which no mini program is done yet."""
-
-    error: type[BaseException]
-    alone: type[CommandFailed]
-    in_fleet: type[CommandFailed]
-    sentence: Callable[[Any], str]
-    record: Callable[[Any], dict[str, object]] | None = None
-
-
-# The first row whose class fits decides. Errors of usage are click's own, with its exit code 2.
-TABLE: Final = (
-    Row(
-        Refused,
-        CommandFailed,
-        NothingDone,
-        str,
-        lambda error: {"errcode": error.errcode, "errmsg": error.errmsg},
-    ),
-    Row(PrefetchKitError, CommandFailed, NothingDone, str),
-    Row(
-        OSError,
-        CommandFailed,
-        CommandFailed,
-        lambda error: f"Input or output failed: {error.strerror}.",
-    ),
-    # Only while a fleet runs; elsewhere click says that the command was aborted.
-    Row(
-        KeyboardInterrupt,
-        CommandFailed,
-        NothingDone,
-        lambda _: "Interrupted. Run the same command again to go on.",
-    ),
-)
-
-
 def failure_of(error: BaseException, *, nothing_done: bool = False) -> CommandFailed:
-    """What the table makes of an error. `nothing_done`: in a fleet, none is done yet."""
-    row = _row_of(error)
-    return (row.in_fleet if nothing_done else row.alone)(row.sentence(error))
-
-
-def record_of(error: BaseException) -> dict[str, object] | None:
-    """What is printed of an error as JSON, if anything."""
-    record = _row_of(error).record
-    return None if record is None else record(error)
-
-
-def _row_of(error: BaseException) -> Row:
-    return next(row for row in TABLE if isinstance(error, row.error))
+    """What a command ends with after an error. `nothing_done`: in a fleet, no app is done yet."""
+    if isinstance(error, OSError):
+        return CommandFailed(f"Input or output failed: {error.strerror}.")
+    failure = NothingDone if nothing_done else CommandFailed
+    # Only while a fleet runs; elsewhere click says that the command was aborted.
+    if isinstance(error, KeyboardInterrupt):
+        return failure("Interrupted. Run the same command again to go on.")
+    return failure(str(error))
 
 
 class CommandGroup(click.Group):
-    """Ends its commands as the table says."""
+    """Ends a command that fails with one sentence. Errors of usage stay click's own, with 2."""
 
     nothing_done = False
 

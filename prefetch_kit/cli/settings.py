@@ -1,18 +1,17 @@
 """The calls of WeChat's fetchdatasetting page, one command each, every field a flag."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import click
 
 from prefetch_kit.cli.app import AppAtHand
 from prefetch_kit.cli.commands import ask, commands, print_done, with_app
-from prefetch_kit.cli.errors import record_of
 from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.errors import Refused, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, SOURCES, FetchSetting, Kind
-from prefetch_kit.registrar.plan import Guard, Plan
+from prefetch_kit.registrar.plan import Guard
 from prefetch_kit.weixin.settings import spelled, wire_names
 
 
@@ -30,7 +29,9 @@ def settings() -> None:
 @as_json_option
 def get(at_hand: AppAtHand, *, as_json: bool) -> None:
     """Get what WeChat has now (action get)."""
-    found = _answered(at_hand.registrar().read, as_json=as_json)
+    registrar = at_hand.registrar()
+    with _refusal_printed(as_json=as_json):
+        found = registrar.read()
     fields = {
         name: value for kind in KINDS for name, value in spelled(kind, found.for_kind(kind)).items()
     }
@@ -82,12 +83,10 @@ def _add_set_command(kind: Kind) -> None:
         if wanted.open and wanted.source == "server":
             at_hand.demand_handler(kind, flags["url"])
         registrar = at_hand.registrar()
-        done: Plan = _answered(
-            lambda: registrar.apply(
+        with _refusal_printed(as_json=as_json):
+            done = registrar.apply(
                 {kind: wanted}, allow=allow, approve=lambda found: ask(found, yes=yes)
-            ),
-            as_json=as_json,
-        )
+            )
         if as_json:
             _print_success(spelled(kind, wanted))
         else:
@@ -98,13 +97,14 @@ for _kind in KINDS:
     _add_set_command(_kind)
 
 
-def _answered(call: Callable[[], Any], *, as_json: bool) -> Any:
-    """The result of a call; a refusal is printed as WeChat gave it."""
+@contextmanager
+def _refusal_printed(*, as_json: bool) -> Iterator[None]:
+    """With --json, print a refusal as WeChat gave it."""
     try:
-        return call()
+        yield
     except Refused as error:
-        if as_json and (record := record_of(error)):
-            print_json(record)
+        if as_json:
+            print_json({"errcode": error.errcode, "errmsg": error.errmsg})
         raise
 
 
