@@ -24,6 +24,7 @@ from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
+from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.plan_file import read_plans
 from prefetch_kit.registrar.probe import Probed, probe_setting
@@ -119,7 +120,7 @@ class AppAtHand:
             self.demand_handler(kind, key)
         if isinstance(said, FetchSetting):
             return said
-        route = self._route(kind)
+        route = self.route(kind)
         if len(route.pages) > 0:
             return self._own(route)
         # Without a base URL the app has no URL of which the pull may be switched off.
@@ -127,14 +128,14 @@ class AppAtHand:
 
     def demand_handler(self, kind: Kind, key: str) -> None:
         """Raise `ConfigError` unless the app answers such pulls; `key` named a URL for them."""
-        if not len(self._route(kind).pages):
+        if not len(self.route(kind).pages):
             raise ConfigError(
                 key,
                 f"names a URL to pull from, but the app has no handler for {kind}",
                 remedy=f"Register one with {kind}, or say off, or a cloud function",
             )
 
-    def _route(self, kind: Kind) -> Route:
+    def route(self, kind: Kind) -> Route:
         return next(route for route in self.routes if route.kind == kind)
 
     def _own(self, route: Route) -> FetchSetting:
@@ -151,7 +152,7 @@ class AppAtHand:
         """Pull the source of a setting, as WeChat will, with a page that needs no user."""
         page = None
         if setting.source == "server":
-            page = self.page(self._route(kind))
+            page = self.page(self.route(kind))
         return probe_setting(self.transport, setting, appid=self.appid, kind=kind, page=page)
 
     def page(self, route: Route) -> str | None:
@@ -185,6 +186,19 @@ class AppAtHand:
     @cached_property
     def tokens(self) -> TokenSources:
         return TokenSources(self.config, self.transport)
+
+    def domains(self, host: str) -> HostDomains:
+        """The business domains of a host. Raises `ConfigError` without a platform."""
+        if (platform := self.tokens.platform) is None:
+            raise ConfigError(
+                "PREFETCH_COMPONENT_APPID",
+                "is missing, and WeChat lets nobody but third-party platforms ask for this",
+                remedy="Without a platform, look into the mini program's console: "
+                "开发管理, 业务域名",
+            )
+        return HostDomains.of_merchant(
+            self.appid, host, platform=platform, transport=self.transport
+        )
 
     @property
     def wechat(self) -> str:

@@ -1,8 +1,6 @@
 """The commands for one app. Each has a few lines; other objects do the work."""
 
-import signal
 import sys
-import threading
 from collections.abc import Callable, Collection
 from functools import partial, wraps
 from pathlib import Path
@@ -10,13 +8,12 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import click
-from flask.cli import ScriptInfo
+from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.cli.app import AppAtHand, Sources, load_app
 from prefetch_kit.cli.errors import (
     CHANGES_FOUND,
     FAILED,
-    CommandFailed,
     CommandGroup,
     refuse_unattended,
 )
@@ -44,18 +41,14 @@ from prefetch_kit.cli.output import (
     route_record,
     settings_record,
 )
-from prefetch_kit.cli.preflight import add_domains, check_domains
-from prefetch_kit.cli.pull import Credentials, pull_once
-from prefetch_kit.cli.sandbox import seed
 from prefetch_kit.endpoint.app_state import process_of, state_of
-from prefetch_kit.errors import ProbeFailed
+from prefetch_kit.errors import ProbeFailed, TokenSourceError, WeixinError
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, project_of, write_project
 from prefetch_kit.fleet.run import Fleet
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
-from prefetch_kit.sandbox import Sandbox
 
 _Command = Callable[..., Any]
 
@@ -73,13 +66,12 @@ def with_app(function: _Command) -> _Command:
 
     @click.option("--appid", metavar="APPID", help="Which mini program, where there are several.")
     @click.option("--endpoint", metavar="NAME", help="Which blueprint, where there are several.")
-    @click.pass_context
+    @pass_script_info
     @wraps(function)
     def command(
-        ctx: click.Context, /, *args: Any, appid: str | None, endpoint: str | None, **kwargs: Any
+        info: ScriptInfo, /, *args: Any, appid: str | None, endpoint: str | None, **kwargs: Any
     ) -> None:
-        app = load_app(ctx.ensure_object(ScriptInfo))
-        function(AppAtHand(app, appid=appid, endpoint=endpoint), *args, **kwargs)
+        function(AppAtHand(load_app(info), appid=appid, endpoint=endpoint), *args, **kwargs)
 
     return command
 
@@ -97,7 +89,7 @@ def _read_source(text: str) -> FetchSetting | Literal["app"]:
 
 
 _SOURCES: Final = "For once: app (its own URL), https://…, cloud:ENV/NAME, or off."
-_url = click.argument("url", required=False, callback=_check_url)
+url_argument = click.argument("url", required=False, callback=_check_url)
 
 
 @commands.command()
@@ -173,10 +165,12 @@ def apply(
         if not skip_probe:
             _probe_changed(at_hand, found)
         if not (ensure_domain or skip_preflight):
-            check_domains(at_hand, found.hosts)
+            _check_domains(at_hand, found)
         ask(found, yes=yes)
         if ensure_domain:
-            add_domains(at_hand, found.hosts, directly=directly, checks_file=not skip_probe)
+            for host in found.hosts:
+                domains = at_hand.domains(host)
+                domains.ensure(directly=directly, checks_file=not skip_probe).check()
 
     registrar = at_hand.registrar()
     if saved is None:
@@ -231,6 +225,22 @@ def _probe_changed(at_hand: AppAtHand, found: Plan) -> None:
             raise ProbeFailed(probed.url, probed.problems)
 
 
+def _check_domains(at_hand: AppAtHand, found: Plan) -> None:
+    """Raise `DomainMissing` where WeChat would not pull from a new host, as far as is known.
+
+    If that cannot be found out, a warning is printed and WeChat decides.
+    """
+    if not at_hand.tokens.are_of_platform(at_hand.appid):
+        return
+    for host in found.hosts:
+        try:
+            standing = at_hand.domains(host).inspect()
+        except (WeixinError, TokenSourceError) as error:
+            click.echo(f"The business domains could not be looked at: {error}", err=True)
+            return
+        standing.check()
+
+
 def ask(found: Plan, *, yes: bool) -> None:
     if found.changes:
         confirm("Send this to WeChat?", yes=yes, shown=lambda: print_plan(found))
@@ -256,7 +266,7 @@ def print_done(done: Plan, *, as_json: bool) -> None:
 
 @commands.command("probe")
 @with_app
-@_url
+@url_argument
 @as_json_option
 def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None:
     """Pull URL, or the app's own URLs, the way WeChat will, and judge the answers."""
@@ -275,13 +285,13 @@ def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None
 
 @commands.command()
 @as_json_option
-@click.pass_context
-def routes(ctx: click.Context, *, as_json: bool) -> None:
+@pass_script_info
+def routes(info: ScriptInfo, *, as_json: bool) -> None:
     """List the endpoints, their pages and handlers, and what cached handlers have read.
 
     What they read is known only where they share their answers through Redis.
     """
-    app = load_app(ctx.ensure_object(ScriptInfo))
+    app = load_app(info)
     cache = process_of(app).cache
     rows = [
         Row(route, rule.rule, each.handler, cache.read_sets(each.scope) if each.scope else ())
@@ -302,64 +312,6 @@ def routes(ctx: click.Context, *, as_json: bool) -> None:
 def token(at_hand: AppAtHand, user_id: str) -> None:
     """Mint a background token for USER_ID, as the app's login would."""
     click.echo(at_hand.issue_token(user_id))
-
-
-@commands.command()
-@with_app
-@_url
-@click.option("--kind", type=click.Choice(["pre_fetch", "period_fetch"]), default="pre_fetch")
-@click.option("--path", help="The page being opened; the app's first page if left out.")
-@click.option("--query", help="That page's query, such as id=3.")
-@click.option("--scene", type=click.IntRange(0, 999_999), help="The scene value (场景值).")
-@click.option("--user", metavar="ID", help="Mint a token for this user.")
-@click.option("--token-file", type=click.File(), help="Send this token; - reads standard input.")
-@click.option("--code-file", type=click.File(), help="Send this login code; - likewise.")
-@as_json_option
-def pull(at_hand: AppAtHand, url: str | None, *, as_json: bool, **options: Any) -> None:
-    """Pull once, by hand, and say what a phone would keep."""
-    credentials = Credentials(
-        options.pop("user"), options.pop("token_file"), options.pop("code_file")
-    )
-    pulled = pull_once(at_hand, url, credentials=credentials, **options)
-    if as_json:
-        print_json(pulled.record())
-    else:
-        click.echo(pulled.sentence(), err=True)
-        click.echo(pulled.body)
-    if pulled.status != 200:
-        sys.exit(FAILED)
-
-
-@commands.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True)
-@click.option(
-    "--origin", metavar="URL", help="Where the app listens, such as http://127.0.0.1:8000."
-)
-@click.pass_context
-def sandbox(ctx: click.Context, *, port: int, origin: str | None) -> None:
-    """Run a local WeChat until Ctrl-C.
-
-    With an app, it knows the mini programs, secrets and domain of that app from the start.
-    """
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
-    wechat = Sandbox(port=port, log=lambda text: click.echo(text, err=True))
-    try:
-        wechat.start()
-    except OSError as error:
-        cause = error.strerror
-    else:
-        try:
-            seed(wechat, ctx.ensure_object(ScriptInfo), origin=origin)
-            click.echo(f"WeChat, played at {wechat.base_url}")
-            click.echo(f"export PREFETCH_API_BASE_URL={wechat.base_url}")
-            over.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            wechat.stop()
-        return
-    raise CommandFailed(f"Port {port} cannot be had: {cause}. Choose another with --port.")
 
 
 @click.group("prefetch-kit", cls=CommandGroup, commands=commands.commands)

@@ -11,7 +11,6 @@ from prefetch_kit.cli.commands import commands, confirm, with_app
 from prefetch_kit.cli.errors import FAILED
 from prefetch_kit.cli.options import as_json_option, yes_option
 from prefetch_kit.cli.output import print_standing
-from prefetch_kit.cli.preflight import domains_of
 from prefetch_kit.registrar.domains import Standing
 
 
@@ -25,7 +24,7 @@ def domains() -> None:
 @as_json_option
 def show(at_hand: AppAtHand, *, as_json: bool) -> None:
     """Show whether WeChat would pull from this app's hosts. Changes nothing."""
-    standings = [domains_of(at_hand, host).inspect() for host in at_hand.hosts]
+    standings = [at_hand.domains(host).inspect() for host in at_hand.hosts]
     _print_and_exit(standings, as_json=as_json)
 
 
@@ -41,7 +40,7 @@ def ensure(
     """Add this app's hosts wherever they are missing, and read back that they are there."""
     standings = []
     for host in at_hand.hosts:
-        wanted = domains_of(at_hand, host)
+        wanted = at_hand.domains(host)
         standing = wanted.inspect()
         if standing.broken:
             confirm("Add it?", yes=yes, shown=partial(print_standing, standing, as_json=False))

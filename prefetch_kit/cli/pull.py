@@ -1,13 +1,16 @@
 """One pull by hand."""
 
-from dataclasses import dataclass
+import sys
 from typing import IO
 
 import click
 
 from prefetch_kit.cli.app import AppAtHand
-from prefetch_kit.cli.errors import CommandFailed
-from prefetch_kit.fetch_setting import Kind
+from prefetch_kit.cli.commands import commands, url_argument, with_app
+from prefetch_kit.cli.errors import FAILED, CommandFailed
+from prefetch_kit.cli.options import as_json_option
+from prefetch_kit.cli.output import print_json
+from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.registrar.probe import (
     DEADLINE_S,
     MAX_BYTES,
@@ -19,85 +22,43 @@ from prefetch_kit.registrar.probe import (
 from prefetch_kit.secret import Secret
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """The user of the pull: at most one of the three."""
-
-    user: str | None
-    token_file: IO[str] | None
-    code_file: IO[str] | None
-
-    def parameters(self, at_hand: AppAtHand) -> dict[str, Secret]:
-        given = [c for c in (self.user, self.token_file, self.code_file) if c is not None]
-        if len(given) > 1:
-            raise click.UsageError("Give one of --user, --token-file and --code-file.")
-        if self.user is not None:
-            return {"token": Secret(at_hand.issue_token(self.user))}
-        if self.token_file is not None:
-            return {"token": _read(self.token_file)}
-        if self.code_file is not None:
-            return {"code": _read(self.code_file)}
-        return {}
-
-
-@dataclass(frozen=True, slots=True)
-class ByHand:
-    """The answer, and whether a phone would keep it."""
-
-    status: int
-    refused: str | None
-    incident: str | None
-    ms: int
-    raw: bytes
-
-    @property
-    def dropped_because(self) -> str | None:
-        if self.status != 200:
-            reason = f", refused as {self.refused}" if self.refused else ""
-            incident = f" (incident {self.incident})" if self.incident else ""
-            return f"status {self.status}{reason}{incident}"
-        return body_dropped(self.raw)
-
-    @property
-    def body(self) -> str:
-        return self.raw.decode(errors="replace")
-
-    def sentence(self) -> str:
-        kept = (
-            "a phone would keep it"
-            if not self.dropped_because
-            else (f"a phone would keep nothing: {self.dropped_because}")
-        )
-        return f"{self.status}, {len(self.raw)} bytes in {self.ms} ms; {kept}."
-
-    def record(self) -> dict[str, object]:
-        return {
-            "status": self.status,
-            "refused": self.refused,
-            "incident": self.incident,
-            "bytes": len(self.raw),
-            "ms": self.ms,
-            "kept": self.dropped_because is None,
-            "body": self.body,
-        }
-
-
-def pull_once(
+@commands.command()
+@with_app
+@url_argument
+@click.option("--kind", type=click.Choice(KINDS), default="pre_fetch")
+@click.option("--path", help="The page being opened; the app's first page if left out.")
+@click.option("--query", help="That page's query, such as id=3.")
+@click.option("--scene", type=click.IntRange(0, 999_999), help="The scene value (场景值).")
+@click.option("--user", metavar="ID", help="Mint a token for this user.")
+@click.option("--token-file", type=click.File(), help="Send this token; - reads standard input.")
+@click.option("--code-file", type=click.File(), help="Send this login code; - likewise.")
+@as_json_option
+def pull(
     at_hand: AppAtHand,
     url: str | None,
     *,
-    credentials: Credentials,
     kind: Kind,
     path: str | None,
     query: str | None,
     scene: int | None,
-) -> ByHand:
-    """Pull `url`, or the app's own URL of this kind. Raises `OutcomeUnknown` and `UrlRefused`."""
-    route = next(route for route in at_hand.routes if route.kind == kind)
+    user: str | None,
+    token_file: IO[str] | None,
+    code_file: IO[str] | None,
+    as_json: bool,
+) -> None:
+    """Pull once, by hand, and say what a phone would keep."""
+    route = at_hand.route(kind)
     if kind == "pre_fetch" and path is None:
         path = at_hand.page(route)
     parameters: dict[str, str | Secret] = {**pull_parameters(at_hand.appid, path)}
-    parameters |= credentials.parameters(at_hand)
+    if [user, token_file, code_file].count(None) < 2:
+        raise click.UsageError("Give one of --user, --token-file and --code-file.")
+    if user is not None:
+        parameters["token"] = Secret(at_hand.issue_token(user))
+    if token_file is not None:
+        parameters["token"] = _read(token_file)
+    if code_file is not None:
+        parameters["code"] = _read(code_file)
     if query is not None:
         parameters["query"] = query
     if scene is not None:
@@ -107,13 +68,30 @@ def pull_once(
         address, query=parameters, origin=origin, deadline_s=DEADLINE_S, max_bytes=MAX_BYTES
     )
     refused, incident = refusal(reply)
-    return ByHand(
-        status=reply.status,
-        refused=refused,
-        incident=incident,
-        ms=round(reply.elapsed_s * 1000),
-        raw=reply.body,
-    )
+    dropped = body_dropped(reply.body)
+    if reply.status != 200:
+        reason = f", refused as {refused}" if refused else ""
+        told = f" (incident {incident})" if incident else ""
+        dropped = f"status {reply.status}{reason}{told}"
+    ms, body = round(reply.elapsed_s * 1000), reply.body.decode(errors="replace")
+    if as_json:
+        print_json(
+            {
+                "status": reply.status,
+                "refused": refused,
+                "incident": incident,
+                "bytes": len(reply.body),
+                "ms": ms,
+                "kept": dropped is None,
+                "body": body,
+            }
+        )
+    else:
+        kept = f"a phone would keep nothing: {dropped}" if dropped else "a phone would keep it"
+        click.echo(f"{reply.status}, {len(reply.body)} bytes in {ms} ms; {kept}.", err=True)
+        click.echo(body)
+    if reply.status != 200:
+        sys.exit(FAILED)
 
 
 def _read(file: IO[str]) -> Secret:

@@ -1,14 +1,18 @@
-"""Fills a sandbox with the app's mini programs, secrets and domain."""
+"""The local WeChat, filled with the app's mini programs, secrets and domain."""
 
+import signal
+import threading
+from contextlib import suppress
 from secrets import token_urlsafe
 from urllib.parse import urlsplit
 
 import click
 from flask import Flask
-from flask.cli import ScriptInfo
+from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.cli.app import load_app
-from prefetch_kit.cli.errors import AppMissing
+from prefetch_kit.cli.commands import commands
+from prefetch_kit.cli.errors import AppMissing, CommandFailed
 from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.run_context import bind_urls
@@ -17,7 +21,36 @@ from prefetch_kit.sandbox import Sandbox, SandboxError
 from prefetch_kit.secret import Secret
 
 
-def seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
+@commands.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True)
+@click.option(
+    "--origin", metavar="URL", help="Where the app listens, such as http://127.0.0.1:8000."
+)
+@pass_script_info
+def sandbox(info: ScriptInfo, *, port: int, origin: str | None) -> None:
+    """Run a local WeChat until Ctrl-C.
+
+    With an app, it knows the mini programs, secrets and domain of that app from the start.
+    """
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    wechat = Sandbox(port=port, log=lambda text: click.echo(text, err=True))
+    try:
+        wechat.start()
+    except OSError as error:
+        problem = f"Port {port} cannot be had: {error.strerror}"
+        raise CommandFailed(f"{problem}. Choose another with --port.") from None
+    try:
+        with suppress(KeyboardInterrupt):
+            _seed(wechat, info, origin=origin)
+            click.echo(f"WeChat, played at {wechat.base_url}")
+            click.echo(f"export PREFETCH_API_BASE_URL={wechat.base_url}")
+            over.wait()
+    finally:
+        wechat.stop()
+
+
+def _seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
     """Add the app's mini programs, secrets and domain, and the address where the app listens."""
     try:
         app = load_app(info)
@@ -43,14 +76,11 @@ def seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
 
 def _add_platform(wechat: Sandbox, app: Flask, config: Config) -> None:
     """Add the app's third-party platform, with the URL where the app receives pushes."""
-    secret, token, key = (
-        config.component_secret,
-        config.component_message_token,
-        config.component_aes_key,
-    )
-    endpoint = state_of(app).push_endpoint
+    secret, token = config.component_secret, config.component_message_token
+    key = config.component_aes_key
     if config.component_appid is None or not (secret and token and key):
         return
+    endpoint = state_of(app).push_endpoint
     url = None
     if endpoint is not None and config.base_url is not None:
         adapter = bind_urls(app.url_map, config.base_url)
