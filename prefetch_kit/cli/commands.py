@@ -11,12 +11,7 @@ import click
 from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.cli.app import AppAtHand, Sources, load_app
-from prefetch_kit.cli.errors import (
-    CHANGES_FOUND,
-    FAILED,
-    CommandGroup,
-    refuse_unattended,
-)
+from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, refuse_unattended
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.options import (
@@ -30,16 +25,12 @@ from prefetch_kit.cli.options import (
     yes_option,
 )
 from prefetch_kit.cli.output import (
-    Row,
-    print_json,
+    HandlerRow,
+    print_handlers,
     print_plan,
     print_plan_json,
     print_probe,
-    print_routes,
     print_settings,
-    probe_record,
-    route_record,
-    settings_record,
 )
 from prefetch_kit.endpoint.app_state import process_of, state_of
 from prefetch_kit.errors import ProbeFailed, TokenSourceError, WeixinError
@@ -97,11 +88,7 @@ url_argument = click.argument("url", required=False, callback=_check_url)
 @as_json_option
 def show(at_hand: AppAtHand, *, as_json: bool) -> None:
     """Show what WeChat has configured now."""
-    settings = at_hand.registrar().read()
-    if as_json:
-        print_json({"appid": at_hand.appid, **settings_record(settings)})
-    else:
-        print_settings(at_hand.appid, settings)
+    print_settings(at_hand.appid, at_hand.registrar().read(), as_json=as_json)
 
 
 @commands.command()
@@ -278,7 +265,7 @@ def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None
     else:
         results = [probe(at_hand.transport, url, appid=at_hand.appid, kind="pre_fetch", page=None)]
     for probed in results:
-        print_json(probe_record(probed)) if as_json else print_probe(probed)
+        print_probe(probed, as_json=as_json)
     if any(probed.problems for probed in results):
         sys.exit(FAILED)
 
@@ -294,16 +281,21 @@ def routes(info: ScriptInfo, *, as_json: bool) -> None:
     app = load_app(info)
     cache = process_of(app).cache
     rows = [
-        Row(route, rule.rule, each.handler, cache.read_sets(each.scope) if each.scope else ())
+        HandlerRow(
+            endpoint=route.endpoint,
+            rule=rule.rule,
+            kind=route.kind,
+            page=each.handler.page,
+            handler=each.handler.name,
+            login_required=each.handler.login_required,
+            cached=each.handler.cache is not None,
+            reads=cache.read_sets(each.scope) if each.scope else (),
+        )
         for route in state_of(app).routes
         for rule in app.url_map.iter_rules(route.endpoint)
         for each in route
     ]
-    if as_json:
-        for row in rows:
-            print_json(route_record(row))
-    else:
-        print_routes(rows)
+    print_handlers(rows, as_json=as_json)
 
 
 @commands.command()

@@ -115,7 +115,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
     try:
         summary = go()
     except (PrefetchKitError, KeyboardInterrupt) as error:
-        failure = failure_of(error, nothing_done=not printer.done)
+        failure = failure_of(error, nothing_done=not printer.counts["done"])
     else:
         printer.end()
         printer.summary(summary)
@@ -136,7 +136,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
     summary = run_fleet(printer, lambda: made.plan(out=out))
     if out is not None and summary.stopped_because is not None:
         click.echo(f"Nothing was written to {out}: it would be a part of the plan.", err=True)
-    if detailed_exitcode and not summary.exit_code and printer.changed:
+    if detailed_exitcode and not summary.exit_code and printer.has_changes:
         sys.exit(CHANGES_FOUND)
     sys.exit(summary.exit_code)
 

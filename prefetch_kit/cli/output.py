@@ -2,33 +2,23 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Final, NamedTuple
 
 import click
 
 from prefetch_kit.cache.read_sets import ReadSet
-from prefetch_kit.endpoint.handlers import Handler, Route
-from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
+from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.domains import Standing
 from prefetch_kit.registrar.plan import Change, Plan
 from prefetch_kit.registrar.plan_file import change_fields
 from prefetch_kit.registrar.probe import Probed, Verdict
 
-# The console can send a share of the pulls to a second URL, which no API call shows.
-GREY_RELEASE: Final = (
-    "WeChat's console may also send a share of pulls to a second URL (灰度); no API shows it."
-)
-
-_DRIFT: Final = "drift: WeChat no longer holds what was read back last"
 _NO_PAGE: Final = {"pre_fetch": "every other page", "period_fetch": "(periodic)"}
 
 
 def print_json(record: dict[str, object]) -> None:
     click.echo(json.dumps(record, ensure_ascii=False))
-
-
-def settings_record(settings: FetchSettings) -> dict[str, object]:
-    return {kind: settings.for_kind(kind).to_dict() for kind in KINDS}
 
 
 def describe(setting: FetchSetting) -> str:
@@ -41,11 +31,17 @@ def describe(setting: FetchSetting) -> str:
     return f"{state}, {setting.url or 'no URL'}"
 
 
-def print_settings(appid: str, settings: FetchSettings) -> None:
+def print_settings(appid: str, settings: FetchSettings, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"appid": appid, **asdict(settings)})
+        return
     click.echo(appid)
     for kind in KINDS:
         click.echo(f"  {kind:12}  {describe(settings.for_kind(kind))}")
-    click.echo(GREY_RELEASE, err=True)
+    click.echo(
+        "WeChat's console may also send a share of pulls to a second URL (灰度); no API shows it.",
+        err=True,
+    )
 
 
 def print_plan(plan: Plan) -> None:
@@ -56,7 +52,7 @@ def print_plan(plan: Plan) -> None:
         click.echo(f"  - {describe(change.before)}")
         click.echo(f"  + {describe(change.after)}")
         if change.cause != "change":
-            click.echo(f"  ! {_DRIFT}")
+            click.echo("  ! drift: WeChat no longer holds what was read back last")
         for guard in change.guards:
             click.echo(f"  ! needs --allow-{guard}")
         if change.note:
@@ -72,30 +68,26 @@ def print_plan_json(plan: Plan, *, applied: bool) -> None:
 
 
 def change_record(appid: str, change: Change) -> dict[str, object]:
-    return {
-        "type": "change",
-        "appid": appid,
-        **change_fields(change),
-        "cause": change.cause,
-    }
+    return {"type": "change", "appid": appid, **change_fields(change), "cause": change.cause}
 
 
-def print_probe(probed: Probed, *, err: bool = False) -> None:
+def print_probe(probed: Probed, *, as_json: bool = False, err: bool = False) -> None:
+    if as_json:
+        print_json(
+            {
+                "type": "probe",
+                "url": probed.url,
+                "status": probed.status,
+                "bytes": probed.bytes,
+                "ms": probed.ms,
+                "ok": not probed.problems,
+                "verdicts": [_verdict_record(verdict) for verdict in probed.verdicts],
+            }
+        )
+        return
     click.echo(probed.url, err=err)
     for verdict in probed.verdicts:
-        print_verdict(verdict, err=err)
-
-
-def probe_record(probed: Probed) -> dict[str, object]:
-    return {
-        "type": "probe",
-        "url": probed.url,
-        "status": probed.status,
-        "bytes": probed.bytes,
-        "ms": probed.ms,
-        "ok": not probed.problems,
-        "verdicts": [verdict_record(verdict) for verdict in probed.verdicts],
-    }
+        _print_verdict(verdict, err=err)
 
 
 def print_standing(standing: Standing, *, as_json: bool) -> None:
@@ -106,22 +98,22 @@ def print_standing(standing: Standing, *, as_json: bool) -> None:
                 "appid": standing.appid,
                 "host": standing.host,
                 "ok": not standing.broken,
-                "verdicts": [verdict_record(verdict) for verdict in standing.verdicts],
+                "verdicts": [_verdict_record(verdict) for verdict in standing.verdicts],
             }
         )
         return
     click.echo(f"{standing.appid} {standing.host}")
     for verdict in standing.verdicts:
-        print_verdict(verdict)
+        _print_verdict(verdict)
 
 
-def print_verdict(verdict: Verdict, *, err: bool = False) -> None:
+def _print_verdict(verdict: Verdict, *, err: bool = False) -> None:
     mark = "ok  " if verdict.kept else ("FAIL" if verdict.failure else "warn")
     remedy = f". {verdict.remedy}." if verdict.remedy and not verdict.kept else ""
     click.echo(f"  {mark} {verdict.rule}: {verdict.says}{remedy}", err=err)
 
 
-def verdict_record(verdict: Verdict) -> dict[str, object]:
+def _verdict_record(verdict: Verdict) -> dict[str, object]:
     return {
         "rule": verdict.rule,
         "kept": verdict.kept,
@@ -131,37 +123,32 @@ def verdict_record(verdict: Verdict) -> dict[str, object]:
     }
 
 
-class Row(NamedTuple):
-    """One handler at one URL, and the sets of names that its runs have read."""
+class HandlerRow(NamedTuple):
+    """One handler at one URL; `reads` are the sets of names that its runs have read."""
 
-    route: Route
+    endpoint: str
     rule: str
-    handler: Handler
+    kind: Kind
+    page: str | None
+    handler: str
+    login_required: bool
+    cached: bool
     reads: Sequence[ReadSet]
 
 
-def route_record(row: Row) -> dict[str, object]:
-    return {
-        "endpoint": row.route.endpoint,
-        "rule": row.rule,
-        "kind": row.route.kind,
-        "page": row.handler.page,
-        "handler": row.handler.name,
-        "login_required": row.handler.login_required,
-        "cached": row.handler.cache is not None,
-        "reads": row.reads,
-    }
-
-
-def print_routes(rows: Iterable[Row]) -> None:
+def print_handlers(rows: Iterable[HandlerRow], *, as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            print_json(row._asdict())
+        return
     cells = [
         (
-            row.route.endpoint,
+            row.endpoint,
             row.rule,
-            row.handler.page or _NO_PAGE[row.route.kind],
-            row.handler.name,
-            "required" if row.handler.login_required else "",
-            "yes" if row.handler.cache else "",
+            row.page or _NO_PAGE[row.kind],
+            row.handler,
+            "required" if row.login_required else "",
+            "yes" if row.cached else "",
             " or ".join(", ".join(names) or "nothing" for names in row.reads),
         )
         for row in rows

@@ -3,27 +3,11 @@
 import sys
 import time
 from importlib.util import find_spec
-from typing import Final, Protocol
+from typing import Final
 
 import click
 
 _LINE_EVERY_S: Final = 5.0
-
-
-class Progress(Protocol):
-    """Called after each app."""
-
-    def step(self, says: str) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class Silent:
-    """Prints nothing."""
-
-    def step(self, says: str) -> None: ...
-
-    def end(self) -> None: ...
 
 
 class Lines:
@@ -46,9 +30,9 @@ class Bar:
     def __init__(self, total: int) -> None:
         # Imported here, because it is slow to import and may not be installed.
         from rich.console import Console
-        from rich.progress import Progress as RichProgress
+        from rich.progress import Progress
 
-        self._progress = RichProgress(console=Console(stderr=True), transient=True)
+        self._progress = Progress(console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
 
@@ -59,7 +43,7 @@ class Bar:
         self._progress.stop()
 
 
-def progress_of(total: int) -> Progress:
+def progress_of(total: int) -> Lines | Bar:
     """The bar on a terminal if rich is installed, else lines."""
     if sys.stderr.isatty() and find_spec("rich") is not None:
         return Bar(total)

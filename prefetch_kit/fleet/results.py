@@ -86,6 +86,10 @@ class Tally:
     def __getitem__(self, outcome: FleetOutcome) -> int:
         return sum(group.count for group in self._groups.values() if group.outcome == outcome)
 
+    @property
+    def total(self) -> int:
+        return sum(group.count for group in self._groups.values())
+
     def groups(self) -> list[Group]:
         """The largest first, and always in the same order: who was quicker says nothing."""
         return sorted(self._groups.values(), key=lambda g: (-g.count, g.outcome, g.cause))

@@ -33,7 +33,7 @@ class Summary:
     @property
     def unreached(self) -> int:
         """How many apps the fleet stopped before."""
-        return self.apps - sum(group.count for group in self.tally.groups())
+        return self.apps - self.tally.total
 
     @property
     def is_ended(self) -> bool:
