@@ -7,7 +7,7 @@ from functools import cached_property
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import click
@@ -18,7 +18,7 @@ from werkzeug.routing import BuildError
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.cli.errors import AppMissing, app_failed, app_not_loaded, import_failure
 from prefetch_kit.cli.options import flag_of
-from prefetch_kit.endpoint.app_state import AppState, issue_token, state_of
+from prefetch_kit.endpoint.app_state import issue_token, state_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.run_context import bind_urls
@@ -34,7 +34,6 @@ from prefetch_kit.weixin.transport import Transport
 
 # From the flags, by kind of pull; "app" is the app's own URL.
 Sources = Mapping[Kind, FetchSetting | Literal["app"]]
-_NO_FLAGS: Final[Sources] = MappingProxyType({})
 
 
 class AppAtHand:
@@ -45,36 +44,31 @@ class AppAtHand:
     """
 
     def __init__(self, app: Flask, *, appid: str | None, endpoint: str | None) -> None:
+        state = state_of(app)
         self.app = app
-        self._state: AppState = state_of(app)
+        self.config: Config = state.config
+        self._all_routes = state.routes
         self._wanted_appid = appid
         self._wanted_endpoint = endpoint
 
-    @property
-    def config(self) -> Config:
-        return self._state.config
-
     @cached_property
     def appid(self) -> str:
-        known = self.config.appids
-        if self._wanted_appid is not None:
+        wanted, known = self._wanted_appid, self.config.appids
+        if wanted is not None:
             with self._app_code():
-                admitted = self.config.admits(self._wanted_appid)
-            if not admitted:
-                raise ConfigError(
-                    "PREFETCH_APPIDS", f"lacks {self._wanted_appid}", remedy="Add it there"
-                )
-            return self._wanted_appid
+                is_admitted = self.config.admits(wanted)
+            if not is_admitted:
+                raise ConfigError("PREFETCH_APPIDS", f"lacks {wanted}", remedy="Add it there")
+            return wanted
         if len(known) == 1:
             return known[0]
-        raise Ambiguous(
-            "mini programs", known or ["any that PREFETCH_APPIDS lets in"], flag="--appid"
-        )
+        choices = known or ["any that PREFETCH_APPIDS lets in"]
+        raise Ambiguous("mini programs", choices, flag="--appid")
 
     @cached_property
     def routes(self) -> list[Route]:
         """The two routes of the blueprint."""
-        names = list(dict.fromkeys(route.blueprint for route in self._state.routes))
+        names = list(dict.fromkeys(route.blueprint for route in self._all_routes))
         wanted = self._wanted_endpoint
         if wanted is None and len(names) > 1:
             raise Ambiguous("endpoints", names, flag="--endpoint")
@@ -82,7 +76,7 @@ class AppAtHand:
             raise ConfigError(
                 "--endpoint", f"names {wanted!r}", remedy=f"Registered are {', '.join(names)}"
             )
-        return [r for r in self._state.routes if wanted is None or r.blueprint == wanted]
+        return [r for r in self._all_routes if wanted is None or r.blueprint == wanted]
 
     def url(self, route: Route) -> str:
         """The public URL of a route: the app's own rule on `PREFETCH_BASE_URL`."""
@@ -105,23 +99,23 @@ class AppAtHand:
             remedy="Give it a default with app.url_defaults, or register the blueprint without it",
         )
 
-    def wanted(self, flags: Sources = _NO_FLAGS) -> Wanted:
+    def wanted(self, flags: Sources = MappingProxyType({})) -> Wanted:
         """The wanted source of each pull: from the flags, the settings, or the app's routes."""
         each = {kind: self._wanted(kind, flags) for kind in KINDS}
         wanted = {kind: setting for kind, setting in each.items() if setting is not None}
         return wanted or {route.kind: OffIfFrom(self._own(route)) for route in self.routes}
 
     def _wanted(self, kind: Kind, flags: Sources) -> FetchSetting | OffIfFrom | None:
-        key = flag_of(kind) if kind in flags else f"PREFETCH_{kind.upper()}"
         said: FetchSetting | Literal["app"] | None = flags.get(kind, getattr(self.config, kind))
         if isinstance(said, FetchSetting) and said.source != "server":
             return said
         if said is not None:
+            key = flag_of(kind) if kind in flags else f"PREFETCH_{kind.upper()}"
             self.demand_handler(kind, key)
         if isinstance(said, FetchSetting):
             return said
         route = self.route(kind)
-        if len(route.pages) > 0:
+        if len(route.pages):
             return self._own(route)
         # Without a base URL the app has no URL of which the pull may be switched off.
         return None if self.config.base_url is None else OffIfFrom(self._own(route))
@@ -150,9 +144,7 @@ class AppAtHand:
 
     def probe(self, kind: Kind, setting: FetchSetting) -> Probed:
         """Pull the source of a setting, as WeChat will, with a page that needs no user."""
-        page = None
-        if setting.source == "server":
-            page = self.page(self.route(kind))
+        page = self.page(self.route(kind)) if setting.source == "server" else None
         return probe_setting(self.transport, setting, appid=self.appid, kind=kind, page=page)
 
     def page(self, route: Route) -> str | None:

@@ -1,4 +1,4 @@
-"""The commands for one app. Each has a few lines; other objects do the work."""
+"""The commands for one app, and what they share with the other modules of commands."""
 
 import sys
 from collections.abc import Callable, Collection

@@ -1,7 +1,7 @@
 """The commands for business domains (业务域名)."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import partial
 
 import click
@@ -49,11 +49,9 @@ def ensure(
     _print_and_exit(standings, as_json=as_json)
 
 
-def _print_and_exit(standings: Iterable[Standing], *, as_json: bool) -> None:
+def _print_and_exit(standings: Collection[Standing], *, as_json: bool) -> None:
     """Print how hosts stand; the exit code is 1 where one of them does not count."""
-    is_broken = False
     for standing in standings:
         print_standing(standing, as_json=as_json)
-        is_broken |= bool(standing.broken)
-    if is_broken:
+    if any(standing.broken for standing in standings):
         sys.exit(FAILED)

@@ -22,6 +22,7 @@ from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
     out_option,
+    read_by,
     refuse_sources_beside,
     to_option,
     with_guards,
@@ -47,27 +48,21 @@ def fleet() -> None:
     """
 
 
-def _read_by(read: Callable[[str], float]) -> Callable[..., float | None]:
-    def number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-        try:
-            return None if value is None else read(value)
-        except ValueError as error:
-            raise click.BadParameter(f"{error}.") from None
-
-    return number
-
-
+_config_option = click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
+_max_changes_option = click.option(
+    "--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N."
+)
 _PACE: Final = {
     "workers": click.option("--workers", type=click.IntRange(1, 512), help="Calls at once."),
     "rate": click.option(
-        "--rate", callback=_read_by(read_rate), metavar="N", help="Calls a second."
+        "--rate", callback=read_by(read_rate), metavar="N", help="Calls a second."
     ),
     "canary": click.option(
         "--canary", type=click.IntRange(0), metavar="N", help="Do the first N, then the others."
     ),
     "stop_at": click.option(
         "--stop-at",
-        callback=_read_by(read_share),
+        callback=read_by(read_share),
         metavar="10%",
         help="Stop at this share of failures.",
     ),
@@ -81,7 +76,7 @@ def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], C
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
-        @click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
+        @_config_option
         @as_json_option
         @wraps(function)
         def command(*args: Any, config: Path, as_json: bool, **options: Any) -> None:
@@ -93,8 +88,7 @@ def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], C
             wanted = {name: value for name, value in given.items() if value is not None}
             pace_here = replace(project.pace, **(defaults | wanted))
             printer = Printer(as_json=as_json)
-            made = Fleet(project, printer, pace=pace_here)
-            function(made, printer, *args, **options)
+            function(Fleet(project, printer, pace=pace_here), printer, *args, **options)
 
         for name in reversed(pace):
             command = _PACE[name](command)
@@ -148,7 +142,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 @yes_option
 @with_guards("disable", "takeover")
 @click.option("--ensure-domain", is_flag=True, help="Add hosts to the business domains first.")
-@click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
+@_max_changes_option
 def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **limits: Any) -> None:
     """Make WeChat fetch from the sources of the file or a saved plan, and read that back."""
     _ask("Set what WeChat pulls for every mini program of the list?", yes=yes)
@@ -160,7 +154,7 @@ def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **lim
 @to_option
 @yes_option
 @with_guards("takeover")
-@click.option("--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N.")
+@_max_changes_option
 def rollback(
     made: Fleet,
     printer: Printer,
@@ -180,7 +174,7 @@ def rollback(
 
 
 @fleet.command()
-@click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
+@_config_option
 @as_json_option
 @click.option("--live", is_flag=True, help="Ask WeChat too, one read an app.")
 def status(config: Path, *, as_json: bool, live: bool) -> None:

@@ -53,24 +53,25 @@ def with_sources(read: Callable[[str], Any], *, help: str) -> Callable[[_Command
             sources = {kind: source for kind, source in given.items() if source is not None}
             return function(*args, sources=sources, **kwargs)
 
+        callback = read_by(read, subject="it ")
         for kind in reversed(KINDS):
-            flag = click.option(
-                flag_of(kind), callback=_callback(read), metavar="SOURCE", help=help
-            )
+            flag = click.option(flag_of(kind), callback=callback, metavar="SOURCE", help=help)
             command = flag(command)
         return command
 
     return decorate
 
 
-def _callback(read: Callable[[str], Any]) -> Callable[..., Any]:
+def read_by(read: Callable[[str], Any], *, subject: str = "") -> Callable[..., Any]:
+    """A callback that reads an option's value; `subject` begins the sentence of a ValueError."""
+
     def callback(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
         try:
             return None if value is None else read(value)
         except SourceRefused as error:
             sentence = f"it {error.problem}. {error.remedy}."
         except ValueError as error:
-            sentence = f"it {error}."
+            sentence = f"{subject}{error}."
         raise click.BadParameter(sentence)
 
     return callback
