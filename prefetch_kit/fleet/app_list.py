@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
@@ -14,9 +14,10 @@ from prefetch_kit.errors import (
     TokenSourceError,
     WeixinError,
 )
+from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.fleet.project import Project
 from prefetch_kit.fleet.targets import Targets, wanted_text
-from prefetch_kit.registrar.plan import Wanted
+from prefetch_kit.registrar.plan import OffIfFrom
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.token_sources import has_source
@@ -40,7 +41,11 @@ def fill_targets(project: Project, authorizers: Authorizers | None, targets: Tar
             "is missing",
             remedy="Say where at least one kind of pull comes from, here or in [cloud.pre_fetch]",
         )
-    source, listed = _listed(project, authorizers)
+    if project.apps is not None:
+        source, listed = str(project.apps), read_list(project.apps)
+    else:
+        source = "the platform's list of merchants"
+        listed = ((appid, {"appid": appid}) for appid in merchants(authorizers))
     problems: list[str] = []
     for where, cells in listed:
         problem = cells if isinstance(cells, str) else _add(project, cells, targets)
@@ -72,13 +77,6 @@ def merchants(authorizers: Authorizers | None) -> Iterator[str]:
         yield merchant.appid
 
 
-def _listed(project: Project, authorizers: Authorizers | None) -> tuple[str, Iterable[Listed]]:
-    if project.apps is not None:
-        return str(project.apps), read_list(project.apps)
-    listed = ((appid, {"appid": appid}) for appid in merchants(authorizers))
-    return "the platform's list of merchants", listed
-
-
 def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | None:
     """Add one app; what is wrong with it otherwise."""
     appid = cells.get("appid", "")
@@ -86,8 +84,11 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
         return f"{appid[:64]!r} is no appid"
     if not has_source(project, appid):
         return f"there is no AppSecret for {appid} where [tokens] app_secrets leads"
+    wanted: dict[Kind, FetchSetting | OffIfFrom] = {}
     try:
-        wanted = _wanted(project, cells)
+        for kind, pull in project.pulls.items():
+            if (filled := pull.fill(cells)) is not None:
+                wanted[kind] = filled
     except SourceRefused as error:
         return f"{error.subject} {error.problem}"
     except ValueError as error:
@@ -95,11 +96,6 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
     is_new = targets.add(appid, wanted_text(wanted))
     # Merchants who authorize while the platform's list is read move others to the next page.
     return None if is_new or project.apps is None else f"{appid} is there twice"
-
-
-def _wanted(project: Project, cells: Mapping[str, str]) -> Wanted:
-    filled = ((kind, each.fill(cells)) for kind, each in project.pulls.items())
-    return {kind: wanted for kind, wanted in filled if wanted is not None}
 
 
 def read_list(path: Path) -> Iterator[Listed]:
@@ -135,14 +131,11 @@ def _read_csv(file: IO[str]) -> Iterator[Listed]:
         yield "line 1", "it does not name each column once, appid among them"
         return
     for cells in reader:
-        if cells:
-            yield f"line {reader.line_num}", _row(columns, cells)
-
-
-def _row(columns: list[str], cells: list[str]) -> Mapping[str, str] | str:
-    if len(cells) != len(columns):
-        return f"it has {len(cells)} cells for {len(columns)} columns"
-    return dict(zip(columns, map(str.strip, cells), strict=True))
+        where = f"line {reader.line_num}"
+        if len(cells) == len(columns):
+            yield where, dict(zip(columns, map(str.strip, cells), strict=True))
+        elif cells:
+            yield where, f"it has {len(cells)} cells for {len(columns)} columns"
 
 
 def _read_jsonl(file: IO[str]) -> Iterator[Listed]:

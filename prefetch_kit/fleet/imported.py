@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -74,7 +74,7 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
             problem = "was not written: no pull is set that could be taken over"
             raise ConfigError(str(project.path), problem, remedy="Set one with apply first")
         with project.path.open("x", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in _lines(project, listed, seen))
+            file.write(_toml(project, listed, seen))
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
         raise ConfigError(str(project.path), problem, remedy="Choose another with --out") from error
@@ -96,8 +96,7 @@ class _Seen:
             self.without.add(kind)
             self.left[why_left] += 1
             return ""
-        escaped = text.replace("{", "{{").replace("}", "}}")
-        template = escaped.replace(appid, "{appid}")
+        template = text.replace("{", "{{").replace("}", "}}").replace(appid, "{appid}")
         if self.templates.setdefault(kind, template) != template:
             self.templates[kind] = None
         return text
@@ -121,55 +120,54 @@ def _taken_over(setting: FetchSetting) -> tuple[str, str | None]:
         return "", f"from {what} that cannot be registered"
 
 
-def _lines(project: Project, listed: Path, seen: _Seen) -> Iterator[str]:
-    yield "# What WeChat had. Pulls that are not taken over are left alone."
-    for why, count in seen.left.items():
-        yield f"# {count} {why}"
-    yield f"state_dir = {_quoted(str(project.state_dir.absolute()))}"
+def _toml(project: Project, listed: Path, seen: _Seen) -> str:
+    """The text of prefetch.toml."""
+    comments = ["# What WeChat had. Pulls that are not taken over are left alone."]
+    comments += [f"# {count} {why}" for why, count in seen.left.items()]
+    top = {"state_dir": _quoted(str(project.state_dir.absolute()))}
     if project.api_base_url != _WECHAT:
-        yield f"api_base_url = {_quoted(project.api_base_url)}"
+        top["api_base_url"] = _quoted(project.api_base_url)
     if project.ca_file is not None:
-        yield f"ca_file = {_quoted(str(Path(project.ca_file).absolute()))}"
-    yield ""
-    yield "[apps]"
-    yield f"list = {_quoted(listed.name)}"
-    yield ""
-    yield from _pulls(seen)
-    yield "[tokens]"
-    yield from _tokens(project)
+        top["ca_file"] = _quoted(str(Path(project.ca_file).absolute()))
+    tables = {"apps": {"list": _quoted(listed.name)}, "urls": {}}
+    for kind in [kind for kind in KINDS if kind in seen.templates]:
+        template = seen.template(kind)
+        if not template.startswith("cloud:"):
+            tables["urls"][kind] = _quoted(template)
+            continue
+        env, _, name = template.removeprefix("cloud:").partition("/")
+        tables[f"cloud.{kind}"] = {"env": _quoted(env), "function_name": _quoted(name)}
+    tables["tokens"] = _tokens(project)
+    blocks = [[*comments, *_pairs(top)]]
+    blocks += [[f"[{name}]", *_pairs(table)] for name, table in tables.items() if table]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def _pulls(seen: _Seen) -> Iterator[str]:
-    templates = {kind: seen.template(kind) for kind in KINDS if kind in seen.templates}
-    functions = {kind: text for kind, text in templates.items() if text.startswith("cloud:")}
-    if templates.keys() - functions.keys():
-        yield "[urls]"
-        for kind, text in templates.items():
-            if kind not in functions:
-                yield f"{kind} = {_quoted(text)}"
-        yield ""
-    for kind, text in functions.items():
-        env, _, function_name = text.removeprefix("cloud:").partition("/")
-        yield f"[cloud.{kind}]"
-        yield f"env = {_quoted(env)}"
-        yield f"function_name = {_quoted(function_name)}"
-        yield ""
-
-
-def _tokens(project: Project) -> Iterator[str]:
+def _tokens(project: Project) -> dict[str, str]:
     """Where the secrets are; never what they are."""
+    table: dict[str, str] = {}
     if project.token_command is not None:
-        yield f"command = {json.dumps(list(project.token_command))}"
+        table["command"] = json.dumps(list(project.token_command))
     if project.component_appid is not None:
-        yield f"component_appid = {_quoted(project.component_appid)}"
-        yield 'component_secret = { env = "PREFETCH_COMPONENT_SECRET" }'
+        table["component_appid"] = _quoted(project.component_appid)
+        table["component_secret"] = _variable("PREFETCH_COMPONENT_SECRET")
     if project.app_secrets or (project.token_command, project.component_appid) == (None, None):
-        yield 'app_secrets = { env = "PREFETCH_APP_SECRETS" } # JSON of appid and AppSecret'
+        what = "JSON of appid and AppSecret"
+        table["app_secrets"] = f"{_variable('PREFETCH_APP_SECRETS')} # {what}"
     if project.token_call != "stable_token":  # noqa: S105 (the name of a call)
-        yield f"call = {_quoted(project.token_call)}"
+        table["call"] = _quoted(project.token_call)
     if project.token_store_url is not None:
-        yield 'store_url = { env = "PREFETCH_TOKEN_STORE_URL" }'
-        yield f"namespace = {_quoted(project.cache_namespace)}"
+        table["store_url"] = _variable("PREFETCH_TOKEN_STORE_URL")
+        table["namespace"] = _quoted(project.cache_namespace)
+    return table
+
+
+def _pairs(table: dict[str, str]) -> list[str]:
+    return [f"{key} = {value}" for key, value in table.items()]
+
+
+def _variable(name: str) -> str:
+    return f'{{ env = "{name}" }}'
 
 
 def _quoted(text: str) -> str:

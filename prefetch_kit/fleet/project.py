@@ -62,26 +62,31 @@ class Project:
 def load_project(path: str | Path, *, environment: Mapping[str, str] = os.environ) -> Project:
     """Read prefetch.toml, and the secrets it names. Raises `ConfigError`."""
     path = Path(path)
-    given = _parse(path)
-    read = checked(path, given)
-    secrets = {name: _secret(path, name, read["tokens"], environment) for name in _SECRETS}
-    _check_tokens(path, read, secrets)
+    read = checked(path, _parse(path))
+    apps, tokens = read["apps"], read["tokens"]
+    secrets = {name: _secret(path, name, tokens[name], environment) for name in _SECRETS}
+    store_url = secrets["store_url"]
+    if store_url is not None and (problem := redis_url_problem(store_url.reveal())):
+        raise ConfigError(f"{path}: [tokens] store_url", problem[0], remedy=problem[1])
     here = path.absolute().parent
+    state_dir = here / (read["state_dir"] or ".prefetch_kit")
+    if read["state_dir"] is None and (the_apps := environment.get("PREFETCH_STATE_DIR")):
+        state_dir = Path(the_apps).absolute()  # as the app itself reads it
     return Project(
         path=path,
-        apps=None if read["apps"].get("authorized") else here / read["apps"]["list"],
+        apps=None if apps.get("authorized") else here / apps["list"],
         pulls=_pulls(path, read),
         pace=Pace(**read["fleet"]),
-        state_dir=_state_dir(here, read["state_dir"], environment),
+        state_dir=state_dir,
         api_base_url=read["api_base_url"],
         ca_file=None if read["ca_file"] is None else str(here / read["ca_file"]),
-        component_appid=read["tokens"]["component_appid"],
+        component_appid=tokens["component_appid"],
         component_secret=secrets["component_secret"],
         app_secrets=_app_secrets(path, secrets["app_secrets"]),
-        token_command=tuple(read["tokens"]["command"] or ()) or None,
-        token_call=read["tokens"]["call"],
-        token_store_url=secrets["store_url"],
-        cache_namespace=read["tokens"]["namespace"],
+        token_command=tuple(tokens["command"] or ()) or None,
+        token_call=tokens["call"],
+        token_store_url=store_url,
+        cache_namespace=tokens["namespace"],
     )
 
 
@@ -106,12 +111,6 @@ def _pulls(path: Path, read: Mapping[str, Any]) -> dict[Kind, PullTemplate]:
     return pulls
 
 
-def _state_dir(here: Path, given: str | None, environment: Mapping[str, str]) -> Path:
-    if given is None and (the_apps := environment.get("PREFETCH_STATE_DIR")):
-        return Path(the_apps).absolute()  # as the app itself reads it
-    return here / (given or ".prefetch_kit")
-
-
 def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -125,18 +124,16 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _secret(
-    path: Path, name: str, tokens: Mapping[str, Any], environment: Mapping[str, str]
+    path: Path, name: str, reference: Mapping[str, str] | None, environment: Mapping[str, str]
 ) -> Secret | None:
     """The secret that the file names, from where it is named."""
-    reference = tokens[name]
     if reference is None:
         return None
     key = f"{path}: [tokens] {name}"
     if (variable := reference.get("env")) is not None:
         if not environment.get(variable, "").strip():
-            raise ConfigError(
-                key, f"names {variable}, which is not set in the environment", remedy="Export it"
-            )
+            problem = f"names {variable}, which is not set in the environment"
+            raise ConfigError(key, problem, remedy="Export it")
         return Secret(environment[variable].strip())
     try:
         return Secret((path.parent / reference["file"]).read_text(encoding="utf-8-sig").strip())
@@ -145,33 +142,6 @@ def _secret(
     except ValueError:  # not UTF-8, or nothing
         problem = "holds no text"
     raise ConfigError(key, f"names {reference['file']!r}, which {problem}", remedy="Fix the path")
-
-
-def _check_tokens(
-    path: Path, read: Mapping[str, Any], secrets: Mapping[str, Secret | None]
-) -> None:
-    tokens = read["tokens"]
-    if (tokens["component_appid"] is None) != (secrets["component_secret"] is None):
-        raise ConfigError(
-            f"{path}: [tokens] component_secret",
-            "and component_appid need each other",
-            remedy="Give both, or neither",
-        )
-    if (url := secrets["store_url"]) and (problem := redis_url_problem(url.reveal())):
-        raise ConfigError(f"{path}: [tokens] store_url", problem[0], remedy=problem[1])
-    ways = tokens["component_appid"], tokens["command"], secrets["app_secrets"]
-    if not any(way is not None for way in ways):
-        raise ConfigError(
-            f"{path}: [tokens]",
-            "says nothing of where access tokens come from",
-            remedy="Give component_appid with component_secret, or app_secrets, or command",
-        )
-    if read["apps"].get("authorized") and tokens["component_appid"] is None:
-        raise ConfigError(
-            f"{path}: [apps] authorized",
-            "is the list of a third-party platform, and none is given",
-            remedy="Give component_appid and component_secret in [tokens]",
-        )
 
 
 def _app_secrets(path: Path, packed: Secret | None) -> dict[str, Secret]:

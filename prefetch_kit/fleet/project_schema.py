@@ -1,6 +1,7 @@
 """The shape of prefetch.toml, and what is said about a file that has another."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,21 @@ from prefetch_kit.registrar.template import Template
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
 _SLOWEST: Final = 0.001  # a call in seventeen minutes
+# marshmallow's own messages: what is said instead, and the remedy.
+_MESSAGES: Final = {
+    "Unknown field": (
+        "is not known",
+        "Correct its spelling, or take it out; the README lists what there is",
+    ),
+    "Missing data for required field": (
+        "is missing",
+        "Add it; the README shows the smallest file",
+    ),
+    "Invalid input type": (
+        "is no table",
+        "Give each of its keys a line of its own below its name",
+    ),
+}
 
 
 def checked(path: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -42,27 +58,15 @@ def _first(messages: Any, table: str = "") -> tuple[str, str, str]:
     if isinstance(below, dict):
         return _first(below, table=f"{table}.{key}" if table else str(key))
     problem, _, remedy = below[0].rstrip(".").partition("\n")
-    where = f"[{table}] {key}" if table else str(key)
+    if not remedy:
+        problem, remedy = _MESSAGES.get(problem, (problem, "Correct it"))
     if key == "_schema":  # it is about the table itself
-        where = f"[{table}]"
-    return where, _PROBLEMS.get(problem, problem), remedy or _REMEDIES.get(problem, "Correct it")
+        return f"[{table}]", problem, remedy
+    return f"[{table}] {key}" if table else str(key), problem, remedy
 
 
-_PROBLEMS: Final = {
-    "Unknown field": "is not known",
-    "Missing data for required field": "is missing",
-    "Field may not be null": "is empty",
-    "Invalid input type": "is no table",
-}
-_REMEDIES: Final = {
-    "Unknown field": "Correct its spelling, or take it out; the README lists what there is",
-    "Invalid input type": "Give each of its keys a line of its own below its name",
-    "Missing data for required field": "Add it; the README shows the smallest file",
-}
-
-
-def _says(problem: str, remedy: str) -> str:
-    return f"{problem}\n{remedy}"
+def _invalid(problem: str, remedy: str, key: str = "_schema") -> ValidationError:
+    return ValidationError(f"{problem}\n{remedy}", key)
 
 
 def _check_reference(value: object) -> None:
@@ -72,21 +76,20 @@ def _check_reference(value: object) -> None:
         if isinstance(named, str) and named:
             return
     remedy = 'Write { env = "NAME" } or { file = "PATH" }; no secret stands in this file'
-    raise ValidationError(_says("does not say where the secret is", remedy))
+    raise _invalid("does not say where the secret is", remedy)
 
 
 def _check_base_url(value: str) -> None:
     if problem := platform_url_problem(value):
         remedy = "Leave it out for WeChat itself, or give the sandbox's http://127.0.0.1:PORT"
-        raise ValidationError(_says(problem, remedy))
+        raise _invalid(problem, remedy)
 
 
 class _TemplateField(fields.String):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         text = super()._deserialize(value, *args, **kwargs)
         if text.startswith("cloud:"):
-            problem, remedy = "is no URL", f"Name a cloud function in [cloud.{self.name}]"
-            raise ValidationError(_says(problem, remedy))
+            raise _invalid("is no URL", f"Name a cloud function in [cloud.{self.name}]")
         return _template(text, remedy="Write https://shop.example/p/{appid}/pre_fetch")
 
 
@@ -97,23 +100,22 @@ def _template(text: str, *, remedy: str) -> Template:
         problem, remedy = error.problem, error.remedy
     except ValueError as error:
         problem = str(error)
-    raise ValidationError(_says(problem, remedy))
+    raise _invalid(problem, remedy)
 
 
-class _Rate(fields.Field[float]):
+class _Number(fields.Field[float]):
+    """A number that `read` reads, which raises ValueError."""
+
+    def __init__(self, read: Callable[[object], float], *, remedy: str) -> None:
+        super().__init__()
+        self._read = read
+        self._remedy = remedy
+
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> float:
         try:
-            return read_rate(value)
+            return self._read(value)
         except ValueError as error:
-            raise ValidationError(_says(str(error), "Leave it out for no limit")) from None
-
-
-class _StopAt(fields.Field[float]):
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> float:
-        try:
-            return read_share(value)
-        except ValueError as error:
-            raise ValidationError(_says(str(error), 'Write "10%"')) from None
+            raise _invalid(str(error), self._remedy) from None
 
 
 def read_share(text: object) -> float:
@@ -148,7 +150,7 @@ class _AppsSchema(_Table):
     list = fields.String(
         validate=validate.Regexp(
             r".*\.(csv|jsonl)\Z",
-            error=_says("is neither .csv nor .jsonl", "Give a list in one of the two"),
+            error="is neither .csv nor .jsonl\nGive a list in one of the two",
         )
     )
     authorized = fields.Boolean(truthy={True}, falsy={False})
@@ -157,7 +159,7 @@ class _AppsSchema(_Table):
     def _one_of_them(self, data: dict[str, Any], **_: object) -> None:
         if ("list" in data) == bool(data.get("authorized")):
             remedy = 'Give list = "apps.csv", or authorized = true for the platform\'s merchants'
-            raise ValidationError(_says("is not the one source of appids", remedy), "list")
+            raise _invalid("is not the one source of appids", remedy, "list")
 
 
 class _UrlsSchema(_Table):
@@ -176,7 +178,7 @@ class _CloudFunctionSchema(_Table):
     @validates("env")
     def _check_env(self, env: str, **_: object) -> None:
         if "/" in env:
-            raise ValidationError(_says("holds a slash", "Give the environment alone"))
+            raise _invalid("holds a slash", "Give the environment alone")
         _template(f"cloud:{env}/x", remedy=_NAMES)
 
     @validates("function_name")
@@ -197,7 +199,7 @@ class _TokensSchema(_Table):
     component_appid = fields.String(
         load_default=None,
         validate=validate.Regexp(
-            APPID_SHAPE, error=_says("is no appid", 'Write the platform\'s own, "wx…"')
+            APPID_SHAPE, error='is no appid\nWrite the platform\'s own, "wx…"'
         ),
     )
     component_secret = fields.Raw(load_default=None, validate=_check_reference)
@@ -213,15 +215,24 @@ class _TokensSchema(_Table):
     def _names_the_app(self, words: list[str] | None, **_: object) -> None:
         if words is not None and "{appid}" not in " ".join(words):
             remedy = "Put {appid} in it: each mini program has a token of its own"
-            raise ValidationError(_says("does not say whose token is wanted", remedy))
+            raise _invalid("does not say whose token is wanted", remedy)
+
+    @validates_schema
+    def _names_a_source(self, data: dict[str, Any], **_: object) -> None:
+        if (data["component_appid"] is None) != (data["component_secret"] is None):
+            problem = "and component_appid need each other"
+            raise _invalid(problem, "Give both, or neither", "component_secret")
+        if all(data[way] is None for way in ("component_appid", "command", "app_secrets")):
+            remedy = "Give component_appid with component_secret, or app_secrets, or command"
+            raise _invalid("says nothing of where access tokens come from", remedy)
 
 
 class _FleetSchema(_Table):
     workers = fields.Integer(strict=True, validate=validate.Range(1, 512))
-    rate = _Rate()
-    per_app_rate = _Rate()
+    rate = _Number(read_rate, remedy="Leave it out for no limit")
+    per_app_rate = _Number(read_rate, remedy="Leave it out for no limit")
     canary = fields.Integer(strict=True, validate=validate.Range(0))
-    stop_at = _StopAt()
+    stop_at = _Number(read_share, remedy='Write "10%"')
     max_changes = fields.Integer(strict=True, validate=validate.Range(0))
 
 
@@ -234,3 +245,12 @@ class _ProjectSchema(_Table):
     cloud = fields.Nested(_CloudSchema, load_default=dict)
     tokens = fields.Nested(_TokensSchema, required=True)
     fleet = fields.Nested(_FleetSchema, load_default=dict)
+
+    @validates_schema
+    def _has_a_list(self, data: dict[str, Any], **_: object) -> None:
+        if data["apps"].get("authorized") and data["tokens"]["component_appid"] is None:
+            message = (
+                "is the list of a third-party platform, and none is given\n"
+                "Give component_appid and component_secret in [tokens]"
+            )
+            raise ValidationError({"apps": {"authorized": [message]}})
