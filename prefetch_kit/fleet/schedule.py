@@ -29,11 +29,12 @@ class Task:
 
 @dataclass(slots=True)
 class _Progress:
+    """How far a fleet is. `judged` apps are those that ended, without any of its own account."""
+
     begun: int = 0
     in_flight: int = 0
-    finished: int = 0
+    judged: int = 0
     failed: int = 0
-    own: int = 0
     retried: int = 0
     canaries_begun: int = 0
     canaries_fine: int = 0
@@ -70,22 +71,20 @@ class Schedule:
         self.stopped_because: str | None = None
         self.way_on = "Run the same command again to go on: what is done is found done"
 
-    @property
-    def finished(self) -> int:
-        return self._progress.finished
-
     def next(self) -> Task | None:
         """The next task, waited for; None where there will be no more."""
+        progress = self._progress
         with self._changed:
             while not self.stopping.is_set():
                 now = time.monotonic()
                 if (task := self._due(now)) is not None:
-                    self._progress.in_flight += 1
+                    progress.in_flight += 1
                     return task
-                if self._is_over():
+                if progress.begun == self.total and not progress.waiting and not progress.in_flight:
                     self._changed.notify_all()
                     return None
-                self._changed.wait(self._wait_s(now))
+                next_at = progress.waiting[0][0] if progress.waiting else None
+                self._changed.wait(None if next_at is None else max(0.0, next_at - now))
             return None
 
     def again(self, task: Task, *, delay_s: float) -> bool:
@@ -128,18 +127,17 @@ class Schedule:
         with self._changed:
             progress = self._progress
             progress.in_flight -= 1
-            progress.finished += 1
             self._finish_canary(task, fine=fine, failed=failed, is_its_own=is_its_own)
-            if is_its_own:
-                progress.own += 1
-            else:
+            if not is_its_own:
+                progress.judged += 1
                 progress.failed += failed
-            if failed and not is_its_own and progress.failed >= self._stop_at * self._judged():
-                self._stop(
-                    f"{progress.failed} of {progress.finished - progress.own} failed, and "
-                    f"--stop-at is {self._stop_at:.0%}",
-                    "Mend them or take them off the list, or go on with a larger --stop-at",
-                )
+                judged = max(progress.judged, min(self.total, _FEWEST_FOR_SHARE))
+                if failed and progress.failed >= self._stop_at * judged:
+                    self._stop(
+                        f"{progress.failed} of {progress.judged} failed, and "
+                        f"--stop-at is {self._stop_at:.0%}",
+                        "Mend them or take them off the list, or go on with a larger --stop-at",
+                    )
             self._changed.notify_all()
 
     def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> None:
@@ -170,10 +168,6 @@ class Schedule:
             self.way_on = way_on or self.way_on
         self.stopping.set()
 
-    def _judged(self) -> int:
-        judged = self._progress.finished - self._progress.own
-        return max(judged, min(self.total, _FEWEST_FOR_SHARE))
-
     def _due(self, now: float) -> Task | None:
         progress = self._progress
         if progress.waiting and progress.waiting[0][0] <= now:
@@ -187,11 +181,3 @@ class Schedule:
         progress.begun += 1
         progress.canaries_begun += is_canary
         return Task(appid, target, is_canary=is_canary)
-
-    def _is_over(self) -> bool:
-        progress = self._progress
-        return progress.begun == self.total and not progress.waiting and not progress.in_flight
-
-    def _wait_s(self, now: float) -> float | None:
-        waiting = self._progress.waiting
-        return max(0.0, waiting[0][0] - now) if waiting else None
