@@ -42,8 +42,7 @@ from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_sources import TokenSources
 
-# A read does no harm, so no failures stop the others.
-_NEVER: Final = 2.0
+_NEVER: Final = 2.0  # a share that is never reached: a read does no harm to the other apps
 _STOPPING: Final = "it is stopping"
 
 _Found = Iterator[tuple[str, FetchSettings]]
@@ -124,12 +123,9 @@ class Fleet:
         )
         self._tokens = TokenSources(project, self._transport)
         self._locks = Locks(project.wechat_dir / "apps.lock")
+        # All runs for this WeChat, also those for one app alone.
+        self.history: Final = Journal(project.wechat_dir / "journal.sqlite3")
         self._telling = threading.Lock()
-
-    @property
-    def history(self) -> Journal:
-        """The journal of all runs for this WeChat, also of those for one app alone."""
-        return Journal(self._project.wechat_dir / "journal.sqlite3")
 
     @property
     def holder(self) -> str | None:
@@ -144,29 +140,27 @@ class Fleet:
         out = None if out is None else Path(out)
         if out is not None:
             check_directory(out)
-        history = self.history
-        with self._wanted() as targets, ExitStack() as stack:
-            is_known = history.exists()
+        with Targets() as targets, ExitStack() as stack:
+            fill_targets(self._project, self._authorizers, targets)
+            is_known = self.history.exists()
             if is_known:
-                stack.enter_context(history)
+                stack.enter_context(self.history)
 
             def work(task: Task) -> Plan:
                 current = self._settings_of(task.appid).get()
                 plan = plan_of_wanted(task.appid, task.target, current)
                 if plan.changes and is_known:
-                    plan = explain(plan, history.confirmed(task.appid))
+                    plan = explain(plan, self.history.confirmed(task.appid))
                 if plan.changes and out is not None:
                     targets.note(task.appid, changes_text(plan.changes))
                 return plan
 
-            self._report.begun(Begun("plan", len(targets)))
-            summary = self._work(work, self._schedule(targets, 0, _NEVER))
+            summary = self._read("plan", targets, work)
             if out is not None and summary.stopped_because is None:
                 plans = ((appid, changes_of(text)) for appid, text in targets.found())
                 unread = summary.apps - summary.tally["done"]
-                write_plans(
-                    out, plans, wechat=wechat_name(self._project.api_base_url), unread=unread
-                )
+                wechat = wechat_name(self._project.api_base_url)
+                write_plans(out, plans, wechat=wechat, unread=unread)
         return summary
 
     def read(self, appids: Iterable[str] | None, take: Callable[[_Found], object]) -> Summary:
@@ -184,8 +178,7 @@ class Fleet:
                 targets.note(task.appid, settings_text(current))
                 return Plan(task.appid, current, ())
 
-            self._report.begun(Begun("import", len(targets)))
-            summary = self._work(work, self._schedule(targets, 0, _NEVER))
+            summary = self._read("import", targets, work)
             if summary.stopped_because is None:
                 take((appid, read_settings(text)) for appid, text in targets.found())
         return summary
@@ -197,12 +190,16 @@ class Fleet:
 
         A run that was cut short is continued, if all that is wanted is still the same.
         """
-        with self._locks.hold(FLEET):
+        with self._locks.hold(FLEET), Targets() as targets:
             if saved is None:
-                with self._wanted() as targets:
-                    return self._change("apply", targets, limits, plan_of_wanted)
-            with self._saved(Path(saved)) as (targets, unread):
-                return self._change("apply", targets, limits, plan_of_changes, unread=unread)
+                fill_targets(self._project, self._authorizers, targets)
+                return self._change("apply", targets, limits, plan_of_wanted)
+            path, unread = Path(saved), list[int]()
+            wechat = wechat_name(self._project.api_base_url)
+            for appid, changes in read_plans(path, wechat=wechat, at_end=unread.append):
+                if not targets.add(appid, changes_text(changes)):
+                    raise PlanUnusable(str(path), f"{appid} is there twice")
+            return self._change("apply", targets, limits, plan_of_changes, unread=sum(unread))
 
     def rollback(self, limits: Limits = NO_GUARD_LIFTED, *, to: int | None = None) -> Summary:
         """Bring back what WeChat held before the last apply of a fleet, for each app it changed.
@@ -211,24 +208,21 @@ class Fleet:
         that run on is undone, for every app, also by runs for one app alone. Raises
         `NothingToRollBack` and `NoSuchRun`.
         """
-        with self._locks.hold(FLEET):
-            history = self.history
+        history = self.history
+        with self._locks.hold(FLEET), Targets() as targets:
             since = history.last_fleet_applied() if to is None else to
             if since is None:
                 raise NothingToRollBack("The fleet", str(history.path))
             if to is not None and to not in (known := history.runs()):
                 raise NoSuchRun(to, known, str(history.path))
-            with Targets() as targets:
-                changed = history.changed(since) if to is None else history.changed_since(since)
-                for appid in changed:
-                    targets.add(appid)
+            changed = history.changed(since) if to is None else history.changed_since(since)
+            for appid in changed:
+                targets.add(appid)
 
-                def planned(appid: str, _: str, current: FetchSettings) -> Plan:
-                    return plan_return(appid, current, history.past(appid, since=since))
+            def planned(appid: str, _: str, current: FetchSettings) -> Plan:
+                return plan_return(appid, current, history.past(appid, since=since))
 
-                return self._change(
-                    "rollback", targets, limits, planned, journal=history, undoes=since
-                )
+            return self._change("rollback", targets, limits, planned, undoes=since)
 
     @property
     def _authorizers(self) -> Authorizers | None:
@@ -257,21 +251,10 @@ class Fleet:
             HostDomains.of_merchant, platform=platform, transport=self._transport, turn=turn
         )
 
-    @contextmanager
-    def _wanted(self) -> Iterator[Targets]:
-        with Targets() as targets:
-            fill_targets(self._project, self._authorizers, targets)
-            yield targets
-
-    @contextmanager
-    def _saved(self, path: Path) -> Iterator[tuple[Targets, int]]:
-        unread: list[int] = []
-        with Targets() as targets:
-            wechat = wechat_name(self._project.api_base_url)
-            for appid, changes in read_plans(path, wechat=wechat, at_end=unread.append):
-                if not targets.add(appid, changes_text(changes)):
-                    raise PlanUnusable(str(path), f"{appid} is there twice")
-            yield targets, sum(unread)
+    def _read(self, action: str, targets: Targets, work: Callable[[Task], Plan]) -> Summary:
+        """Do `work` for each app, which sends nothing."""
+        self._report.begun(Begun(action, len(targets)))
+        return self._work(work, self._schedule(targets, canary=0, stop_at=_NEVER))
 
     def _change(
         self,
@@ -280,20 +263,20 @@ class Fleet:
         limits: Limits,
         planned: Planned,
         *,
-        journal: Journal | None = None,
         undoes: int | None = None,
         unread: int = 0,
     ) -> Summary:
         """Do what is `planned` for each app; with `undoes` all since that run is undone by it."""
-        most = limits.max_changes
-        changes = _Changes(self._pace.max_changes if most is None else most)
+        most = self._pace.max_changes if limits.max_changes is None else limits.max_changes
+        changes = _Changes(most)
         domains = self._domains(changes) if limits.ensure_domain else None
-        with journal or self.history as journal:
+        with self.history as journal:
             run, is_resumed = journal.begin_fleet(
                 action, wanted=targets.fingerprint(), apps=len(targets), returns_from=undoes
             )
             self._report.begun(Begun(action, len(targets), run, is_resumed, unread))
-            schedule = self._schedule(targets, self._pace.canary, self._pace.stop_at)
+            pace = self._pace
+            schedule = self._schedule(targets, canary=pace.canary, stop_at=pace.stop_at)
 
             def work(task: Task) -> Plan:
                 with self._locks.hold(task.appid, run=run):
@@ -316,13 +299,13 @@ class Fleet:
 
             summary = self._work(work, schedule, note=note)
             # What failed is for another run. But a rollback is done only when all is back.
-            is_back = summary.exit_code == 0
-            if summary.is_ended if action == "apply" else is_back:
+            is_over = summary.is_ended if action == "apply" else summary.exit_code == 0
+            if is_over:
                 journal.end_fleet(run)
             journal.flush()
         return summary
 
-    def _schedule(self, targets: Targets, canary: int, stop_at: float) -> Schedule:
+    def _schedule(self, targets: Targets, *, canary: int, stop_at: float) -> Schedule:
         return Schedule(
             targets, total=len(targets), canary=canary, stop_at=stop_at, stopping=self._stopping
         )

@@ -5,10 +5,11 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, Final, Self
 
 from prefetch_kit.errors import JournalFailed
-from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Plan, Wanted, plan_saved, plan_wanted
 from prefetch_kit.registrar.plan_file import change_fields, read_changes
 
@@ -127,9 +128,9 @@ def plan_of_changes(appid: str, text: str, current: FetchSettings) -> Plan:
 
 
 def settings_text(settings: FetchSettings) -> str:
-    return json.dumps({kind: settings.for_kind(kind).to_dict() for kind in KINDS})
+    return json.dumps(asdict(settings))
 
 
 def read_settings(text: str) -> FetchSettings:
     both = json.loads(text)
-    return FetchSettings(**{kind: FetchSetting.from_dict(both[kind]) for kind in KINDS})
+    return FetchSettings(**{kind: FetchSetting.from_dict(plain) for kind, plain in both.items()})
