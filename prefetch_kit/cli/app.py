@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Literal
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from flask.cli import NoAppException, ScriptInfo
 from werkzeug.routing import BuildError
 
 from prefetch_kit.addresses import wechat_name
-from prefetch_kit.cli.errors import AppMissing, app_failed, app_not_loaded, import_failure
+from prefetch_kit.cli.errors import AppMissing, CommandFailed, cause_in_app
 from prefetch_kit.cli.options import flag_of
 from prefetch_kit.endpoint.app_state import issue_token, state_of
 from prefetch_kit.endpoint.config import Config
@@ -169,7 +170,7 @@ class AppAtHand:
             broken = error
         else:
             return
-        raise app_failed(broken)
+        raise CommandFailed(f"The app failed: {cause_in_app(broken)}.")
 
     @cached_property
     def transport(self) -> Transport:
@@ -231,9 +232,15 @@ def load_app(info: ScriptInfo) -> Flask:
     except PrefetchKitError:
         raise
     except NoAppException as error:
-        broken = import_failure(error)
-        if broken is None:
+        # For an ImportError inside the app, Flask's own message quotes the whole traceback.
+        broken = error.__context__
+        trace = broken.__traceback__ if isinstance(broken, ImportError) else None
+        if broken is None or trace is None or trace.tb_next is None:
             raise AppMissing(error.message) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (an app can raise anything)
         broken = error
-    raise app_not_loaded(broken, info.app_import_path)
+    app = f"--app {quote(info.app_import_path)} " if info.app_import_path else ""
+    raise CommandFailed(
+        f"The app could not be loaded: {cause_in_app(broken)}. "
+        f"Run `flask {app}routes` to see the whole traceback."
+    )

@@ -28,7 +28,6 @@ from prefetch_kit.cli.output import (
     HandlerRow,
     print_handlers,
     print_plan,
-    print_plan_json,
     print_probe,
     print_settings,
 )
@@ -111,10 +110,7 @@ def plan(
     found = at_hand.registrar().plan(at_hand.wanted(sources))
     if out is not None:
         write_plans(out, [(found.appid, found.changes)], wechat=at_hand.wechat)
-    if as_json:
-        print_plan_json(found, applied=False)
-    else:
-        print_plan(found)
+    print_plan(found, as_json=as_json)
     if detailed_exitcode and found.changes:
         sys.exit(CHANGES_FOUND)
 
@@ -243,11 +239,8 @@ def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
 
 
 def print_done(done: Plan, *, as_json: bool) -> None:
-    if as_json:
-        print_plan_json(done, applied=bool(done.changes))
-        return
-    print_plan(done)
-    if done.changes:
+    print_plan(done, as_json=as_json, applied=bool(done.changes))
+    if done.changes and not as_json:
         click.echo("Done, and read back from WeChat.")
 
 

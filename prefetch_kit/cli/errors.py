@@ -4,11 +4,9 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from shlex import quote as quote_word
 from typing import Any, Final
 
 import click
-from flask.cli import NoAppException
 
 from prefetch_kit.errors import PrefetchKitError
 
@@ -68,33 +66,12 @@ def refuse_unattended(failure: type[CommandFailed] = CommandFailed) -> None:
         raise failure("Nobody is here to answer; add --yes.")
 
 
-def app_failed(error: BaseException) -> CommandFailed:
-    """A function of the app raised this error."""
-    return CommandFailed(f"The app failed: {_summary(error)}.")
-
-
-def app_not_loaded(error: BaseException, import_path: str | None) -> CommandFailed:
-    """The app raised this error when it was imported or made."""
-    app = f"--app {quote_word(import_path)} " if import_path else ""
-    return CommandFailed(
-        f"The app could not be loaded: {_summary(error)}. "
-        f"Run `flask {app}routes` to see the whole traceback."
-    )
-
-
-def import_failure(error: NoAppException) -> BaseException | None:
-    """The ImportError inside the app, whose whole traceback Flask quotes in its own message."""
-    below = error.__context__
-    inside = isinstance(below, ImportError) and below.__traceback__ and below.__traceback__.tb_next
-    return below if inside else None
-
-
 # The standard library and this package, then what pip installs: none of it is the developer's.
 _FOREIGN: Final = (Path(os.__file__).parent, Path(__file__).parents[1])
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
 
-def _summary(error: BaseException) -> str:
+def cause_in_app(error: BaseException) -> str:
     """The class of the error, and the innermost frame in the developer's code.
 
     The message stays out: it may quote a setting of the app.

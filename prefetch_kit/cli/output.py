@@ -21,7 +21,7 @@ def print_json(record: dict[str, object]) -> None:
     click.echo(json.dumps(record, ensure_ascii=False))
 
 
-def describe(setting: FetchSetting) -> str:
+def _describe(setting: FetchSetting) -> str:
     """The setting of one kind of pull in a few words."""
     if setting.open is None and setting.source is None:
         return "never configured"
@@ -37,34 +37,32 @@ def print_settings(appid: str, settings: FetchSettings, *, as_json: bool) -> Non
         return
     click.echo(appid)
     for kind in KINDS:
-        click.echo(f"  {kind:12}  {describe(settings.for_kind(kind))}")
+        click.echo(f"  {kind:12}  {_describe(settings.for_kind(kind))}")
     click.echo(
         "WeChat's console may also send a share of pulls to a second URL (灰度); no API shows it.",
         err=True,
     )
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: Plan, *, as_json: bool = False, applied: bool = False) -> None:
+    if as_json:
+        for change in plan.changes:
+            print_json(change_record(plan.appid, change))
+        count = len(plan.changes)
+        print_json({"type": "summary", "appid": plan.appid, "changes": count, "applied": applied})
+        return
     if not plan.changes:
         click.echo(f"{plan.appid}: nothing to do.")
     for change in plan.changes:
         click.echo(f"{plan.appid} {change.kind}")
-        click.echo(f"  - {describe(change.before)}")
-        click.echo(f"  + {describe(change.after)}")
+        click.echo(f"  - {_describe(change.before)}")
+        click.echo(f"  + {_describe(change.after)}")
         if change.cause != "change":
             click.echo("  ! drift: WeChat no longer holds what was read back last")
         for guard in change.guards:
             click.echo(f"  ! needs --allow-{guard}")
         if change.note:
             click.echo(f"  ! {change.note}")
-
-
-def print_plan_json(plan: Plan, *, applied: bool) -> None:
-    for change in plan.changes:
-        print_json(change_record(plan.appid, change))
-    print_json(
-        {"type": "summary", "appid": plan.appid, "changes": len(plan.changes), "applied": applied}
-    )
 
 
 def change_record(appid: str, change: Change) -> dict[str, object]:

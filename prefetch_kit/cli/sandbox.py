@@ -70,7 +70,13 @@ def _seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
         if host is not None:
             wechat.add_domain(appid, host)
     if origin is not None:
-        _map_origin(wechat, host, origin)
+        if host is None:
+            remedy = "--origin stands for its host"
+            raise ConfigError("PREFETCH_BASE_URL", "is missing", remedy=remedy)
+        try:
+            wechat.map_origin(host, origin)
+        except SandboxError as error:
+            raise click.BadParameter(str(error), param_hint="--origin") from None
     click.echo(f"Known: {', '.join(known) or 'no app'} on {host or 'no domain'}", err=True)
 
 
@@ -93,12 +99,3 @@ def _add_platform(wechat: Sandbox, app: Flask, config: Config) -> None:
         receive_url=url,
     )
     click.echo(f"Pushes for {config.component_appid} go to {url or 'nowhere'}", err=True)
-
-
-def _map_origin(wechat: Sandbox, host: str | None, origin: str) -> None:
-    if host is None:
-        raise ConfigError("PREFETCH_BASE_URL", "is missing", remedy="--origin stands for its host")
-    try:
-        wechat.map_origin(host, origin)
-    except SandboxError as error:
-        raise click.BadParameter(str(error), param_hint="--origin") from None
