@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from marshmallow import (
-    RAISE,
     Schema,
     ValidationError,
     fields,
@@ -141,12 +140,7 @@ def read_rate(value: object) -> float:
     raise ValueError(f"is not a number of calls a second, {_SLOWEST} at least")
 
 
-class _Table(Schema):
-    class Meta:
-        unknown = RAISE
-
-
-class _AppsSchema(_Table):
+class _AppsSchema(Schema):
     list = fields.String(
         validate=validate.Regexp(
             r".*\.(csv|jsonl)\Z",
@@ -162,7 +156,7 @@ class _AppsSchema(_Table):
             raise _invalid("is not the one source of appids", remedy, "list")
 
 
-class _UrlsSchema(_Table):
+class _UrlsSchema(Schema):
     pre_fetch = _TemplateField()
     period_fetch = _TemplateField()
     off = fields.List(fields.String(validate=validate.OneOf(KINDS)), load_default=list)
@@ -171,7 +165,7 @@ class _UrlsSchema(_Table):
 _NAMES: Final = "Write a name, or {column} for what differs from app to app"
 
 
-class _CloudFunctionSchema(_Table):
+class _CloudFunctionSchema(Schema):
     env = fields.String(required=True)
     function_name = fields.String(required=True)
 
@@ -190,12 +184,12 @@ class _CloudFunctionSchema(_Table):
         return Template(f"cloud:{data['env']}/{data['function_name']}")
 
 
-class _CloudSchema(_Table):
+class _CloudSchema(Schema):
     pre_fetch = fields.Nested(_CloudFunctionSchema)
     period_fetch = fields.Nested(_CloudFunctionSchema)
 
 
-class _TokensSchema(_Table):
+class _TokensSchema(Schema):
     component_appid = fields.String(
         load_default=None,
         validate=validate.Regexp(
@@ -227,7 +221,7 @@ class _TokensSchema(_Table):
             raise _invalid("says nothing of where access tokens come from", remedy)
 
 
-class _FleetSchema(_Table):
+class _FleetSchema(Schema):
     workers = fields.Integer(strict=True, validate=validate.Range(1, 512))
     rate = _Number(read_rate, remedy="Leave it out for no limit")
     per_app_rate = _Number(read_rate, remedy="Leave it out for no limit")
@@ -236,7 +230,7 @@ class _FleetSchema(_Table):
     max_changes = fields.Integer(strict=True, validate=validate.Range(0))
 
 
-class _ProjectSchema(_Table):
+class _ProjectSchema(Schema):
     state_dir = fields.String(load_default=None)
     api_base_url = fields.String(load_default="https://api.weixin.qq.com", validate=_check_base_url)
     ca_file = fields.String(load_default=None)
