@@ -17,15 +17,20 @@ CONFIRM_FILE_CONTENT: Final = re.compile(r"[\t\n\r -~]{1,4096}\Z")
 
 _PRINTABLE: Final = re.compile(r"[!-~]*")
 
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or literal address can only mean this machine."""
-    if host == "localhost":
-        return True
+    address = _literal_address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _literal_address(host: str) -> _Address | None:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 # What is given out to the internet, https://www.iana.org/assignments/ipv6-address-space/.
@@ -42,7 +47,7 @@ def is_public(address: str) -> bool:
 
     An address that only wraps another one is judged by that.
     """
-    found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+    found: _Address = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address):
         wrapped = _wrapped(found)
         if wrapped is None:
@@ -114,10 +119,8 @@ def wechat_name(api_base_url: str) -> str:
 def public_url_problem(url: str) -> tuple[str, str] | None:
     """Why WeChat cannot pull this URL, and the remedy; None if it can.
 
-    The host must be fit for a business domain (业务域名): https on the default port, a name
-    and not an address (/miniprogram/dev/framework/ability/pre-fetch.html and
-    the setwebviewdomain page). A query string is refused because WeChat
-    appends a second one.
+    The host must be fit for a business domain (业务域名), see the setwebviewdomain page and
+    /miniprogram/dev/framework/ability/pre-fetch.html. WeChat appends a query string of its own.
     """
     try:
         parts = urlsplit(url)
@@ -133,20 +136,12 @@ def public_url_problem(url: str) -> tuple[str, str] | None:
         return "it does not begin with https://", "WeChat pulls over HTTPS only"
     if parts.username is not None or parts.password is not None:
         return "it holds a user name or password", "Take out everything before the @"
-    if port is not None or (parts.netloc.endswith(":")):
+    if port is not None or parts.netloc.endswith(":"):
         return "it names a port", "Serve it on the default port 443 and leave the port out"
     if "?" in url or "#" in url:
         return "it holds a query string or fragment", "End the URL with its path"
-    return _host_problem(parts)
-
-
-def _host_problem(parts: SplitResult) -> tuple[str, str] | None:
     host = parts.hostname or ""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
+    if _literal_address(host) is not None:
         return "its host is an IP address", "Use a domain name"
     if host == "localhost" or host.endswith(".localhost"):
         return "its host is this machine", "Use the public domain name"
@@ -165,12 +160,13 @@ _SENTINEL: Final = r"sentinel_(?:username|password)=[^&]+"
 _DB_PATH: Final = r"/?[0-9]{0,5}"
 _SENTINEL_PATH: Final = r"/[^/]+(?:/[0-9]{0,5})?"
 _HOST: Final = r"(?:[^\s,@:\[\]/]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-_REDIS_OPTION: Final = {
-    "redis": _DB,
-    "unix": _DB,
-    "rediss": f"{_DB}|{_TLS}",
-    "redis+sentinel": _SENTINEL,
-    "rediss+sentinel": f"{_SENTINEL}|{_TLS}",
+# By scheme: the options, and the path.
+_REDIS_URLS: Final = {
+    "redis": (_DB, _DB_PATH),
+    "unix": (_DB, ".+"),
+    "rediss": (f"{_DB}|{_TLS}", _DB_PATH),
+    "redis+sentinel": (_SENTINEL, _SENTINEL_PATH),
+    "rediss+sentinel": (f"{_SENTINEL}|{_TLS}", _SENTINEL_PATH),
 }
 
 
@@ -193,21 +189,19 @@ def redis_url_problem(url: str) -> tuple[str, str] | None:
 def _is_redis(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        if "+sentinel" not in parts.scheme:
+        has_sentinels = "+sentinel" in parts.scheme
+        if not has_sentinels:
             parts.port  # noqa: B018 (raises for an impossible port)
     except ValueError:
         return False
-    option, options = _REDIS_OPTION.get(parts.scheme), parts.query.split("&")
-    if option is None or parts.fragment or not _leads_to_redis(parts):
+    if parts.scheme not in _REDIS_URLS or parts.fragment:
         return False
-    return options == [""] or all(re.fullmatch(option, each) for each in options)
-
-
-def _leads_to_redis(parts: SplitResult) -> bool:
-    if parts.scheme == "unix":
-        return bool(parts.path)
-    if "+sentinel" in parts.scheme:
+    option, path = _REDIS_URLS[parts.scheme]
+    if has_sentinels:
         hosts = parts.netloc.rpartition("@")[2].split(",")
-        are_hosts = all(re.fullmatch(_HOST, host) for host in hosts)
-        return are_hosts and re.fullmatch(_SENTINEL_PATH, parts.path) is not None
-    return bool(parts.hostname and re.fullmatch(_DB_PATH, parts.path))
+        is_host_named = all(re.fullmatch(_HOST, host) for host in hosts)
+    else:
+        is_host_named = parts.scheme == "unix" or bool(parts.hostname)
+    options = parts.query.split("&") if parts.query else []
+    are_options_known = all(re.fullmatch(option, each) for each in options)
+    return is_host_named and are_options_known and re.fullmatch(path, parts.path) is not None

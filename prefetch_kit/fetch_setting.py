@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, Self, get_args
+from typing import Final, Literal, Self, get_args
 
 from marshmallow import Schema, ValidationError, fields, validate
 
@@ -21,8 +21,10 @@ _OFF: Final = "off"
 _CLOUD: Final = "cloud:"
 # WeChat does not document the names of environments and functions, and refuses wrong ones itself
 # (9410017). A slash separates the two in `cloud:ENV/NAME`.
-_ENV: Final = re.compile(r"[!-.0-~]{1,128}\Z")
-_FUNCTION_NAME: Final = re.compile(r"[!-~]{1,128}\Z")
+_CLOUD_NAMES: Final = (
+    ("env", "environment", re.compile(r"[!-.0-~]{1,128}\Z")),
+    ("function_name", "function", re.compile(r"[!-~]{1,128}\Z")),
+)
 _FORMS: Final = 'Write "https://…", "cloud:ENV/NAME" or "off"'
 _ONE_SOURCE: Final = "Give a URL, or the env and function_name of a cloud function"
 
@@ -66,7 +68,11 @@ class FetchSetting:
         if isinstance(value, cls):
             return value.checked()
         if isinstance(value, Mapping):
-            return cls._from_parts(value)
+            if not value or not value.keys() <= set(TEXTS):
+                problem = "names something else than url, env and function_name"
+                raise SourceRefused(problem, field="source", remedy=_ONE_SOURCE)
+            source: Source = "server" if value.keys() == {"url"} else "cloud_function"
+            return cls(open=True, source=source, **value).checked()
         if not isinstance(value, str):
             raise SourceRefused("is neither a text nor a mapping", field="source", remedy=_FORMS)
         if value == _OFF:
@@ -78,14 +84,6 @@ class FetchSetting:
             problem = "is neither a URL, nor cloud:ENV/NAME, nor off"
             raise SourceRefused(problem, field="source", remedy=_FORMS)
         return cls.server(value)
-
-    @classmethod
-    def _from_parts(cls, parts: Mapping[Any, Any]) -> Self:
-        if not parts or not parts.keys() <= set(TEXTS):
-            problem = "names something else than url, env and function_name"
-            raise SourceRefused(problem, field="source", remedy=_ONE_SOURCE)
-        source: Source = "server" if parts.keys() == {"url"} else "cloud_function"
-        return cls(open=True, source=source, **parts).checked()
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, object]) -> Self:
@@ -130,49 +128,37 @@ class FetchSetting:
         if not isinstance(self.open, bool):
             problem = "does not say whether it is open"
             raise SourceRefused(problem, field="open", remedy="Say True or False")
+        given = {name for name in TEXTS if getattr(self, name) not in (None, "")}
         if self.source == "server":
-            self._check_server()
+            if given - {"url"}:
+                raise _two_sources()
+            if not isinstance(self.url, str) or not self.url:
+                raise SourceRefused("names no URL", field="url", remedy="Give the URL to pull from")
+            if url_problem := public_url_problem(self.url):
+                raise UrlRefused(shown(self.url), url_problem[0], remedy=url_problem[1])
         elif self.source == "cloud_function":
-            self._check_cloud_function()
-        elif self.open or any(map(self._has, ("source", *TEXTS))):
+            if "url" in given:
+                raise _two_sources()
+            self._check_cloud_names(given)
+        elif self.open or given or self.source not in (None, ""):
             raise SourceRefused("names no source", field="source", remedy=_ONE_SOURCE)
         return self
 
-    def _check_server(self) -> None:
-        if self._has("env") or self._has("function_name"):
-            self._refuse_both()
-        if not self.url or not _is_text(self.url):
-            raise SourceRefused("names no URL", field="url", remedy="Give the URL to pull from")
-        if problem := public_url_problem(self.url):
-            raise UrlRefused(shown(self.url), problem[0], remedy=problem[1])
-
-    def _check_cloud_function(self) -> None:
-        if self._has("url"):
-            self._refuse_both()
-        needed: tuple[tuple[str, str, object, re.Pattern[str]], ...] = (
-            ("env", "environment", self.env, _ENV),
-            ("function_name", "function", self.function_name, _FUNCTION_NAME),
-        )
-        for field, what, value, shape in needed:
-            if value is None or value == "":
+    def _check_cloud_names(self, given: set[str]) -> None:
+        for field, what, shape in _CLOUD_NAMES:
+            if field not in given:
                 problem = f"names a cloud function without its {what} ({field})"
                 raise SourceRefused(problem, field=field, remedy=f"Give the {what} too")
-            if not _is_text(value) or not shape.match(str(value)):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not shape.match(value):
                 problem = f"names a cloud function whose {what} ({field}) cannot be one"
                 remedy = "Give up to 128 printable ASCII characters, without spaces"
                 raise SourceRefused(problem, field=field, remedy=remedy)
 
-    def _has(self, name: str) -> bool:
-        return getattr(self, name) not in (None, "")
 
-    @staticmethod
-    def _refuse_both() -> None:
-        problem = "names a URL and a cloud function at once"
-        raise SourceRefused(problem, field="url", remedy="Keep one of them")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def _two_sources() -> SourceRefused:
+    problem = "names a URL and a cloud function at once"
+    return SourceRefused(problem, field="url", remedy="Keep one of them")
 
 
 @dataclass(frozen=True, slots=True)
