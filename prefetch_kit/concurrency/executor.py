@@ -30,10 +30,10 @@ class Late(Exception):
 class Executor:
     """Runs work in at most `max_threads` threads, started as they are needed.
 
-    A `ThreadPoolExecutor` queues without bound, and its threads keep a process from ending while
-    a handler hangs. These threads are daemons, and work that finds no thread is refused. Work of
-    a named share gets at most half of the threads that all other work leaves, at least one.
-    `on_lost_error` hears of each error that no caller waits for.
+    A `ThreadPoolExecutor` queues without bound, and a handler that hangs keeps its process from
+    ending. These threads are daemons, and work that finds none free is refused. Work of a named
+    share gets at most half of the threads that other work leaves, at least one. `on_lost_error`
+    is called with each error that no caller waits for.
     """
 
     def __init__(self, max_threads: int, *, on_lost_error: Callable[[BaseException], None]) -> None:
@@ -118,9 +118,12 @@ class Executor:
             try:
                 work, deliver, share = self._jobs.get(timeout=_IDLE_S)
             except queue.Empty:
-                if self._may_end():
-                    return
-                continue
+                with self._lock:
+                    if self._free == 0:  # work for this thread is on its way
+                        continue
+                    self._free -= 1
+                    self._threads -= 1
+                return
             result = error = None
             try:
                 result = work()
@@ -132,14 +135,6 @@ class Executor:
                     self._taken[share] -= 1
             deliver(result, error)
             del work, deliver, result, error  # they hold a pull, which an idle thread must not keep
-
-    def _may_end(self) -> bool:
-        with self._lock:
-            if self._free == 0:  # work for this thread is on its way
-                return False
-            self._free -= 1
-            self._threads -= 1
-        return True
 
 
 class _Call:
