@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 
 from prefetch_kit.concurrency.fork_lock import ForkLock
 
+if sys.platform == "linux":
+    import fcntl
+
 _POLL_S: Final = 0.01
 _LONGEST_POLL_S: Final = 0.1
 _HAS_RANGES: Final = sys.platform == "linux"
@@ -34,11 +37,10 @@ class RangeHeldError(Exception):
 class RangeLocks:
     """The locks of one file. Each name has its own, and none blocks another.
 
-    A lock excludes other threads and other processes, whichever RangeLocks of the same path they
-    use, and ends with its process however that ends. One descriptor holds all locks of a process.
-    The file appears with the first lock, in a directory that must exist, readable by its owner
-    only. Where the platform has no locks of open files (OFD locks), each name has a file beside
-    it instead.
+    A lock excludes other threads and processes, whichever RangeLocks of the same path they use,
+    and ends with its process however that ends. The file appears with the first lock, readable by
+    its owner only, in a directory that must exist. Where the platform has no locks of open files
+    (OFD locks), each name has a file beside it instead.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,8 +54,9 @@ class RangeLocks:
     def hold(self, name: str, *, wait_s: float) -> Iterator[None]:
         """Hold the lock of a name. Raises RangeHeldError after `wait_s` seconds, and OSError."""
         ends_at = time.monotonic() + wait_s
+        lock = self._locked_range if _HAS_RANGES else self._own_file
         # Threads of this process queue here, so that one of them polls.
-        with self._queued(name, wait_s), self._locked(name, ends_at, wait_s):
+        with self._queued(name, wait_s), lock(name, ends_at, wait_s):
             yield
 
     def is_held(self, name: str) -> bool:
@@ -94,11 +97,7 @@ class RangeLocks:
                     self._queues.pop(name, None)
 
     @contextmanager
-    def _locked(self, name: str, ends_at: float, wait_s: float) -> Iterator[None]:
-        if not _HAS_RANGES:
-            with self._own_file(name, ends_at, wait_s):
-                yield
-            return
+    def _locked_range(self, name: str, ends_at: float, wait_s: float) -> Iterator[None]:
         with self._open_file() as file:
             pause_s = _POLL_S
             while not _set_range(file, name):
@@ -160,8 +159,6 @@ def _hash(name: str) -> int:
 
 def _set_range(handle: int, name: str, *, unlock: bool = False) -> bool:
     """Lock the byte of a name, or unlock it; False where somebody else has it."""
-    import fcntl  # not on Windows
-
     kind = fcntl.F_UNLCK if unlock else fcntl.F_WRLCK
     try:
         fcntl.fcntl(handle, fcntl.F_OFD_SETLK, _flock(kind, name))
@@ -172,8 +169,6 @@ def _set_range(handle: int, name: str, *, unlock: bool = False) -> bool:
 
 def _is_range_held(handle: int, name: str) -> bool:
     """Whether another open file has the byte of a name; nobody is kept from it meanwhile."""
-    import fcntl
-
     found = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, name))
     return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
 

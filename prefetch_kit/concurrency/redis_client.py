@@ -114,7 +114,8 @@ class _Connections:
         self, url: Secret, silence_s: float, on_refusal: Callable[[Exception], None]
     ) -> None:
         self._on_refusal = on_refusal
-        self.executor = Executor(_CALLS_AT_ONCE, on_lost_error=_ignore)
+        # A call that fails after its caller went on is told by the next one.
+        self.executor = Executor(_CALLS_AT_ONCE, on_lost_error=lambda _: None)
         self._is_checked = False
         try:
             self._redis = _redis(url.reveal(), silence_s)
@@ -214,10 +215,9 @@ def _by_sentinels(url: str, options: dict[str, Any]) -> Any:
         if f"sentinel_{key}" in given
     }
     if parts.scheme.startswith("rediss"):
-        tls: dict[str, Any] = {"ssl": True, **given}
-        if "ssl_check_hostname" in tls:
-            tls["ssl_check_hostname"] = tls["ssl_check_hostname"] == "true"
-        options = {**options, **tls}
+        options = {**options, "ssl": True, **given}
+        if "ssl_check_hostname" in given:
+            options["ssl_check_hostname"] = given["ssl_check_hostname"] == "true"
     sentinels: Any = sentinel.Sentinel(  # type: ignore[no-untyped-call]
         [_host_and_port(each) for each in hosts.split(",")],
         sentinel_kwargs={**options, **of_sentinels},
@@ -236,7 +236,3 @@ def _host_and_port(address: str) -> tuple[str, int]:
     if not host or address.endswith("]"):
         host, port = address, _SENTINEL_PORT
     return host.strip("[]"), int(port)
-
-
-def _ignore(_error: BaseException) -> None:
-    """A call that fails after its caller went on is told by the next one."""
