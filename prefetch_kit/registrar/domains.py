@@ -17,7 +17,7 @@ from prefetch_kit.errors import (
     OutcomeUnknown,
     Refused,
 )
-from prefetch_kit.registrar.probe import DEADLINE_S, Verdict, locate
+from prefetch_kit.registrar.probe import DEADLINE_S, Verdict, failed, locate, passed
 from prefetch_kit.weixin.domains import (
     ConfirmFile,
     MiniProgramDomains,
@@ -32,6 +32,8 @@ _PERSON: Final = 89231
 _ENSURE: Final = "Run `domains ensure`, or apply with --ensure-domain"
 _RELEASE: Final = "Release a version of the mini program, then run this again"
 _BOM: Final = b"\xef\xbb\xbf"
+_PERMITTED: Final = passed("permission", "the merchant granted permission set 18")
+_COMPANY: Final = passed("account", "the account may have business domains")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,6 @@ class Standing:
     def broken(self) -> tuple[Verdict, ...]:
         return tuple(verdict for verdict in self.verdicts if not verdict.kept)
 
-    def keeps(self, rule: str) -> bool:
-        """Whether a rule was looked at, and is kept."""
-        return any(verdict.kept for verdict in self.verdicts if verdict.rule == rule)
-
     def check(self) -> None:
         """Raises DomainMissing where WeChat would not pull from the host."""
         if self.broken:
@@ -57,6 +55,7 @@ class Standing:
             raise DomainMissing(self.appid, self.host, told)
 
 
+@dataclass(frozen=True, slots=True)
 class HostDomains:
     """One host and one mini program, which a third-party platform serves.
 
@@ -65,22 +64,12 @@ class HostDomains:
     added was read back.
     """
 
-    def __init__(
-        self,
-        appid: str,
-        host: str,
-        *,
-        transport: Transport,
-        platform: PlatformDomains,
-        mini_program: MiniProgramDomains,
-        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        self._appid = appid
-        self._host = host
-        self._transport = transport
-        self._platform = platform
-        self._mini_program = mini_program
-        self._turn = turn
+    appid: str
+    host: str
+    transport: Transport
+    platform: PlatformDomains
+    mini_program: MiniProgramDomains
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @classmethod
     def of_merchant(
@@ -106,16 +95,18 @@ class HostDomains:
         """Permission, account, and both lists. Changes nothing."""
         try:
             # Also because no other of these calls is known to refuse a person's account.
-            self._mini_program.third()
+            self.mini_program.third()
         except Refused as refused:
             if refused.errcode not in (_NOT_GRANTED, _PERSON):
                 raise
-            return self._standing(_judge_refusal(refused))
-        hosts = self._mini_program.hosts()
-        verdicts = [_PERMITTED, _COMPANY, self._judge_mini_program(hosts)]
-        if self._host not in hosts.direct:
-            verdicts.insert(2, self._judge_platform())
-        return self._standing(verdicts)
+            said = f"{refused.meaning} ({refused.errcode})"
+            if refused.errcode == _NOT_GRANTED:
+                return self._standing(failed("permission", said, refused.remedy))
+            return self._standing(_PERMITTED, failed("account", said, refused.remedy))
+        hosts = self.mini_program.hosts()
+        platform = [] if self.host in hosts.direct else [self._judge_platform()]
+        mini_program = self._judge_mini_program(hosts)
+        return self._standing(_PERMITTED, _COMPANY, *platform, mini_program)
 
     def ensure(self, *, directly: bool, checks_file: bool = True) -> Standing:
         """Add the host wherever it is missing, and say which rules are kept then.
@@ -125,49 +116,50 @@ class HostDomains:
         host does not serve WeChat's file; with `checks_file` False, WeChat finds that out.
         """
         before = self.inspect()
-        missing = {verdict.rule for verdict in before.broken}
+        missing = {verdict.rule for verdict in before.verdicts if not verdict.kept}
+        there = {verdict.rule for verdict in before.verdicts if verdict.kept}
         if missing & {"permission", "account"}:
             before.check()
         if directly and missing:
             self._ensure_direct(checks_file=checks_file)
         # Of a host that was set directly nobody has asked yet whether the platform has it.
-        if not directly and missing and not before.keeps("platform"):
+        if not directly and missing and "platform" not in there:
             self._ensure_platform(checks_file=checks_file)
         if not directly and "mini program" in missing:
-            self._add(self._mini_program.add, lambda: self._mini_program.hosts().effective)
+            self._add(self.mini_program.add, lambda: self.mini_program.hosts().effective)
         return self.inspect()
 
     def _ensure_platform(self, *, checks_file: bool) -> None:
-        with self._turn():
+        with self.turn():
             if self._judge_platform().kept:  # since it was looked at
                 return
             if checks_file:
-                self._check_file(self._platform.confirm_file())
-            self._add(self._platform.add, self._platform.hosts)
+                self._check_file(self.platform.confirm_file())
+            self._add(self.platform.add, self.platform.hosts)
 
     def _ensure_direct(self, *, checks_file: bool) -> None:
-        if self._host in self._mini_program.hosts().direct:
+        if self.host in self.mini_program.hosts().direct:
             return
         if checks_file:
-            self._check_file(self._mini_program.confirm_file())
-        self._add(self._mini_program.add_directly, lambda: self._mini_program.hosts().direct)
+            self._check_file(self.mini_program.confirm_file())
+        self._add(self.mini_program.add_directly, lambda: self.mini_program.hosts().direct)
 
     def _add(self, add: Callable[[str], None], read: Callable[[], frozenset[str]]) -> None:
         unknown: OutcomeUnknown | None = None
         try:
-            add(self._host)
+            add(self.host)
         except OutcomeUnknown as error:
             unknown = error
-        if self._host not in read():
-            raise unknown or NotConfirmed(self._appid, [f"{self._host} is not where it was added"])
+        if self.host not in read():
+            raise unknown or NotConfirmed(self.appid, [f"{self.host} is not where it was added"])
 
     def _check_file(self, file: ConfirmFile) -> None:
         """What WeChat is about to do, done first: its own refusal tells less."""
-        url = f"https://{self._host}/{file.name}"
-        address, origin = locate(self._transport, url)
+        url = f"https://{self.host}/{file.name}"
+        address, origin = locate(self.transport, url)
         content = file.content.encode()
         try:
-            reply = self._transport.fetch(
+            reply = self.transport.fetch(
                 address, origin=origin, deadline_s=DEADLINE_S, max_bytes=len(content) + len(_BOM)
             )
         except NotFetched as error:
@@ -178,36 +170,23 @@ class HostDomains:
             raise ConfirmFileMissing(url, problem, name=file.name, content=file.content)
 
     def _judge_platform(self) -> Verdict:
-        hosts = self._platform.hosts()
-        if any(self._host == each or self._host.endswith(f".{each}") for each in hosts):
-            says = f"{self._host} is a business domain of the platform"
-            return Verdict("platform", kept=True, says=says)
-        says = f"{self._host} is not a business domain (业务域名) of the third-party platform"
-        return Verdict("platform", kept=False, says=says, remedy=_ENSURE)
+        hosts = self.platform.hosts()
+        if any(self.host == each or self.host.endswith(f".{each}") for each in hosts):
+            return passed("platform", f"{self.host} is a business domain of the platform")
+        says = f"{self.host} is not a business domain (业务域名) of the third-party platform"
+        return failed("platform", says, _ENSURE)
 
     def _judge_mini_program(self, hosts: MiniProgramHosts) -> Verdict:
-        if self._host in hosts.effective:
-            says = f"{self._host} is a business domain of the mini program"
-            return Verdict("mini program", kept=True, says=says)
-        if self._host in hosts.direct:
-            says = f"{self._host} is set for the mini program, but not released yet"
-            return Verdict("mini program", kept=False, says=says, remedy=_RELEASE)
-        says = f"{self._host} is not a business domain (业务域名) of the mini program"
-        return Verdict("mini program", kept=False, says=says, remedy=_ENSURE)
+        if self.host in hosts.effective:
+            return passed("mini program", f"{self.host} is a business domain of the mini program")
+        if self.host in hosts.direct:
+            says = f"{self.host} is set for the mini program, but not released yet"
+            return failed("mini program", says, _RELEASE)
+        says = f"{self.host} is not a business domain (业务域名) of the mini program"
+        return failed("mini program", says, _ENSURE)
 
-    def _standing(self, verdicts: list[Verdict]) -> Standing:
-        return Standing(self._appid, self._host, tuple(verdicts))
-
-
-_PERMITTED: Final = Verdict("permission", kept=True, says="the merchant granted permission set 18")
-_COMPANY: Final = Verdict("account", kept=True, says="the account may have business domains")
-
-
-def _judge_refusal(refused: Refused) -> list[Verdict]:
-    rule = "permission" if refused.errcode == _NOT_GRANTED else "account"
-    says = f"{refused.meaning} ({refused.errcode})"
-    broken = Verdict(rule, kept=False, says=says, remedy=refused.remedy)
-    return [broken] if rule == "permission" else [_PERMITTED, broken]
+    def _standing(self, *verdicts: Verdict) -> Standing:
+        return Standing(self.appid, self.host, verdicts)
 
 
 def _file_problem(status: int, body: bytes, content: bytes) -> str | None:

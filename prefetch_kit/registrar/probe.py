@@ -2,7 +2,7 @@
 
 import codecs
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -44,6 +44,14 @@ class Verdict:
     remedy: str | None = None
 
 
+def passed(rule: str, says: str) -> Verdict:
+    return Verdict(rule, kept=True, says=says)
+
+
+def failed(rule: str, says: str, remedy: str | None) -> Verdict:
+    return Verdict(rule, kept=False, says=says, remedy=remedy)
+
+
 @dataclass(frozen=True, slots=True)
 class Probed:
     """What came back from a URL, and the verdicts on it."""
@@ -83,12 +91,10 @@ def probe(transport: Transport, url: str, *, appid: str, kind: Kind, page: str |
             max_bytes=MAX_BYTES,
         )
     except NotFetched as error:
-        verdict = Verdict(error.rule, kept=False, says=error.cause, remedy=error.remedy)
-        return Probed(shown(url), (verdict,))
-    judges = _JUDGES if origin else (*_ABROAD, *_JUDGES)
+        return Probed(shown(url), (failed(error.rule, error.cause, error.remedy),))
     return Probed(
         shown(url),
-        tuple(judge(reply) for judge in judges),
+        tuple(_judge(reply, is_remote=origin is None)),
         status=reply.status,
         bytes=len(reply.body),
         ms=round(reply.elapsed_s * 1000),
@@ -106,7 +112,7 @@ def probe_setting(
     else:
         what = "is not configured" if setting.open is None else "is off"
     says = f"{kind} {what}, so there is nothing to probe"
-    return Probed(setting.to_text(), (Verdict("source", kept=True, says=says),))
+    return Probed(setting.to_text(), (passed("source", says),))
 
 
 def locate(transport: Transport, url: str) -> tuple[str, str | None]:
@@ -121,24 +127,19 @@ def locate(transport: Transport, url: str) -> tuple[str, str | None]:
         return parts._replace(scheme="https").geturl(), f"http://{parts.netloc}"
     if problem := public_url_problem(url):
         raise UrlRefused(shown(url), problem[0], remedy=problem[1])
-    return url, _find_origin(transport, url)
-
-
-def _find_origin(transport: Transport, url: str) -> str | None:
     if not transport.loopback:
-        return None
+        return url, None
     answer = transport.call("GET /_sandbox/origins", "GET", "/_sandbox/origins", query={})
     origins = answer.get("origins")
-    host = urlsplit(url).hostname
-    origin = origins.get(host) if isinstance(origins, dict) else None
+    origin = origins.get(parts.hostname) if isinstance(origins, dict) else None
     if not isinstance(origin, str):
         raise OutcomeUnknown(
             f"GET {url}",
-            f"the sandbox has no origin for {host}",
+            f"the sandbox has no origin for {parts.hostname}",
             sent=False,
             remedy="Tell it where the app listens: prefetch-kit sandbox --origin http://127.0.0.1:PORT",
         )
-    return origin
+    return url, origin
 
 
 def refusal(reply: Reply) -> tuple[str | None, str | None]:
@@ -167,8 +168,36 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def _judge_address(reply: Reply) -> Verdict:
-    return Verdict("address", kept=True, says=f"{reply.address} is public")
+def _judge(reply: Reply, *, is_remote: bool) -> Iterator[Verdict]:
+    if is_remote:
+        yield passed("address", f"{reply.address} is public")
+        yield _judge_tls(reply)
+    if 300 <= reply.status < 400:
+        says = f"it redirects ({reply.status})"
+        yield failed("redirect", says, "Register the URL that answers by itself")
+    else:
+        yield passed("redirect", "it does not redirect")
+    yield _judge_status(reply)
+    if len(reply.body) > MAX_BYTES:
+        says = f"over {MAX_BYTES} bytes, a phone keeps nothing"
+        yield failed("size", says, "Let the page answer less")
+    else:
+        yield passed("size", f"{len(reply.body)} bytes")
+    yield Verdict(
+        "time",
+        kept=reply.elapsed_s <= SLOW_S,
+        says=f"answered in {reply.elapsed_s * 1000:.0f} ms",
+        failure=False,
+        remedy="Cache what the handler returns: nobody knows how long WeChat waits",
+    )
+    if _is_text(reply.body):
+        yield passed("text", "the body is text")
+    else:
+        yield failed("text", "the body is not UTF-8 text", "Answer with JSON, uncompressed")
+    # Only told: other rules say what of it is a failure.
+    dropped = f"status {reply.status}" if reply.status != 200 else body_dropped(reply.body)
+    kept = f"a phone would keep nothing: {dropped}" if dropped else "a phone would keep it"
+    yield passed("phone", kept)
 
 
 def _judge_tls(reply: Reply) -> Verdict:
@@ -184,62 +213,11 @@ def _judge_tls(reply: Reply) -> Verdict:
     )
 
 
-def _judge_redirect(reply: Reply) -> Verdict:
-    if 300 <= reply.status < 400:
-        says, remedy = f"it redirects ({reply.status})", "Register the URL that answers by itself"
-        return Verdict("redirect", kept=False, says=says, remedy=remedy)
-    return Verdict("redirect", kept=True, says="it does not redirect")
-
-
 def _judge_status(reply: Reply) -> Verdict:
     refused, _ = refusal(reply)
     if reply.status == 200:
-        return Verdict("status", kept=True, says="it answers 200")
+        return passed("status", "it answers 200")
     if refused in _NEEDS_MORE:
-        return Verdict("status", kept=True, says=f"the kit answers; {_NEEDS_MORE[refused]}")
+        return passed("status", f"the kit answers; {_NEEDS_MORE[refused]}")
     reason = f", refused as {refused}" if refused else ""
-    says = f"it answers {reply.status}{reason}"
-    return Verdict("status", kept=False, says=says, remedy=_DEPLOYED)
-
-
-def _judge_size(reply: Reply) -> Verdict:
-    size = len(reply.body)
-    if size > MAX_BYTES:
-        says, remedy = f"over {MAX_BYTES} bytes, a phone keeps nothing", "Let the page answer less"
-        return Verdict("size", kept=False, says=says, remedy=remedy)
-    return Verdict("size", kept=True, says=f"{size} bytes")
-
-
-def _judge_time(reply: Reply) -> Verdict:
-    return Verdict(
-        "time",
-        kept=reply.elapsed_s <= SLOW_S,
-        says=f"answered in {reply.elapsed_s * 1000:.0f} ms",
-        failure=False,
-        remedy="Cache what the handler returns: nobody knows how long WeChat waits",
-    )
-
-
-def _judge_text(reply: Reply) -> Verdict:
-    if not _is_text(reply.body):
-        says, remedy = "the body is not UTF-8 text", "Answer with JSON, uncompressed"
-        return Verdict("text", kept=False, says=says, remedy=remedy)
-    return Verdict("text", kept=True, says="the body is text")
-
-
-def _judge_phone(reply: Reply) -> Verdict:
-    """Only told: what is a failure of it, other rules say."""
-    dropped = f"status {reply.status}" if reply.status != 200 else body_dropped(reply.body)
-    says = f"a phone would keep nothing: {dropped}" if dropped else "a phone would keep it"
-    return Verdict("phone", kept=True, says=says)
-
-
-_ABROAD: Final[tuple[Callable[[Reply], Verdict], ...]] = (_judge_address, _judge_tls)
-_JUDGES: Final[tuple[Callable[[Reply], Verdict], ...]] = (
-    _judge_redirect,
-    _judge_status,
-    _judge_size,
-    _judge_time,
-    _judge_text,
-    _judge_phone,
-)
+    return failed("status", f"it answers {reply.status}{reason}", _DEPLOYED)
