@@ -12,7 +12,6 @@ from prefetch_kit.errors import (
     TokenSourceError,
     WeixinError,
 )
-from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.registrar.journal import Action, Journal
 from prefetch_kit.registrar.plan import Change, Guard, Plan, same
 from prefetch_kit.weixin.settings import SettingsApi
@@ -58,25 +57,22 @@ def _send(plan: Plan, run: int, settings: SettingsApi, journal: Journal) -> None
     unsent = list(plan.changes)
     try:
         while unsent:
-            _set(unsent.pop(0), plan.appid, run, settings, journal)
+            change = unsent.pop(0)
+            journal.mark(run, plan.appid, change.kind, "intent")
+            try:
+                settings.put(change.kind, change.after)
+            except Refused as error:
+                journal.mark(run, plan.appid, change.kind, "refused", detail=str(error))
+                raise
+            except OutcomeUnknown:
+                _look_and_put_again(change, plan.appid, run, settings, journal)
     except PrefetchKitError:
         for change in unsent:
             journal.mark(run, plan.appid, change.kind, "unsent")
         raise
 
 
-def _set(change: Change, appid: str, run: int, settings: SettingsApi, journal: Journal) -> None:
-    journal.mark(run, appid, change.kind, "intent")
-    try:
-        settings.put(change.kind, change.after)
-    except Refused as error:
-        journal.mark(run, appid, change.kind, "refused", detail=str(error))
-        raise
-    except OutcomeUnknown:
-        _look_and_set_again(change, appid, run, settings, journal)
-
-
-def _look_and_set_again(
+def _look_and_put_again(
     change: Change, appid: str, run: int, settings: SettingsApi, journal: Journal
 ) -> None:
     try:
@@ -90,13 +86,13 @@ def _look_and_set_again(
 
 def _confirm(plan: Plan, run: int, settings: SettingsApi, journal: Journal) -> None:
     now = settings.get()
-    wrong: list[Kind] = []
+    wrong: list[str] = []
     for change in plan.changes:
         if same(now.for_kind(change.kind), change.after):
             journal.mark(run, plan.appid, change.kind, "confirmed")
         else:
             detail = "read back differently"
             journal.mark(run, plan.appid, change.kind, "unknown", detail=detail)
-            wrong.append(change.kind)
+            wrong.append(f"{change.kind} is not as it was set")
     if wrong:
-        raise NotConfirmed(plan.appid, [f"{kind} is not as it was set" for kind in wrong])
+        raise NotConfirmed(plan.appid, wrong)

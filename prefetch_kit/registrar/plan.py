@@ -83,32 +83,23 @@ def check_wanted(wanted: Wanted) -> None:
     """Raises `SourceRefused` for what WeChat could not be told."""
     for kind, each in wanted.items():
         _check_kind(kind)
-        if (refused := _refusal(each)) is not None:
-            raise refused.of(kind)
-
-
-def _refusal(wanted: FetchSetting | OffIfFrom) -> SourceRefused | None:
-    setting: object = wanted.setting if isinstance(wanted, OffIfFrom) else wanted
-    if not isinstance(setting, FetchSetting):
-        remedy = "Give a FetchSetting; FetchSetting.parse makes one of a text"
-        return SourceRefused("is no setting", field="source", remedy=remedy)
-    if isinstance(wanted, OffIfFrom) and setting.source is None:
-        return SourceRefused("names no source", field="source", remedy="Give the one to leave")
-    try:
-        setting.checked()
-    except SourceRefused as refused:
-        return refused
-    return None
+        setting: object = each.setting if isinstance(each, OffIfFrom) else each
+        if not isinstance(setting, FetchSetting):
+            remedy = "Give a FetchSetting; FetchSetting.parse makes one of a text"
+            raise SourceRefused("is no setting", field="source", remedy=remedy, subject=kind)
+        if isinstance(each, OffIfFrom) and setting.source is None:
+            problem, remedy = "names no source", "Give the one to leave"
+            raise SourceRefused(problem, field="source", remedy=remedy, subject=kind)
+        try:
+            setting.checked()
+        except SourceRefused as error:
+            raise error.of(kind) from None
 
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise SourceRefused(
-            "is no kind of pull",
-            field="kind",
-            remedy="There are pre_fetch and period_fetch",
-            subject=repr(kind),
-        )
+        problem, remedy = "is no kind of pull", "There are pre_fetch and period_fetch"
+        raise SourceRefused(problem, field="kind", remedy=remedy, subject=repr(kind))
 
 
 def checked_changes(changes: Sequence[Change]) -> list[Change]:
@@ -136,22 +127,19 @@ def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
     changes = []
     for kind, each in wanted.items():
         before = current.for_kind(kind)
-        after = _after(before, each)
-        if after is not None and not after.is_whole:
+        if isinstance(each, OffIfFrom):
+            after = before.switched_off() if same(before, each.setting) else before
+        elif each.source is not None:
+            after = each
+        else:
+            after = before.switched_off() if before.open else before
+        if same(before, after):
+            continue
+        if not after.is_whole:
             problem, remedy = "is on, but WeChat names no source", "Set it to a source first"
             raise SourceRefused(problem, field="source", remedy=remedy, subject=kind)
-        if after is not None and not same(before, after):
-            changes.append(Change(kind, before, after, guards_of(before, after)))
+        changes.append(Change(kind, before, after, guards_of(before, after)))
     return Plan(appid, current, tuple(changes))
-
-
-def _after(before: FetchSetting, wanted: FetchSetting | OffIfFrom) -> FetchSetting | None:
-    """What is to be set; None where it is left alone."""
-    if isinstance(wanted, OffIfFrom):
-        return before.switched_off() if same(before, wanted.setting) else None
-    if wanted.source is not None:
-        return wanted
-    return before.switched_off() if before.open else None
 
 
 def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
@@ -192,25 +180,20 @@ def plan_saved(appid: str, current: FetchSettings, saved: Sequence[Change]) -> P
 
 def explain(plan: Plan, confirmed: Mapping[Kind, FetchSetting]) -> Plan:
     """The same plan with each change's cause, from what was confirmed last for each kind."""
-    changes = [replace(c, cause=_cause(c, confirmed.get(c.kind))) for c in plan.changes]
+    changes = []
+    for change in plan.changes:
+        last = confirmed.get(change.kind, change.before)
+        cause: Cause = "change"
+        if not same(change.before, last):
+            cause = "drift" if same(change.after, last) else "both"
+        changes.append(replace(change, cause=cause))
     return replace(plan, changes=tuple(changes))
-
-
-def _cause(change: Change, confirmed: FetchSetting | None) -> Cause:
-    if confirmed is None or same(change.before, confirmed):
-        return "change"
-    return "drift" if same(change.after, confirmed) else "both"
 
 
 def same(left: FetchSetting, right: FetchSetting) -> bool:
     """Whether WeChat would behave alike: fields of an inactive source do not count."""
-    return _meaning(left) == _meaning(right)
-
-
-def _meaning(setting: FetchSetting) -> tuple[object, ...]:
-    if setting.source == "cloud_function":
-        return bool(setting.open), setting.source, setting.env, setting.function_name
-    return bool(setting.open), setting.source, setting.url
+    ours, theirs = (replace(s.of_its_source(), open=bool(s.open)) for s in (left, right))
+    return ours == theirs
 
 
 def guards_of(before: FetchSetting, after: FetchSetting) -> tuple[Guard, ...]:
