@@ -185,7 +185,10 @@ class Database:
             if self._layout(db) < _LAYOUT:
                 with _transaction(db):
                     if self._layout(db) < _LAYOUT:  # else another process was first
-                        self._create(db)
+                        for sql in _SCHEMA:
+                            db.execute(sql)
+                        first_layout.merge(db, first_layout.journals(self.path.parent))
+                        db.execute(f"PRAGMA user_version = {_LAYOUT}")
         except BaseException:
             db.close()
             raise
@@ -201,12 +204,6 @@ class Database:
                 "same state directory",
             )
         return layout
-
-    def _create(self, db: sqlite3.Connection) -> None:
-        for sql in _SCHEMA:
-            db.execute(sql)
-        first_layout.merge(db, first_layout.journals(self.path.parent))
-        db.execute(f"PRAGMA user_version = {_LAYOUT}")
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

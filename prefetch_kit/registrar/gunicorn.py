@@ -48,10 +48,14 @@ def when_ready_or_stop(server: Any) -> None:
 
 def _start_child(server: Any, stop: list[str], **identity: Any) -> None:
     address = server.LISTENERS[0].getsockname()
-    listener = address if isinstance(address, str) else f"{_reachable(address[0])}|{address[1]}"
+    if not isinstance(address, str):  # the path of a socket
+        host, port = address[:2]
+        # An address for all interfaces is read here, not bound.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        address = f"{host}|{port}"
     # In another session, so that Ctrl-C at gunicorn does not cut a call to WeChat in half.
     subprocess.Popen(  # noqa: S603 (our own module and the app gunicorn was given)
-        [sys.executable, "-m", __name__, server.app.app_uri, listener, *stop],
+        [sys.executable, "-m", __name__, server.app.app_uri, address, *stop],
         cwd=server.cfg.chdir,
         env=os.environ | {"PYTHONPATH": _python_path(server.cfg)},
         stdin=subprocess.DEVNULL,
@@ -72,10 +76,6 @@ def _identity(cfg: Any) -> dict[str, Any]:
     if os.geteuid() != 0 or (cfg.uid, cfg.gid) == (0, 0):
         return {}
     return {"user": cfg.uid, "group": cfg.gid, "extra_groups": []}
-
-
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (read, not bound)
 
 
 def _wait_until_serving(listener: str) -> None:

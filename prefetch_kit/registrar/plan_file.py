@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
@@ -42,7 +42,12 @@ def read_changes(plain: Any) -> tuple[Change, ...]:
         loaded = _ChangeSchema(many=True).load(plain)
     except ValidationError as error:
         raise ValueError(str(error)) from None
-    return tuple(checked_changes([_change(each) for each in loaded]))
+    changes = []
+    for each in loaded:
+        before, after = (FetchSetting.from_dict(each[name]) for name in ("before", "after"))
+        # What the file says of the guards is for people: who can write it could lift them.
+        changes.append(Change(each["kind"], before, after, note=each["note"]))
+    return tuple(checked_changes(changes))
 
 
 def check_directory(path: Path) -> None:
@@ -85,7 +90,7 @@ def read_plans(
     """
     try:
         with path.open(encoding="utf-8") as file:
-            at_end((yield from _read(file, path, wechat)))
+            yield from _read(file, path, wechat, at_end)
     except OSError as error:
         raise PlanUnusable(str(path), f"it cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:
@@ -116,9 +121,15 @@ def _end(digest: "hashlib._Hash", apps: int, unread: object) -> dict[str, object
     return numbers | {"fingerprint": digest.hexdigest()}
 
 
-def _read(file: IO[str], path: Path, wechat: str) -> Generator[AppPlan, None, int]:
+def _read(
+    file: IO[str], path: Path, wechat: str, at_end: Callable[[int], object]
+) -> Iterator[AppPlan]:
     first = file.readline(_LONGEST_LINE)
-    _check_header(_object(first), path, wechat)
+    header = _object(first)
+    if header.get("type") != _TYPE or header.get("version") != _VERSION:
+        raise PlanUnusable(str(path), "it is no plan of this version of prefetch_kit")
+    if header.get("place") != wechat:
+        raise PlanUnusable(str(path), f"it is for {header.get('place')!r}, and this is {wechat!r}")
     digest, apps = hashlib.sha256(first.encode()), 0
     while line := file.readline(_LONGEST_LINE):
         record = _object(line)
@@ -126,18 +137,12 @@ def _read(file: IO[str], path: Path, wechat: str) -> Generator[AppPlan, None, in
             unread = record.get("unread")
             if record != _end(digest, apps, unread) or type(unread) is not int or file.read(1):
                 raise PlanUnusable(str(path), "its fingerprint is not that of its content")
-            return unread
+            at_end(unread)
+            return
         digest.update(line.encode())
         apps += 1
         yield _saved(record, path)
     raise PlanUnusable(str(path), "its end is missing")
-
-
-def _check_header(header: dict[str, Any], path: Path, wechat: str) -> None:
-    if header.get("type") != _TYPE or header.get("version") != _VERSION:
-        raise PlanUnusable(str(path), "it is no plan of this version of prefetch_kit")
-    if header.get("place") != wechat:
-        raise PlanUnusable(str(path), f"it is for {header.get('place')!r}, and this is {wechat!r}")
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -153,20 +158,13 @@ def _saved(record: dict[str, Any], path: Path) -> AppPlan:
     if not isinstance(appid, str) or not APPID_SHAPE.match(appid):
         raise PlanUnusable(str(path), "it is damaged")
     try:
-        changes = read_changes(record.get("changes"))
+        return appid, read_changes(record.get("changes"))
     except ValueError:
         raise PlanUnusable(str(path), f"what it says of {appid} is damaged") from None
     except UrlRefused:
         raise
     except SourceRefused as error:
         raise PlanUnusable(str(path), f"for {appid} it {error.problem}") from None
-    return appid, changes
-
-
-def _change(loaded: dict[str, Any]) -> Change:
-    before, after = (FetchSetting.from_dict(loaded[name]) for name in ("before", "after"))
-    # What the file says of the guards is for people: who can write it could lift them.
-    return Change(loaded["kind"], before, after, note=loaded["note"])
 
 
 class _ChangeSchema(Schema):

@@ -1,6 +1,7 @@
 """What is wanted of a pull, with gaps: the appid and whatever else differs from app to app."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
@@ -13,11 +14,6 @@ from prefetch_kit.registrar.plan import OffIfFrom
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # Nothing that could end a host name or a path: what fills a gap stays in it.
 _FILLING: Final = re.compile(r"[A-Za-z0-9._~-]+\Z")
-
-
-class _Any(dict[str, str]):
-    def __missing__(self, name: str) -> str:
-        return "x"
 
 
 class Template:
@@ -39,7 +35,7 @@ class Template:
         self._names = frozenset(name for _, name, _, _ in parts if name is not None)
         self._is_whole = [part[:2] for part in parts] == [("", next(iter(self._names), None))]
         if not self._is_whole:
-            FetchSetting.parse(text.format_map(_Any()))
+            FetchSetting.parse(text.format_map(defaultdict(lambda: "x")))
 
     @property
     def columns(self) -> frozenset[str]:
@@ -89,8 +85,7 @@ class PullTemplate:
             raise ValueError(f"there are two sources at once (columns {columns})")
         if not filled:
             return None
-        is_elsewhere_fine = self.is_off and filled[0].source is not None
-        return OffIfFrom(filled[0]) if is_elsewhere_fine else filled[0]
+        return OffIfFrom(filled[0]) if self.is_off and filled[0].source else filled[0]
 
 
 # By kind; a kind that is missing is left alone.
