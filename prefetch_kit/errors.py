@@ -1,39 +1,5 @@
 """Every error the kit raises on purpose.
 
-    PrefetchKitError
-    ├── ConfigError              a setting is missing or wrong
-    ├── UserIdError              no token can be made for this user id
-    ├── ForeignAppid             the appid is not one of ours
-    ├── PullRefused              a pull gets an empty answer and a reason
-    │   └── QueryKeyMissing      the handler asked for a query key that did not come
-    ├── WeixinError              a call to WeChat did not succeed
-    │   ├── Refused              WeChat said no: errcode, kind, remedy
-    │   │   ├── TokenRejected    the access token is wrong, invalid or expired
-    │   │   ├── QuotaReached     a daily or per-minute quota is used up
-    │   │   ├── SystemBusy       WeChat asks to try again
-    │   │   └── DomainRefused    the URL's host is not a business domain
-    │   └── OutcomeUnknown       no answer, or one that cannot be read
-    │       ├── NotFetched       a URL of our own could not be pulled
-    │       └── NotAsked         WeChat is not asked about a login code for now
-    ├── TokenSourceError         no access token could be had
-    │   └── NotAuthorized        the merchant has to authorize the platform, again or at all
-    └── RegistrarError           a registration was not carried out
-        ├── SourceRefused        WeChat could not be told to fetch from there
-        │   └── UrlRefused           WeChat would not take, or not reach, this URL
-        ├── Ambiguous            several routes or apps are possible
-        ├── GuardRefused         the change needs its own flag
-        ├── PlanStale            WeChat changed since the plan was made
-        ├── DomainMissing        WeChat would not pull from this host
-        ├── ConfirmFileMissing   the host does not serve WeChat's confirm file
-        ├── ProbeFailed          our own URL does not answer as it should
-        ├── NotConfirmed         read back, WeChat holds something else
-        ├── NothingToRollBack    the journal knows no earlier state
-        ├── NoSuchRun            the journal knows no such run
-        ├── PlanUnusable         a saved plan cannot be read, or is for something else
-        ├── ListRefused          lines of a list of mini programs cannot be used
-        ├── JournalFailed        the journal cannot be read or written
-        └── LockHeld             another registrar is at work
-
 Callers decide from the class and its attributes; the sentence is for people.
 """
 

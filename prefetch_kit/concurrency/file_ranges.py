@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
@@ -46,7 +47,8 @@ class RangeLocks:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._guard = ForkLock(self._close_inherited)
-        self._queues: dict[str, _Queue] = {}
+        # What holds a name in this process; a lock that no thread uses is gone from here.
+        self._queues: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._file: int | None = None
         self._users = 0
 
@@ -61,7 +63,8 @@ class RangeLocks:
 
     def is_held(self, name: str) -> bool:
         """Whether anybody holds the lock of a name now. Raises OSError."""
-        if name in self._queues:
+        queue = self._queues.get(name)
+        if queue is not None and queue.locked():
             return True
         if _HAS_RANGES:
             with self._open_file() as file:
@@ -76,25 +79,18 @@ class RangeLocks:
         # With a copy open, a lock would outlive a parent that is killed.
         if self._file is not None:
             os.close(self._file)
-        self._file, self._users, self._queues = None, 0, {}
+        self._file, self._users, self._queues = None, 0, WeakValueDictionary()
 
     @contextmanager
     def _queued(self, name: str, wait_s: float) -> Iterator[None]:
         with self._guard:
-            queue = self._queues.setdefault(name, _Queue())
-            queue.users += 1
+            queue = self._queues.setdefault(name, threading.Lock())
+        if not queue.acquire(timeout=wait_s):
+            raise RangeHeldError(name, wait_s)
         try:
-            if not queue.lock.acquire(timeout=wait_s):
-                raise RangeHeldError(name, wait_s)
-            try:
-                yield
-            finally:
-                queue.lock.release()
+            yield
         finally:
-            with self._guard:
-                queue.users -= 1
-                if not queue.users:
-                    self._queues.pop(name, None)
+            queue.release()
 
     @contextmanager
     def _locked_range(self, name: str, ends_at: float, wait_s: float) -> Iterator[None]:
@@ -143,14 +139,6 @@ class RangeLocks:
             yield
         finally:
             lock.release()
-
-
-class _Queue:
-    """The threads of this process that want one name."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
 
 
 def _hash(name: str) -> int:

@@ -75,7 +75,7 @@ class RedisClient:
         """
         if budget.left_s <= 0:
             raise RedisUnavailable("the time for it is spent")
-        here = self._connections.get(os.getpid()) or self._new_connections()
+        here = self._connections_here()
         started = time.monotonic()  # not before: importing redis may take long
         failure = ""
         try:
@@ -90,21 +90,21 @@ class RedisClient:
 
     def call_in_this_thread(self, commands: Commands) -> list[Any]:
         """`call` without a budget, for a thread that may wait: each silence is still bounded."""
-        here = self._connections.get(os.getpid()) or self._new_connections()
-        return here.send(commands)
+        return self._connections_here().send(commands)
 
     def connect(self, budget: Budget) -> None:
         """Connect ahead of the first call, which then needs less of its budget."""
         self.call(lambda _: None, budget)
 
-    def _new_connections(self) -> "_Connections":
-        """The connections of this process; neither sockets nor threads survive a fork."""
-        with self._lock:
-            here = self._connections.get(os.getpid())
-            if here is None:
-                here = _Connections(self._url, self._silence_s, self._on_refusal)
-                self._connections[os.getpid()] = here
-        return here
+    def _connections_here(self) -> "_Connections":
+        """Those of this process; neither sockets nor threads survive a fork."""
+        pid = os.getpid()
+        if pid not in self._connections:
+            with self._lock:
+                if pid not in self._connections:  # else another thread was first
+                    made = _Connections(self._url, self._silence_s, self._on_refusal)
+                    self._connections[pid] = made
+        return self._connections[pid]
 
 
 class _Connections:

@@ -140,7 +140,8 @@ class Database:
         jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), _MOST_AT_ONCE))]
         answers = [answer for _, answer in jobs if answer is not None]
         try:
-            with self._failing(), self._connected() as db, _transaction(db):
+            with self._failing(), self._connected() as db, db:
+                db.execute("BEGIN IMMEDIATE")
                 results = [work(db) for work, _ in jobs]
         except BaseException as error:
             failure = error if isinstance(error, JournalFailed) else self._failure(error)
@@ -183,7 +184,8 @@ class Database:
             db.execute("PRAGMA journal_mode = TRUNCATE")
             db.execute("PRAGMA synchronous = FULL")
             if self._layout(db) < _LAYOUT:
-                with _transaction(db):
+                with db:
+                    db.execute("BEGIN IMMEDIATE")
                     if self._layout(db) < _LAYOUT:  # else another process was first
                         for sql in _SCHEMA:
                             db.execute(sql)
@@ -214,15 +216,3 @@ class Database:
 
     def _failure(self, error: BaseException) -> JournalFailed:
         return JournalFailed(str(self.path), str(error))
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise

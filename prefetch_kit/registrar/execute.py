@@ -23,7 +23,6 @@ _REASONS: Final[Mapping[Action, Mapping[Guard, str]]] = {
     },
     "rollback": {"takeover": "would replace what somebody else set since"},
 }
-_FLAGS: Final[dict[Guard, str]] = {"disable": "--allow-disable", "takeover": "--allow-takeover"}
 
 
 def check_guards(plan: Plan, allow: Collection[Guard], action: Action) -> None:
@@ -32,7 +31,7 @@ def check_guards(plan: Plan, allow: Collection[Guard], action: Action) -> None:
         held = [guard for guard in change.guards if guard not in allow]
         if held:
             reason = " and ".join(_REASONS[action][guard] for guard in held)
-            flag = " ".join(_FLAGS[guard] for guard in held)
+            flag = " ".join(f"--allow-{guard}" for guard in held)
             raise GuardRefused(f"{plan.appid} {change.kind}", reason, flag=flag)
 
 
