@@ -1,9 +1,9 @@
 """Journals of the first layout: one for each mini program, one for fleets, for each host of WeChat.
 
-They are merged once, when the journal that replaces them is made, in the same transaction: a
-process that is killed meanwhile leaves them to be merged anew. The old files stay as they are.
-What an older version of prefetch_kit still writes to them afterwards is not seen: during a rolling
-deploy it counts as set by somebody else, and a rollback leaves it alone unless takeover is allowed.
+They are merged once, in the transaction that makes the journal, so a process that is killed
+meanwhile leaves nothing half done. The old files stay as they are. What an older version still
+writes to them afterwards, during a rolling deploy, counts as set by somebody else: a rollback
+leaves it alone unless takeover is allowed.
 """
 
 import sqlite3

@@ -1,13 +1,13 @@
 """Register when gunicorn starts: `from prefetch_kit.registrar.gunicorn import when_ready`.
 
-The hook runs in gunicorn's arbiter before any worker answers, so it only starts a child. The
-child waits until the app answers and then runs `apply --yes`; whatever becomes of it, gunicorn
-goes on serving, unless `when_ready_or_stop` is imported instead. What it says goes where
-gunicorn's own output goes. `apply` runs as the user and group that the workers run as, and the
-state directory has to be theirs. Of all that share this directory, one sets the URLs.
+The hook runs in gunicorn's arbiter before any worker answers, so it only starts a child, which
+waits until the app answers and then runs `apply --yes`. Whatever becomes of that, gunicorn goes on
+serving, unless `when_ready_or_stop` is imported instead. Its output goes where gunicorn's own goes.
+`apply` runs as the workers' user and group, who must own the state directory. Of all that share
+this directory, one sets the URLs.
 
-It is for an app with one mini program and one blueprint. Where there are several, run `apply`
-with `--appid` and `--endpoint` in the deploy pipeline instead.
+For an app with several mini programs or blueprints, run `apply` with `--appid` and `--endpoint` in
+the deploy pipeline instead.
 """
 
 import contextlib
@@ -26,9 +26,8 @@ _BOOT_WAIT_S: Final = 60
 def when_ready(server: Any) -> None:
     """A gunicorn `when_ready` server hook that registers the served app with WeChat.
 
-    https://docs.gunicorn.org/en/stable/settings.html#when-ready. Where the app is to be pulled
-    from and PREFETCH_BASE_URL is not set, in `app.config` or the environment, the child says so
-    and nothing is registered.
+    https://docs.gunicorn.org/en/stable/settings.html#when-ready. Without PREFETCH_BASE_URL, where
+    it is needed, the child says so and nothing is registered.
     """
     try:
         _start_child(server, [], **_identity(server.cfg))

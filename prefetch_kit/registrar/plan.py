@@ -145,9 +145,9 @@ def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
 def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
     """Go back to what WeChat held before a run.
 
-    WeChat demands a whole source even for switching off, and cannot forget one it has. So a
-    half that had none becomes switched off, with the source it has now. What was neither
-    held before nor wanted by the run was set by somebody else since: a takeover.
+    WeChat demands a whole source even for switching off, and cannot forget one: a kind that had
+    none is switched off with the source it has now. What was neither held before nor wanted by
+    the run was set by somebody else since, and to replace that is a takeover.
     """
     changes = []
     for kind, past in pasts.items():

@@ -84,9 +84,8 @@ def read_plans(
 ) -> Iterator[AppPlan]:
     """Each app's changes. Send nothing before the end: the file may be cut short.
 
-    There `at_end` is told how many apps the plan lacks because they could not be read.
-    Raises `PlanUnusable` for a file that is damaged, cut short, or for another WeChat, and
-    `UrlRefused`.
+    `at_end` is called there with the number of apps that could not be read for the plan. Raises
+    `UrlRefused`, and `PlanUnusable` for a file that is damaged, cut short, or for another WeChat.
     """
     try:
         with path.open(encoding="utf-8") as file:

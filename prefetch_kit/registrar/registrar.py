@@ -36,16 +36,14 @@ _LOCK_WAIT_S: Final = 30.0
 class Registrar:
     """The settings of one mini program at WeChat, changed by one process at a time.
 
-    `tokens` is a `TokenSource`, or a function that gives the access token to use now and is
-    asked again where WeChat rejects one. `state_dir` holds the journal that `rollback` needs:
-    the same directory (PREFETCH_STATE_DIR) for all that change this mini program. `transport`
-    says which WeChat is meant, by default the real one. `sleep` is called with seconds where
-    WeChat asks to wait.
+    `tokens` is a `TokenSource`, or a function that returns the access token and is called again
+    where WeChat rejects one. `state_dir` (PREFETCH_STATE_DIR) has the journal and the locks, one
+    directory for all that change this mini program. `transport` leads to the real WeChat by
+    default. `sleep` is called with seconds where WeChat asks to wait.
 
     Raises `ConfigError`; methods raise `WeixinError`, `TokenSourceError` and `RegistrarError`.
-    They end within the deadlines of the calls they make: at most three reads, for each kind of
-    pull one more and two writes, and one lock wait of 30 s. However long `approve` takes, no lock
-    is held meanwhile.
+    They end within the deadlines of at most three reads, one more read and two writes for each
+    kind of pull, and one lock wait of 30 s. No lock is held during `approve`.
     Use it in a `with` block, which closes its connections.
     """
 
@@ -59,9 +57,8 @@ class Registrar:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if not APPID_SHAPE.match(appid):
-            raise ConfigError(
-                "appid", "is not an appid", remedy='Give the mini program\'s own, "wx…"'
-            )
+            remedy = 'Give the mini program\'s own, "wx…"'
+            raise ConfigError("appid", "is not an appid", remedy=remedy)
         self._appid = appid
         self._transport = transport or Transport()
         self._settings = SettingsApi(self._transport, token_source_of(tokens), sleep=sleep)
@@ -107,11 +104,10 @@ class Registrar:
         """Make WeChat fetch from where it is wanted, and read back that it does.
 
         A change that switches off what is on needs "disable" in `allow`, one that replaces a
-        source of another host or environment "takeover": else `GuardRefused` is raised, before
-        anything is sent. `approve` sees the plan before that, and stops it by raising: probe URLs
-        and ask a person there. It is not called where nothing is to be done. Raises
-        `PlanStale` where something else is to be done by then; what another registrar has done
-        by then is left out of the plan that is returned.
+        source of another host or environment "takeover": else `GuardRefused` is raised. `approve`
+        gets a plan that has changes before anything is sent, and stops it by raising: probe URLs
+        and ask a person there. Raises `PlanStale` where something else is to be done by then; what
+        another registrar has done by then is left out of the plan that is returned.
         """
         return self._apply(lambda: self.plan(wanted), allow, approve)
 
@@ -159,9 +155,8 @@ class Registrar:
     ) -> Plan:
         """Undo the newest run that changed this app, a fleet's too, and read back that it is so.
 
-        With `to` all that was done from that run on is undone: WeChat holds again what it held
-        before. `allow`, `approve` and `PlanStale` as with `apply`. Raises `NothingToRollBack`
-        where the journal knows of no run that was not rolled back, `NoSuchRun` of no such run.
+        With `to` that run and all later ones are undone. `allow`, `approve` and `PlanStale` as
+        with `apply`. Raises `NothingToRollBack` and `NoSuchRun`.
         """
         last = self._journal.last_applied(self._appid)
         since = last if to is None else to
