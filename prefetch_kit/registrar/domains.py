@@ -117,16 +117,17 @@ class HostDomains:
         """
         before = self.inspect()
         missing = {verdict.rule for verdict in before.verdicts if not verdict.kept}
-        there = {verdict.rule for verdict in before.verdicts if verdict.kept}
+        kept = {verdict.rule for verdict in before.verdicts if verdict.kept}
         if missing & {"permission", "account"}:
             before.check()
-        if directly and missing:
+        if missing and directly:
             self._ensure_direct(checks_file=checks_file)
-        # Of a host that was set directly nobody has asked yet whether the platform has it.
-        if not directly and missing and "platform" not in there:
-            self._ensure_platform(checks_file=checks_file)
-        if not directly and "mini program" in missing:
-            self._add(self.mini_program.add, lambda: self.mini_program.hosts().effective)
+        elif missing:
+            # Of a host that was set directly nobody has asked yet whether the platform has it.
+            if "platform" not in kept:
+                self._ensure_platform(checks_file=checks_file)
+            if "mini program" in missing:
+                self._add(self.mini_program.add, lambda: self.mini_program.hosts().effective)
         return self.inspect()
 
     def _ensure_platform(self, *, checks_file: bool) -> None:

@@ -21,7 +21,10 @@ Action = Literal["apply", "rollback"]
 # Planned: not sent yet. Intent: being sent, so it may have taken effect. Unsent: given up before.
 Outcome = Literal["planned", "intent", "confirmed", "refused", "unknown", "unsent"]
 
-
+_BEGIN: Final = """
+INSERT INTO runs (at, action, appid, wanted, apps, returns_from, ended)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 _PAST: Final = """
 SELECT kind, before, wanted, undone_by IS NULL FROM effects
 WHERE appid = :appid
@@ -42,6 +45,10 @@ SELECT appid FROM effects WHERE run = ? AND undone_by IS NULL GROUP BY appid ORD
 _CHANGED_SINCE: Final = "SELECT appid FROM effects WHERE run >= ? GROUP BY appid ORDER BY MIN(id)"
 _CONFIRMED: Final = """
 SELECT kind, wanted FROM changes WHERE appid = ? AND outcome = 'confirmed' ORDER BY id
+"""
+_RECORD: Final = """
+INSERT INTO changes (run, appid, kind, before, wanted, outcome, detail, at)
+VALUES (?, ?, ?, ?, ?, 'planned', '', ?)
 """
 _MARK: Final = """
 UPDATE changes SET outcome = ?, detail = ?, at = ?
@@ -107,13 +114,11 @@ class Journal(Database):
 
     def record(self, run: int, plan: Plan) -> None:
         """Record one app's plan; it is on the disk with the first intent."""
-        rows = [(run, plan.appid, c.kind, dump(c.before), dump(c.after)) for c in plan.changes]
-        sql = (
-            "INSERT INTO changes (run, appid, kind, before, wanted, outcome, detail, at)"
-            " VALUES (?, ?, ?, ?, ?, 'planned', '', ?)"
-        )
         at = now()
-        self.write_later(lambda db: db.executemany(sql, [(*row, at) for row in rows]))
+        rows = [
+            (run, plan.appid, c.kind, _dump(c.before), _dump(c.after), at) for c in plan.changes
+        ]
+        self.write_later(lambda db: db.executemany(_RECORD, rows))
 
     def mark(self, run: int, appid: str, kind: Kind, outcome: Outcome, *, detail: str = "") -> None:
         """Record how far one change of a run has come."""
@@ -199,14 +204,10 @@ class Journal(Database):
 
 
 def _insert_run(db: sqlite3.Connection, row: tuple[object, ...]) -> int:
-    sql = (
-        "INSERT INTO runs (at, action, appid, wanted, apps, returns_from, ended)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)"
-    )
-    return int(db.execute(sql, row).lastrowid or 0)
+    return int(db.execute(_BEGIN, row).lastrowid or 0)
 
 
-def dump(setting: FetchSetting) -> str:
+def _dump(setting: FetchSetting) -> str:
     return json.dumps(setting.to_dict())
 
 

@@ -63,8 +63,7 @@ class Template:
             return FetchSetting.parse(self._text.format_map(values))
         except SourceRefused as error:
             columns = ", ".join(sorted(self._names))
-            refused = error.of(f"column {columns}" if columns else "prefetch.toml")
-        raise refused
+            raise error.of(f"column {columns}" if columns else "prefetch.toml") from None
 
 
 @dataclass(frozen=True, slots=True)
