@@ -1,7 +1,5 @@
 """What became of each app of a fleet, and all of them by cause."""
 
-import random
-import time
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -29,7 +27,6 @@ _ITS_OWN: Final = frozenset({40166, 48001, 61003, 61007})
 # Too many business domains, or the account of a person; of the platform's list they say the same.
 _ITS_OWN_DOMAINS: Final = frozenset({89029, 89231})
 _HELD: Final = "another process is changing it, such as an apply for this app alone"
-_HELD_WAIT_S: Final = 10.0
 _WHY: Final = {
     "change": "to change",
     "drift": "drifted: WeChat no longer holds what was read back last",
@@ -50,11 +47,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an error means for its app; with `delay_s` it may be tried again after that."""
+    """What an error means for its app, where it is not tried again."""
 
     outcome: FleetOutcome
     cause: str
-    delay_s: float | None = None
     errcode: int | None = None
 
 
@@ -117,39 +113,26 @@ def is_of_the_account(error: PrefetchKitError) -> bool:
     return isinstance(error, NotAuthorized | DomainMissing)
 
 
-def judge(error: PrefetchKitError, *, tries: int) -> Verdict:
-    """What becomes of an app after an error, if it was tried so often before."""
+def judge(error: PrefetchKitError) -> Verdict:
+    """What becomes of an app after an error."""
     match error:
         case Refused():
-            return _judge_refused(error, tries)
+            is_put_off = error.kind in ("quota_minute", "quota_day")
+            cause = f"{error.errcode}, {error.meaning}. {error.remedy}"
+            return Verdict("deferred" if is_put_off else "failed", cause, error.errcode)
         case OutcomeUnknown():
-            return Verdict("failed", f"{error.action}: {error.cause}", _jitter(tries))
+            return Verdict("failed", f"{error.action}: {error.cause}")
         case DomainMissing():
             return Verdict("failed", ". ".join(error.problems))
         case NotConfirmed():
-            return Verdict("failed", "read back, WeChat holds something else", _jitter(tries))
+            return Verdict("failed", "read back, WeChat holds something else")
         case GuardRefused():
             return Verdict("failed", f"it {error.reason}: needs {error.flag}")
         case LockHeld():
-            return Verdict("deferred", _HELD, random.uniform(0, _HELD_WAIT_S))
+            return Verdict("deferred", _HELD)
         case PlanStale():
             return Verdict("failed", "WeChat changed since the plan was made")
         case TokenSourceError():
             return Verdict("failed", f"no access token: {error.problem}. {error.remedy}")
         case _:
             return Verdict("failed", str(error).rstrip("."))
-
-
-def _judge_refused(error: Refused, tries: int) -> Verdict:
-    cause = f"{error.errcode}, {error.meaning}. {error.remedy}"
-    if error.kind == "transient":
-        return Verdict("failed", cause, _jitter(tries), error.errcode)
-    if error.kind == "quota_minute":
-        delay_s = 60 - time.time() % 60 + random.uniform(0, 5) if tries == 0 else None
-        return Verdict("deferred", cause, delay_s, error.errcode)
-    outcome: FleetOutcome = "deferred" if error.kind == "quota_day" else "failed"
-    return Verdict(outcome, cause, errcode=error.errcode)
-
-
-def _jitter(tries: int) -> float:
-    return random.uniform(0, 2.0**tries)  # all of it random, so that a fleet spreads out

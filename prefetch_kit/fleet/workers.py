@@ -9,6 +9,7 @@ from prefetch_kit.errors import JournalFailed, PrefetchKitError
 from prefetch_kit.fleet.results import Result, Tally, done_cause, is_of_the_account, judge
 from prefetch_kit.fleet.schedule import Schedule, Task
 from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.weixin.retry import pause_s
 
 INTERRUPTED: Final = "interrupted"
 _LOOK_S: Final = 0.2
@@ -127,9 +128,10 @@ class Workers:
         except JournalFailed:
             raise
         except PrefetchKitError as error:
-            verdict = judge(error, tries=task.tries)
-            if verdict.delay_s is not None and self._schedule.again(task, delay_s=verdict.delay_s):
+            delay_s = pause_s(error, task.tries)
+            if delay_s is not None and self._schedule.again(task, delay_s=delay_s):
                 return
+            verdict = judge(error)
             result = Result(task.appid, verdict.outcome, verdict.cause, errcode=verdict.errcode)
             is_its_own = is_of_the_account(error)
         with self._lock:

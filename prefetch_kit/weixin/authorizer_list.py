@@ -3,7 +3,6 @@
 developers.weixin.qq.com: the getAuthorizerList page.
 """
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.component import ComponentCalls
+from prefetch_kit.weixin.retry import pause_s
 from prefetch_kit.weixin.token_stores.records import MemoryStore, decode_secret
 
 # The page allows 500: some 70 KB with their refresh tokens, which is more than is read.
 _PAGE: Final = 200
-_PAUSE_S: Final = 2.0
 _FOUND_S: Final = 60.0
 _MERCHANT: Final = answer_schema(
     authorizer_appid=fields.String(required=True, validate=validate.Regexp(APPID_SHAPE)),
@@ -62,11 +61,11 @@ class AuthorizerList:
         # When the list was read, and all in it: hundreds of merchants may be looked for at once.
         self._found: MemoryStore[tuple[float, dict[str, ListedMerchant]]] = MemoryStore()
 
-    def read(self, *, tries: int = 3) -> Iterator[ListedMerchant]:
-        """Every merchant there is. A page that WeChat fails to give is asked for `tries` times."""
+    def read(self, *, repeats: int = 2) -> Iterator[ListedMerchant]:
+        """Every merchant there is. A page is asked for again at most `repeats` times."""
         offset = 0
         while True:
-            total, page = self._page(offset, tries)
+            total, page = self._page(offset, repeats)
             yield from page
             offset += _PAGE
             if offset >= total or not page:
@@ -78,21 +77,23 @@ class AuthorizerList:
             kept = self._found.load()
             if kept is None or not 0 <= self._clock() - kept[0] < _FOUND_S:
                 # One try: others wait for this, and the caller may hold a lock.
-                found = {each.appid: each for each in self.read(tries=1)}
+                found = {each.appid: each for each in self.read(repeats=0)}
                 kept = self._found.save((self._clock(), found))
         return kept[1].get(appid)
 
-    def _page(self, offset: int, tries: int) -> tuple[int, list[ListedMerchant]]:
+    def _page(self, offset: int, repeats: int) -> tuple[int, list[ListedMerchant]]:
         action, wanted = "api_get_authorizer_list", {"offset": offset, "count": _PAGE}
+        tries = 0
         while True:
-            tries -= 1
             try:
                 page = _read_page(self._calls.post(action, wanted))
                 return promised(action, page, what="list of merchants")
-            except (SystemBusy, OutcomeUnknown):
-                if not tries:
+            except (SystemBusy, OutcomeUnknown) as error:
+                wait_s = pause_s(error, tries)
+                if wait_s is None or tries == repeats:
                     raise
-            self._sleep(random.uniform(0, _PAUSE_S))
+            tries += 1
+            self._sleep(wait_s)
 
 
 def _read_page(answer: dict[str, object]) -> tuple[int, list[ListedMerchant]] | None:

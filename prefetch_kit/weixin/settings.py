@@ -3,12 +3,11 @@
 developers.weixin.qq.com: the getFetchdataSetting page. Its spellings stop in this module.
 """
 
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from marshmallow import Schema, fields, validate
 
@@ -24,10 +23,13 @@ from prefetch_kit.fetch_setting import (
 )
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, read
+from prefetch_kit.weixin.retry import pause_s
 from prefetch_kit.weixin.tokens import TokenSource
 
 _PATH = "/wxa/fetchdatasetting"
-_REPEATS: Mapping[str, int] = MappingProxyType({"renew": 1, "transient": 2, "quota_minute": 1})
+_MOST_REPEATS: Final = {"transient": 2, "renew": 1, "quota_minute": 1, "unknown": 1}
+
+_T = TypeVar("_T")
 
 
 class Calls(Protocol):
@@ -48,9 +50,9 @@ class SettingsApi:
     """Reads and writes the settings of the mini program the tokens belong to.
 
     A rejected token is renewed once; a busy system is asked again at most twice, after a
-    random pause; a minute's quota is waited for once. All pauses of one call together stay
-    within `max_wait_s`. Everything else is raised at once: Refused, OutcomeUnknown and what
-    the token source raises.
+    random pause, and a read without an answer once; a minute's quota is waited for once. All
+    pauses of one call together stay within `max_wait_s`. Everything else is raised at once:
+    Refused, OutcomeUnknown and what the token source raises.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class SettingsApi:
         tokens: TokenSource,
         *,
         sleep: Callable[[float], None] = time.sleep,
-        max_wait_s: float = 65.0,
+        max_wait_s: float = 70.0,
     ) -> None:
         self._transport = transport
         self._tokens = tokens
@@ -67,82 +69,57 @@ class SettingsApi:
         self._max_wait_s = max_wait_s
 
     def get(self) -> FetchSettings:
-        """Read both halves. An unknown outcome is asked for once more."""
-        patience = _Patience(self._max_wait_s)
-        try:
-            return self._read(patience)
-        except OutcomeUnknown:
-            pass
-        return self._read(patience)
+        """Read both kinds of pull."""
+        return self._call("get", {}, _from_wire, repeats_unknown=True)
 
     def put(self, kind: Kind, setting: FetchSetting) -> None:
-        """Write one half, off or on, always with its source.
+        """Write one kind of pull, off or on, always with its source.
 
         Raises ConfigError before anything is sent if something WeChat requires is missing.
         After OutcomeUnknown read back before repeating: it may have taken effect.
         """
-        action = f"set_{kind}"
-        # No local name for the answer: it may echo a secret, and the traceback shows this frame.
-        if "errcode" not in self._call(
-            action, _to_wire(kind, setting), _Patience(self._max_wait_s)
-        ):
-            raise _unreadable(action)
-
-    def _read(self, patience: "_Patience") -> FetchSettings:
-        settings = _from_wire(self._call("get", {}, patience))
-        if settings is None:
-            raise _unreadable("get")
-        return settings
+        self._call(f"set_{kind}", _to_wire(kind, setting), _has_errcode, repeats_unknown=False)
 
     def _call(
-        self, action: str, wire: Mapping[str, object], patience: "_Patience"
-    ) -> dict[str, object]:
-        token = self._tokens.get()
+        self,
+        action: str,
+        wire: Mapping[str, object],
+        read: Callable[[dict[str, object]], _T | None],
+        *,
+        repeats_unknown: bool,
+    ) -> _T:
+        """What is read from an answer. No frame that raises has seen it: it may echo a secret."""
+        token, left_s = self._tokens.get(), self._max_wait_s
+        tries: Counter[str] = Counter()
         while True:
+            failure: Refused | OutcomeUnknown = _unreadable(action)
             try:
-                return self._transport.call(
-                    action,
-                    "POST",
-                    _PATH,
-                    query={"access_token": token},
-                    body={"action": action, **wire},
+                value = read(
+                    self._transport.call(
+                        action,
+                        "POST",
+                        _PATH,
+                        query={"access_token": token},
+                        body={"action": action, **wire},
+                    )
                 )
-            except Refused as error:
-                refused = error
-            pause_s = patience.pause_s(refused.kind)
-            if pause_s is None:
-                raise refused
-            if refused.kind == "renew":
+                if value is not None:
+                    return value
+            except (Refused, OutcomeUnknown) as error:
+                failure = error
+            if isinstance(failure, OutcomeUnknown) and not repeats_unknown:
+                raise failure
+            kind = failure.kind if isinstance(failure, Refused) else "unknown"
+            wait_s = pause_s(failure, tries[kind])
+            if wait_s is None or wait_s > left_s or tries[kind] == _MOST_REPEATS[kind]:
+                raise failure
+            if kind == "renew":
                 rejected, token = token, self._tokens.renew(token)
                 if token == rejected:
-                    raise refused
-            self._sleep(pause_s)
-
-
-class _Patience:
-    """How often a call is still repeated, and how long it still waits."""
-
-    def __init__(self, max_wait_s: float) -> None:
-        self._left_s = max_wait_s
-        self._repeats: Counter[str] = Counter()
-
-    def pause_s(self, kind: str) -> float | None:
-        """How long to wait before the next try; None where there is no next try."""
-        repeats = self._repeats[kind]
-        pause_s = _pause_s(kind, repeats)
-        if repeats == _REPEATS.get(kind, 0) or pause_s > self._left_s:
-            return None
-        self._repeats[kind] += 1
-        self._left_s -= pause_s
-        return pause_s
-
-
-def _pause_s(kind: str, repeats: int) -> float:
-    if kind == "transient":
-        return random.uniform(0, 2.0**repeats)  # no fixed part, so that a fleet spreads out
-    if kind == "quota_minute":
-        return 60 - time.time() % 60 + random.uniform(0, 1)
-    return 0.0
+                    raise failure
+            tries[kind] += 1
+            left_s -= wait_s
+            self._sleep(wait_s)
 
 
 def _unreadable(action: str) -> OutcomeUnknown:
@@ -206,6 +183,10 @@ def _from_wire(answer: Mapping[str, object]) -> FetchSettings | None:
             function_name=half.get("function_name") or None,
         )
     return FetchSettings(**halves)
+
+
+def _has_errcode(answer: Mapping[str, object]) -> bool | None:
+    return True if "errcode" in answer else None
 
 
 def _to_wire(kind: Kind, setting: FetchSetting) -> dict[str, object]:

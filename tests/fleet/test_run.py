@@ -11,10 +11,10 @@ import pytest
 
 from prefetch_kit.errors import ListRefused, NoSuchRun, NothingToRollBack
 from prefetch_kit.fetch_setting import FetchSetting
-from prefetch_kit.fleet import results
 from prefetch_kit.fleet.rate_limit import Rate, RateLimitedTransport
 from prefetch_kit.fleet.run import Limits
 from prefetch_kit.sandbox import Fault, Sandbox
+from prefetch_kit.weixin import retry
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Merchants
@@ -188,7 +188,8 @@ def test_a_minute_that_is_full_is_waited_for_once(
     merchants: "Merchants", monkeypatch: pytest.MonkeyPatch, times: int, exit_code: int
 ) -> None:
     """The next one begins at once here; if that is full too, the app is for the next run."""
-    monkeypatch.setattr(results, "time", SimpleNamespace(time=lambda: 59.9))
+    monkeypatch.setattr(retry, "time", SimpleNamespace(time=lambda: 59.9))
+    monkeypatch.setattr("random.uniform", min)
     merchants.add(1)
     merchants.wx.inject(Fault(kind="errcode", action="set_pre_fetch", errcode=45011, times=times))
     assert merchants.apply().exit_code == exit_code

@@ -234,7 +234,7 @@ def test_a_full_minute_is_waited_out_once(
     (pause_s,) = pauses
     assert calls() == 2
     assert began // 60 + 1 <= (time.time() + pause_s) // 60
-    assert 0 < pause_s <= 61
+    assert 0 < pause_s <= 65
 
 
 def test_a_full_minute_is_not_waited_out_beyond_max_wait_s(
@@ -272,6 +272,7 @@ def test_all_pauses_of_one_get_stay_within_max_wait_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A lost answer between two full minutes does not start the patience anew."""
+    monkeypatch.setattr("random.uniform", min)
     monkeypatch.setattr("time.time", lambda: 1_700_000_040.0)
     for fault in (busy(45011), Fault(kind="close"), busy(45011, times=None)):
         wx.inject(fault)
