@@ -89,11 +89,13 @@ class SettingsApi:
         repeats_unknown: bool,
     ) -> _T:
         """What is read from an answer. No frame that raises has seen it: it may echo a secret."""
-        token, left_s = self._tokens.get(), self._max_wait_s
+        token: Secret | None = None
+        left_s = self._max_wait_s
         tries: Counter[str] = Counter()
         while True:
             failure: Refused | OutcomeUnknown = _unreadable(action)
             try:
+                token = token or self._tokens.get()
                 value = read(
                     self._transport.call(
                         action,
@@ -107,13 +109,14 @@ class SettingsApi:
                     return value
             except (Refused, OutcomeUnknown) as error:
                 failure = error
-            if isinstance(failure, OutcomeUnknown) and not repeats_unknown:
-                raise failure
-            kind = failure.kind if isinstance(failure, Refused) else "unknown"
+            if isinstance(failure, Refused):
+                kind, is_final = failure.kind, token is None  # then there is no token to be had
+            else:
+                kind, is_final = "unknown", not repeats_unknown
             wait_s = pause_s(failure, tries[kind])
-            if wait_s is None or wait_s > left_s or tries[kind] == _MOST_REPEATS[kind]:
+            if is_final or wait_s is None or wait_s > left_s or tries[kind] == _MOST_REPEATS[kind]:
                 raise failure
-            if kind == "renew":
+            if kind == "renew" and token is not None:
                 rejected, token = token, self._tokens.renew(token)
                 if token == rejected:
                     raise failure
