@@ -1,19 +1,22 @@
 """The output of the fleet commands: text, or one JSON object per line."""
 
+import sys
+import time
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Final
 
 import click
 
 from prefetch_kit.cli.output import change_record, print_json, print_table
-from prefetch_kit.cli.progress import Bar, Lines, progress_of
 from prefetch_kit.fleet.results import FleetOutcome, Result, Tally
 from prefetch_kit.fleet.run import Begun
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.registrar.journal import FleetRun
 from prefetch_kit.registrar.plan_file import change_fields
 
+_LINE_EVERY_S: Final = 5.0
 _OUTCOMES: Final[tuple[FleetOutcome, ...]] = ("done", "failed", "deferred", "left")
 
 
@@ -25,7 +28,7 @@ class Printer:
         self.has_changes = False
         self._as_json = as_json
         self._begun = Begun("", 0)
-        self._progress: Lines | Bar | None = None
+        self._progress: _Lines | _Bar | None = None
         if as_json:
             program = {"program": "prefetch-kit", "version": version("prefetch-kit")}
             print_json({"type": "version", "format": 1, **program})
@@ -42,7 +45,8 @@ class Printer:
             click.echo(
                 f"The plan lacks {begun.unread} that could not be read when it was made.", err=True
             )
-        self._progress = progress_of(begun.apps)
+        is_bar = sys.stderr.isatty() and find_spec("rich") is not None
+        self._progress = _Bar(begun.apps) if is_bar else _Lines()
 
     def app(self, result: Result) -> None:
         self.counts[result.outcome] += 1
@@ -95,6 +99,39 @@ class Printer:
             click.echo(f"Stopped: {summary.stopped_because}.", err=True)
         if summary.exit_code and sends:
             click.echo(f"{summary.way_on}.", err=True)
+
+
+class _Lines:
+    """A line on standard error every five seconds."""
+
+    def __init__(self) -> None:
+        self._next_at = time.monotonic() + _LINE_EVERY_S
+
+    def step(self, says: str) -> None:
+        if time.monotonic() >= self._next_at:
+            click.echo(says, err=True)
+            self._next_at = time.monotonic() + _LINE_EVERY_S
+
+    def end(self) -> None: ...
+
+
+class _Bar:
+    """A bar of the rich library, on standard error."""
+
+    def __init__(self, total: int) -> None:
+        # Imported here, because it is slow to import and may not be installed.
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("", total=total)
+        self._progress.start()
+
+    def step(self, says: str) -> None:
+        self._progress.update(self._task, advance=1, description=says)
+
+    def end(self) -> None:
+        self._progress.stop()
 
 
 def print_status(record: FleetRun, tally: Tally, *, holder: str | None, as_json: bool) -> None:
