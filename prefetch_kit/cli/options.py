@@ -32,8 +32,7 @@ def with_guards(*guards: Guard) -> Callable[[_Command], _Command]:
     def decorate(function: _Command) -> _Command:
         @wraps(function)
         def command(*args: Any, **kwargs: Any) -> Any:
-            given = {guard: kwargs.pop(f"allow_{guard}") for guard in guards}
-            allow = frozenset(guard for guard, is_given in given.items() if is_given)
+            allow = frozenset(guard for guard in guards if kwargs.pop(f"allow_{guard}"))
             return function(*args, allow=allow, **kwargs)
 
         for guard in reversed(guards):

@@ -123,7 +123,7 @@ class Fleet:
         )
         self._tokens = TokenSources(project, self._transport)
         self._locks = Locks(project.wechat_dir / "apps.lock")
-        # All runs for this WeChat, also those for one app alone.
+        # The journal of all runs for this WeChat, also of those for one app alone.
         self.history: Final = Journal(project.wechat_dir / "journal.sqlite3")
         self._telling = threading.Lock()
 
@@ -230,7 +230,7 @@ class Fleet:
         return None if platform is None else platform.authorizers
 
     def _domains(self, changes: "_Changes") -> Callable[[str, str], HostDomains]:
-        """From an appid and a host."""
+        """What adds a host's business domain, made from an appid and the host."""
         if (platform := self._tokens.platform) is None:
             raise ConfigError(
                 f"{self._project.path}: [tokens] component_appid",
@@ -294,10 +294,7 @@ class Fleet:
                     execute(plan, run, settings, journal, undoes=undoes)
                     return plan
 
-            def note(result: Result) -> None:
-                journal.note(run, result.appid, result.outcome, result.cause)
-
-            summary = self._work(work, schedule, note=note)
+            summary = self._work(work, schedule, run=run)
             # What failed is for another run. But a rollback is done only when all is back.
             is_over = summary.is_ended if action == "apply" else summary.exit_code == 0
             if is_over:
@@ -311,19 +308,17 @@ class Fleet:
         )
 
     def _work(
-        self,
-        work: Callable[[Task], Plan],
-        schedule: Schedule,
-        *,
-        note: Callable[[Result], None] | None = None,
+        self, work: Callable[[Task], Plan], schedule: Schedule, *, run: int | None = None
     ) -> Summary:
+        """Do `work` for each task; the results are noted in the journal if it is for a `run`."""
+
         def report(result: Result) -> None:
-            if note is not None:
-                note(result)
+            if run is not None:
+                self.history.note(run, result.appid, result.outcome, result.cause)
             with self._telling:
                 self._report.app(result)
 
-        workers = Workers(schedule, work, report, sent=note is not None)
+        workers = Workers(schedule, work, report, sent=run is not None)
         try:
             return workers.run(self._pace.workers, apps=schedule.total)
         finally:

@@ -11,7 +11,6 @@ from prefetch_kit.fleet.schedule import Schedule, Task
 from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.weixin.retry import pause_s
 
-INTERRUPTED: Final = "interrupted"
 _LOOK_S: Final = 0.2
 
 
@@ -100,7 +99,7 @@ class Workers:
             except KeyboardInterrupt:
                 if self._schedule.stopping.is_set():
                     raise
-                self._schedule.stop(INTERRUPTED)
+                self._schedule.stop("interrupted")
             else:
                 return
 
