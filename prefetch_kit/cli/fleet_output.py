@@ -102,7 +102,7 @@ class Printer:
 
 
 class _Lines:
-    """A line on standard error every five seconds."""
+    """A line of progress on standard error every five seconds."""
 
     def __init__(self) -> None:
         self._next_at = time.monotonic() + _LINE_EVERY_S
@@ -116,7 +116,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar of the rich library, on standard error."""
+    """A progress bar of the rich library, on standard error."""
 
     def __init__(self, total: int) -> None:
         # Imported here, because it is slow to import and may not be installed.

@@ -1,4 +1,4 @@
-"""What became of each app of a fleet, and all of them by cause."""
+"""The result of each app of a fleet, and their number by cause."""
 
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -36,7 +36,7 @@ _WHY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One app: what was planned for it, if it came so far, and why it is not done, if it is not."""
+    """One app: its plan, if there was time for one, and why it is done or not."""
 
     appid: str
     outcome: FleetOutcome
@@ -65,7 +65,7 @@ class Group:
 
 
 class Tally:
-    """Counts by cause, of which there are few; not by app. For one thread at a time."""
+    """Counts by cause, of which there are few. For one thread at a time."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str], Group] = {}
@@ -87,12 +87,12 @@ class Tally:
         return sum(group.count for group in self._groups.values())
 
     def groups(self) -> list[Group]:
-        """The largest first, and always in the same order: who was quicker says nothing."""
+        """The largest first; the order does not depend on which app was quicker."""
         return sorted(self._groups.values(), key=lambda g: (-g.count, g.outcome, g.cause))
 
 
 def done_cause(plan: Plan, *, sent: bool) -> str:
-    """In a few words, what was done, or would be, for an app that is well."""
+    """What was done, or would be done, for an app without an error."""
     if not plan.changes:
         return "nothing to do"
     if sent:
@@ -105,7 +105,7 @@ def done_cause(plan: Plan, *, sent: bool) -> str:
 
 
 def is_of_the_account(error: PrefetchKitError) -> bool:
-    """Whether an error says something of one account, and so nothing of the others."""
+    """Whether an error has its reason in one account, and so says nothing of the others."""
     if isinstance(error, Refused):
         is_full = error.action == "setwebviewdomain" and error.errcode in _ITS_OWN_DOMAINS
         return is_full or error.errcode in _ITS_OWN

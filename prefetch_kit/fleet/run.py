@@ -63,7 +63,7 @@ class Begun:
 
 
 class Report(Protocol):
-    """Who is told how a fleet goes, from its threads; one call at a time."""
+    """Receives the progress of a fleet, from its threads; one call at a time."""
 
     def begun(self, begun: Begun) -> None: ...
 
@@ -71,7 +71,7 @@ class Report(Protocol):
 
 
 class _Silent:
-    """Tells nobody: the summary is enough."""
+    """For those to whom the summary is enough."""
 
     def begun(self, begun: Begun) -> None: ...
 
@@ -82,8 +82,8 @@ class _Silent:
 class Limits:
     """What may be sent: which guards are lifted, and how many changes there may be at most.
 
-    Where `max_changes` is left out, the project's own is meant. With `ensure_domain` hosts are
-    made business domains before a URL of theirs is set.
+    Without `max_changes` the project's own applies. With `ensure_domain` hosts are made business
+    domains before a URL of theirs is set.
     """
 
     allow: frozenset[Guard] = frozenset()

@@ -119,7 +119,7 @@ class Schedule:
             return False
 
     def finish(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool = False) -> None:
-        """Say what became of a task; neither fine nor failed is deferred.
+        """Record the result of a task; neither fine nor failed is deferred.
 
         One that failed for a reason of its own account says nothing of the others: it is no part
         of the share of failures, and a canary is replaced.

@@ -20,9 +20,9 @@ class LeftAlone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a fleet ended. `apps` of it there were; `stopped_because` None: it came to its end.
+    """How a fleet of `apps` ended; `stopped_because` is None where it was not stopped.
 
-    `way_on` says, in a sentence without its full stop, what to do where not all is done.
+    `way_on`, a sentence without its full stop, says what to do where not all is done.
     """
 
     apps: int
