@@ -25,6 +25,7 @@ from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
+from prefetch_kit.fleet.project import Pace, Project
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.plan_file import read_plans
@@ -220,6 +221,27 @@ def _wait(seconds: float) -> None:
     if seconds > 0:
         click.echo(f"WeChat asks to wait: {ceil(seconds)} s …", err=True)
         time.sleep(seconds)
+
+
+def project_of(config: Config, path: Path) -> Project:
+    """A project that gets at WeChat as an app does, and wants nothing yet."""
+    return Project(
+        path=path,
+        apps=None,
+        pulls={},
+        pace=Pace(),
+        state_dir=config.state_dir,
+        api_base_url=config.api_base_url,
+        ca_file=config.ca_file,
+        component_appid=config.component_appid,
+        component_secret=config.component_secret,
+        app_secrets=config.app_secrets,
+        token_command=config.token_command,
+        token_call=config.token_call,
+        token_store_url=config.token_store_url,
+        cache_namespace=config.cache_namespace,
+        access_token=config.access_token,
+    )
 
 
 def load_app(info: ScriptInfo) -> Flask:

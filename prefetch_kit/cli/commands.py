@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 from flask.cli import ScriptInfo, pass_script_info
 
-from prefetch_kit.cli.app import AppAtHand, Sources, load_app
+from prefetch_kit.cli.app import AppAtHand, Sources, load_app, project_of
 from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, refuse_unattended
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
@@ -34,7 +34,7 @@ from prefetch_kit.cli.output import (
 from prefetch_kit.endpoint.app_state import process_of, state_of
 from prefetch_kit.errors import ProbeFailed, TokenSourceError, WeixinError
 from prefetch_kit.fetch_setting import FetchSetting
-from prefetch_kit.fleet.imported import check_free, project_of, write_project
+from prefetch_kit.fleet.imported import check_free, write_project
 from prefetch_kit.fleet.run import Fleet
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans

@@ -6,42 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
-from prefetch_kit.fleet.project import Pace, Project
-from prefetch_kit.weixin.token_stores import settings as weixin_settings
+from prefetch_kit.fleet.project import Project
 
 _WECHAT: Final = "https://api.weixin.qq.com"
-
-
-class Settings(weixin_settings.Settings, Protocol):
-    """What an app says about WeChat."""
-
-    @property
-    def ca_file(self) -> str | None: ...
-
-
-def project_of(settings: Settings, path: Path) -> Project:
-    """A project that gets at WeChat as an app does, and wants nothing yet."""
-    return Project(
-        path=path,
-        apps=None,
-        pulls={},
-        pace=Pace(),
-        state_dir=settings.state_dir,
-        api_base_url=settings.api_base_url,
-        ca_file=settings.ca_file,
-        component_appid=settings.component_appid,
-        component_secret=settings.component_secret,
-        app_secrets=settings.app_secrets,
-        token_command=settings.token_command,
-        token_call=settings.token_call,
-        token_store_url=settings.token_store_url,
-        cache_namespace=settings.cache_namespace,
-        access_token=settings.access_token,
-    )
 
 
 def check_free(path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from flask import Flask
 
 from prefetch_kit import Prefetch
+from prefetch_kit.cli.app import project_of
 from prefetch_kit.endpoint.app_state import state_of
-from prefetch_kit.fleet.imported import project_of
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_sources import TokenSources
