@@ -51,14 +51,7 @@ def pull(
     if kind == "pre_fetch" and path is None:
         path = at_hand.page(route)
     parameters: dict[str, str | Secret] = {**pull_parameters(at_hand.appid, path)}
-    if [user, token_file, code_file].count(None) < 2:
-        raise click.UsageError("Give one of --user, --token-file and --code-file.")
-    if user is not None:
-        parameters["token"] = Secret(at_hand.issue_token(user))
-    if token_file is not None:
-        parameters["token"] = _read(token_file)
-    if code_file is not None:
-        parameters["code"] = _read(code_file)
+    parameters |= _credentials(at_hand, user, token_file, code_file)
     if query is not None:
         parameters["query"] = query
     if scene is not None:
@@ -92,6 +85,19 @@ def pull(
         click.echo(body)
     if reply.status != 200:
         sys.exit(FAILED)
+
+
+def _credentials(
+    at_hand: AppAtHand, user: str | None, token_file: IO[str] | None, code_file: IO[str] | None
+) -> dict[str, Secret]:
+    """The user of the pull, if there is one."""
+    if [user, token_file, code_file].count(None) < 2:
+        raise click.UsageError("Give one of --user, --token-file and --code-file.")
+    if user is not None:
+        return {"token": Secret(at_hand.issue_token(user))}
+    if token_file is not None:
+        return {"token": _read(token_file)}
+    return {} if code_file is None else {"code": _read(code_file)}
 
 
 def _read(file: IO[str]) -> Secret:
