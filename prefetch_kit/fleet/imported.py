@@ -4,7 +4,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +39,7 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
             for appid, settings in found:
                 cells = [seen.cell(appid, kind, settings.for_kind(kind)) for kind in KINDS]
                 writer.writerow([appid, *cells])
-        if not seen.templates:
+        if not seen.templates():
             listed.unlink()
             problem = "was not written: no pull is set that could be taken over"
             raise ConfigError(str(project.path), problem, remedy="Set one with apply first")
@@ -52,43 +51,39 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
     return listed
 
 
-@dataclass(slots=True)
 class _Seen:
-    """What all apps have alike, for each kind of pull; None where they differ."""
+    """What the apps have alike."""
 
-    templates: dict[Kind, str | None] = field(default_factory=dict)
-    without: set[Kind] = field(default_factory=set)
-    left: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        # Two templates are enough to know that apps differ; "" is a pull that is left alone.
+        self._templates: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
+        self.left: Counter[str] = Counter()
 
     def cell(self, appid: str, kind: Kind, setting: FetchSetting) -> str:
-        """What the list says of one app's pull, or nothing."""
-        text, why_left = _taken_over(setting)
-        if why_left is not None:
-            self.without.add(kind)
-            self.left[why_left] += 1
-            return ""
-        template = text.replace("{", "{{").replace("}", "}}").replace(appid, "{appid}")
-        if self.templates.setdefault(kind, template) != template:
-            self.templates[kind] = None
+        """What the list says of one app's pull: a text that can be set again, or nothing."""
+        text = ""
+        if setting.source is None:
+            self.left["never configured"] += 1
+        elif not setting.open:
+            text = FetchSetting.off().to_text()
+        else:
+            try:
+                text = setting.of_its_source().checked().to_text()
+            except SourceRefused:
+                what = "a URL" if setting.source == "server" else "a cloud function"
+                self.left[f"from {what} that cannot be registered"] += 1
+        if len(self._templates[kind]) < 2:
+            template = text.replace("{", "{{").replace("}", "}}").replace(appid, "{appid}")
+            self._templates[kind].add(template)
         return text
 
-    def template(self, kind: Kind) -> str:
-        """One for all apps, or the list's column."""
-        template = self.templates[kind]
-        return f"{{{kind}}}" if template is None or kind in self.without else template
-
-
-def _taken_over(setting: FetchSetting) -> tuple[str, str | None]:
-    """A setting as a text that can be set again, or why it is left alone."""
-    if setting.source is None:
-        return "", "never configured"
-    if not setting.open:
-        return FetchSetting.off().to_text(), None
-    try:
-        return setting.of_its_source().checked().to_text(), None
-    except SourceRefused:
-        what = "a URL" if setting.source == "server" else "a cloud function"
-        return "", f"from {what} that cannot be registered"
+    def templates(self) -> dict[Kind, str]:
+        """For each kind of pull that is set, one template for all apps or the list's column."""
+        return {
+            kind: min(found) if len(found) == 1 else f"{{{kind}}}"
+            for kind, found in self._templates.items()
+            if any(found)
+        }
 
 
 def _toml(project: Project, listed: Path, seen: _Seen) -> str:
@@ -101,8 +96,7 @@ def _toml(project: Project, listed: Path, seen: _Seen) -> str:
     if project.ca_file is not None:
         top["ca_file"] = _quoted(str(Path(project.ca_file).absolute()))
     tables = {"apps": {"list": _quoted(listed.name)}, "urls": {}}
-    for kind in [kind for kind in KINDS if kind in seen.templates]:
-        template = seen.template(kind)
+    for kind, template in seen.templates().items():
         if not template.startswith("cloud:"):
             tables["urls"][kind] = _quoted(template)
             continue
