@@ -2,15 +2,10 @@
 
 import traceback
 from logging import Logger, LoggerAdapter
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    _Adapter = LoggerAdapter[Logger]
-else:
-    _Adapter = LoggerAdapter
+from typing import Any
 
 
-class SafeLogger(_Adapter):
+class SafeLogger(LoggerAdapter[Logger]):
     """Logs to an app's logger. Where that fails, it is told on standard error, and no pull fails.
 
     An app's filters and formatters may ask for a request, and threads of ours have none.

@@ -47,10 +47,9 @@ def when_ready_or_stop(server: Any) -> None:
 
 def _start_child(server: Any, stop: list[str], **identity: Any) -> None:
     address = server.LISTENERS[0].getsockname()
-    if not isinstance(address, str):  # the path of a socket
+    if not isinstance(address, str):  # else it is the path of a Unix socket
         host, port = address[:2]
-        # An address for all interfaces is read here, not bound.
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (read, not bound)
         address = f"{host}|{port}"
     # In another session, so that Ctrl-C at gunicorn does not cut a call to WeChat in half.
     subprocess.Popen(  # noqa: S603 (our own module and the app gunicorn was given)
