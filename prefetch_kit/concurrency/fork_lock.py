@@ -19,11 +19,7 @@ class ForkLock:
         self._forks = False
         self._in_child = in_child
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_while_alive(self._before_fork),
-                after_in_parent=_while_alive(self._after_fork_in_parent),
-                after_in_child=_while_alive(self._after_fork_in_child),
-            )
+            _register(weakref.ref(self))
 
     def __enter__(self) -> Self:
         self._lock.acquire()
@@ -32,27 +28,29 @@ class ForkLock:
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
         self._lock.acquire()
         self._forks = True
 
-    def _after_fork_in_parent(self) -> None:
+    def after_fork(self, *, in_child: bool) -> None:
         if self._forks:  # not where it was made while a fork was under way
             self._forks = False
+            if in_child:
+                self._in_child()
             self._lock.release()
 
-    def _after_fork_in_child(self) -> None:
-        if self._forks:
-            self._in_child()
-        self._after_fork_in_parent()
 
+def _register(lock: "weakref.ref[ForkLock]") -> None:
+    def before() -> None:
+        if (alive := lock()) is not None:
+            alive.before_fork()
 
-def _while_alive(method: Callable[[], None]) -> Callable[[], None]:
-    """Calls a method until its object is gone: what is registered for forks stays for good."""
-    weak = weakref.WeakMethod(method)
+    def after(*, in_child: bool) -> None:
+        if (alive := lock()) is not None:
+            alive.after_fork(in_child=in_child)
 
-    def call() -> None:
-        if (alive := weak()) is not None:
-            alive()
-
-    return call
+    os.register_at_fork(
+        before=before,
+        after_in_parent=lambda: after(in_child=False),
+        after_in_child=lambda: after(in_child=True),
+    )
