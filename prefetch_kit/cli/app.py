@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -225,23 +226,9 @@ def _wait(seconds: float) -> None:
 
 def project_of(config: Config, path: Path) -> Project:
     """A project that gets at WeChat as an app does, and wants nothing yet."""
-    return Project(
-        path=path,
-        apps=None,
-        pulls={},
-        pace=Pace(),
-        state_dir=config.state_dir,
-        api_base_url=config.api_base_url,
-        ca_file=config.ca_file,
-        component_appid=config.component_appid,
-        component_secret=config.component_secret,
-        app_secrets=config.app_secrets,
-        token_command=config.token_command,
-        token_call=config.token_call,
-        token_store_url=config.token_store_url,
-        cache_namespace=config.cache_namespace,
-        access_token=config.access_token,
-    )
+    names = {each.name for each in fields(Project)} & {each.name for each in fields(Config)}
+    alike = {name: getattr(config, name) for name in names}
+    return Project(path=path, apps=None, pulls={}, pace=Pace(), **alike)
 
 
 def load_app(info: ScriptInfo) -> Flask:

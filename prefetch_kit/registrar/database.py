@@ -161,18 +161,20 @@ class Database:
             with closing(self._open()) as db:
                 yield db
             return
-        try:
-            is_ours = self.path.stat().st_ino == self._inode
-        except FileNotFoundError:
-            is_ours = False
-        if not is_ours:
-            raise JournalFailed(
-                str(self.path),
-                "it was removed or replaced while this process wrote to it",
-                remedy="Leave the state directory where it is, restore it if there is a copy, "
-                "and run the same command again",
-            )
+        self._check_place()
         yield self._db
+        self._check_place()  # it may have been moved with what was just written
+
+    def _check_place(self) -> None:
+        if self._is_gone():
+            raise self._failure(None)
+
+    def _is_gone(self) -> bool:
+        """Whether the file of the kept connection is no longer in its place."""
+        try:
+            return self._db is not None and self.path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
     def _open(self) -> sqlite3.Connection:
         make_file(self.path)
@@ -214,5 +216,12 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: BaseException) -> JournalFailed:
-        return JournalFailed(str(self.path), str(error))
+    def _failure(self, error: BaseException | None) -> JournalFailed:
+        if not self._is_gone():
+            return JournalFailed(str(self.path), str(error))
+        return JournalFailed(
+            str(self.path),
+            "it was removed or replaced while this process wrote to it",
+            remedy="Leave the state directory where it is, restore it if there is a copy, "
+            "and run the same command again",
+        )

@@ -192,6 +192,21 @@ def test_one_that_was_removed_is_not_made_anew(journal: Journal) -> None:
             begun(journal)
 
 
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_one_that_is_removed_during_a_write(journal: Journal, what: str) -> None:
+    """SQLite notices only a part of that, and what it says then leads to the wrong remedy."""
+    path = journal.path if what == "file" else journal.path.parent
+
+    def work(db: sqlite3.Connection) -> None:
+        path.rename(path.with_name("elsewhere"))
+        db.execute("UPDATE runs SET apps = apps")
+
+    with journal:
+        begun(journal)
+        with pytest.raises(JournalFailed, match="it was removed or replaced"):
+            journal.write_now(work)
+
+
 def test_many_threads_write_at_once(journal: Journal) -> None:
     """Each hears of its own, and nothing is lost, however many transactions they share."""
     told: list[int] = []
