@@ -19,7 +19,7 @@ from prefetch_kit.fleet.targets import Targets
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import authorizer_list
+from prefetch_kit.weixin import authorizers
 from prefetch_kit.weixin.domains import PlatformDomains
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.token_sources import TokenSources
@@ -164,7 +164,7 @@ def test_a_merchant_on_two_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another came to the front of the list between its pages: nobody is left out for that."""
-    monkeypatch.setattr(authorizer_list, "_PAGE", 2)
+    monkeypatch.setattr(authorizers, "_PAGE", 2)
     first, *rest = merchants.add(4)
     for appid in rest:
         authorize(appid)
