@@ -170,16 +170,10 @@ class DeadlineConnection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         return _connect_any(self._dns_host.strip("[]"), self.port or self.default_port)
 
-    def putrequest(
-        self,
-        method: str,
-        url: str,
-        skip_host: bool = False,  # noqa: FBT001, FBT002 (http.client's signature)
-        skip_accept_encoding: bool = False,  # noqa: FBT001, FBT002 (same)
-    ) -> None:
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         if query := OUTGOING.get().query:
             url += "?" + urlencode({name: _reveal(value) for name, value in query.items()})
-        super().putrequest(method, url, skip_host, skip_accept_encoding)
+        super().putrequest(method, url, *args, **kwargs)
 
 
 class DeadlineTLSConnection(DeadlineConnection, HTTPSConnection):
@@ -204,9 +198,10 @@ def _connect_any(host: str, port: int) -> socket.socket:
     addresses = _resolve(host, port)
     if OUTGOING.get().public_only:
         # All of them are judged, and these are connected to: a second lookup could differ.
-        for *_, (address, *_) in addresses:
-            if not is_public(str(address)):
-                raise NotPublicError(str(address))
+        for info in addresses:
+            address = str(info[4][0])
+            if not is_public(address):
+                raise NotPublicError(address)
     for left in range(len(addresses), 1, -1):
         try:
             return _connect_one(addresses[-left], shared_by=left)

@@ -113,7 +113,7 @@ class SecretToken(SharedToken[StoredToken]):
     """A token that WeChat gives for the secret of an account."""
 
     _action: ClassVar[str]
-    _name = "access_token"
+    _name: ClassVar[str] = "access_token"
 
     def __init__(
         self,
