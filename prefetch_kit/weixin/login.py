@@ -90,7 +90,6 @@ class PlatformCodeExchange:
 
         Raises as CodeExchange does; 61003 means that the merchant has not authorized the platform.
         """
-        problem = None
         try:
             return promised(_PLATFORM_LOGIN, _read(self._calls.login(appid, code)), what="openid")
         except TokenSourceError as error:
