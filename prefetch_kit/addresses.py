@@ -116,6 +116,16 @@ def wechat_name(api_base_url: str) -> str:
     return quote(parts.netloc, safe="")
 
 
+def first_layout_names(wechat: str) -> list[str]:
+    """The directories in which the first version kept the state of this WeChat.
+
+    To it each host was a WeChat of its own, and so was each spelling of the address.
+    """
+    if wechat != WECHAT_HOSTS[0]:
+        return [wechat]
+    return [name for host in WECHAT_HOSTS for name in (host, f"{host}%3A443")]
+
+
 def public_url_problem(url: str) -> tuple[str, str] | None:
     """Why WeChat cannot pull this URL, and the remedy; None if it can.
 

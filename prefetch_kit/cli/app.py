@@ -39,7 +39,7 @@ from prefetch_kit.weixin.transport import Transport
 Sources = Mapping[Kind, FetchSetting | Literal["app"]]
 
 
-class AppAtHand:
+class LoadedApp:
     """One app, one mini program and one of its blueprints.
 
     `appid` and `endpoint` are the values of the options; None where only one is possible.
@@ -218,10 +218,10 @@ class AppAtHand:
 
 
 def _wait(seconds: float) -> None:
-    """Sleep, and tell the person at the terminal."""
-    if seconds > 0:
-        click.echo(f"WeChat asks to wait: {ceil(seconds)} s …", err=True)
-        time.sleep(seconds)
+    """Sleep, and tell the person at the terminal where it takes long enough to wonder."""
+    if seconds >= 1:
+        click.echo(f"Trying again in {ceil(seconds)} s …", err=True)
+    time.sleep(seconds)
 
 
 def project_of(config: Config, path: Path) -> Project:

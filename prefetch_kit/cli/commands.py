@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 from flask.cli import ScriptInfo, pass_script_info
 
-from prefetch_kit.cli.app import AppAtHand, Sources, load_app, project_of
+from prefetch_kit.cli.app import LoadedApp, Sources, load_app, project_of
 from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, refuse_unattended
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
@@ -61,7 +61,7 @@ def with_app(function: _Command) -> _Command:
     def command(
         info: ScriptInfo, /, *args: Any, appid: str | None, endpoint: str | None, **kwargs: Any
     ) -> None:
-        function(AppAtHand(load_app(info), appid=appid, endpoint=endpoint), *args, **kwargs)
+        function(LoadedApp(load_app(info), appid=appid, endpoint=endpoint), *args, **kwargs)
 
     return command
 
@@ -85,9 +85,9 @@ url_argument = click.argument("url", required=False, callback=_check_url)
 @commands.command()
 @with_app
 @as_json_option
-def show(at_hand: AppAtHand, *, as_json: bool) -> None:
+def show(loaded: LoadedApp, *, as_json: bool) -> None:
     """Show what WeChat has configured now."""
-    print_settings(at_hand.appid, at_hand.registrar().read(), as_json=as_json)
+    print_settings(loaded.appid, loaded.registrar().read(), as_json=as_json)
 
 
 @commands.command()
@@ -97,7 +97,7 @@ def show(at_hand: AppAtHand, *, as_json: bool) -> None:
 @click.option("--detailed-exitcode", is_flag=True, help="0: nothing to do, 3: changes.")
 @out_option
 def plan(
-    at_hand: AppAtHand,
+    loaded: LoadedApp,
     *,
     sources: Sources,
     as_json: bool,
@@ -107,9 +107,9 @@ def plan(
     """Show what apply would change. Changes nothing."""
     if out is not None:
         check_directory(out)
-    found = at_hand.registrar().plan(at_hand.wanted(sources))
+    found = loaded.registrar().plan(loaded.wanted(sources))
     if out is not None:
-        write_plans(out, [(found.appid, found.changes)], wechat=at_hand.wechat)
+        write_plans(out, [(found.appid, found.changes)], wechat=loaded.wechat)
     print_plan(found, as_json=as_json)
     if detailed_exitcode and found.changes:
         sys.exit(CHANGES_FOUND)
@@ -127,7 +127,7 @@ def plan(
 @click.option("--ensure-domain", is_flag=True, help="Add its host to the business domains first.")
 @click.option("--directly", is_flag=True, help="… not through the platform; counts once released.")
 def apply(
-    at_hand: AppAtHand,
+    loaded: LoadedApp,
     saved: Path | None,
     *,
     sources: Sources,
@@ -146,20 +146,20 @@ def apply(
 
     def approve(found: Plan) -> None:
         if not skip_probe:
-            _probe_changed(at_hand, found)
+            _probe_changed(loaded, found)
         if not (ensure_domain or skip_preflight):
-            _check_domains(at_hand, found)
+            _check_domains(loaded, found)
         ask(found, yes=yes)
         if ensure_domain:
             for host in found.hosts:
-                domains = at_hand.domains(host)
+                domains = loaded.domains(host)
                 domains.ensure(directly=directly, checks_file=not skip_probe).check()
 
-    registrar = at_hand.registrar()
+    registrar = loaded.registrar()
     if saved is None:
-        done = registrar.apply(at_hand.wanted(sources), allow=allow, approve=approve)
+        done = registrar.apply(loaded.wanted(sources), allow=allow, approve=approve)
     else:
-        changes = at_hand.saved_changes(saved)
+        changes = loaded.saved_changes(saved)
         done = registrar.apply_changes(changes, allow=allow, approve=approve)
     print_done(done, as_json=as_json)
 
@@ -171,10 +171,10 @@ def apply(
 @with_guards("takeover")
 @to_option
 def rollback(
-    at_hand: AppAtHand, *, yes: bool, as_json: bool, allow: Collection[Guard], to: int | None
+    loaded: LoadedApp, *, yes: bool, as_json: bool, allow: Collection[Guard], to: int | None
 ) -> None:
     """Restore what WeChat had before the last apply, or before an earlier run."""
-    done = at_hand.registrar().rollback(
+    done = loaded.registrar().rollback(
         to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
     )
     print_done(done, as_json=as_json)
@@ -185,39 +185,39 @@ def rollback(
 @as_json_option
 @click.option("--authorized", is_flag=True, help="All merchants of the third-party platform.")
 @click.option("--out", type=FILE, default="prefetch.toml", show_default=True)
-def import_command(at_hand: AppAtHand, *, as_json: bool, authorized: bool, out: Path) -> None:
+def import_command(loaded: LoadedApp, *, as_json: bool, authorized: bool, out: Path) -> None:
     """Write prefetch.toml from what WeChat has now, for the fleet commands."""
     check_free(out)
-    project, printer = project_of(at_hand.config, out), Printer(as_json=as_json)
+    project, printer = project_of(loaded.config, out), Printer(as_json=as_json)
     made = Fleet(project, printer)
-    appids = None if authorized else [at_hand.appid]
+    appids = None if authorized else [loaded.appid]
     done = run_fleet(printer, lambda: made.read(appids, partial(write_project, project)))
     if done.stopped_because is not None:
         click.echo(f"Nothing was written to {out}: it would be a part of them.", err=True)
     sys.exit(done.exit_code)
 
 
-def _probe_changed(at_hand: AppAtHand, found: Plan) -> None:
+def _probe_changed(loaded: LoadedApp, found: Plan) -> None:
     """Pull from the new sources before anything is sent."""
     for change in found.changes:
         if not change.after.open:
             continue
-        probed = at_hand.probe(change.kind, change.after)
+        probed = loaded.probe(change.kind, change.after)
         print_probe(probed, err=True)
         if probed.problems:
             raise ProbeFailed(probed.url, probed.problems)
 
 
-def _check_domains(at_hand: AppAtHand, found: Plan) -> None:
+def _check_domains(loaded: LoadedApp, found: Plan) -> None:
     """Raise `DomainMissing` where WeChat would not pull from a new host, as far as is known.
 
     If that cannot be found out, a warning is printed and WeChat decides.
     """
-    if not at_hand.tokens.are_of_platform(at_hand.appid):
+    if not loaded.tokens.are_of_platform(loaded.appid):
         return
     for host in found.hosts:
         try:
-            standing = at_hand.domains(host).inspect()
+            standing = loaded.domains(host).inspect()
         except (WeixinError, TokenSourceError) as error:
             click.echo(f"The business domains could not be looked at: {error}", err=True)
             return
@@ -248,15 +248,15 @@ def print_done(done: Plan, *, as_json: bool) -> None:
 @with_app
 @url_argument
 @as_json_option
-def probe_command(at_hand: AppAtHand, url: str | None, *, as_json: bool) -> None:
+def probe_command(loaded: LoadedApp, url: str | None, *, as_json: bool) -> None:
     """Pull URL, or the app's own URLs, the way WeChat will, and judge the answers."""
     if url is None:
         results = [
-            at_hand.probe(kind, wanted.setting if isinstance(wanted, OffIfFrom) else wanted)
-            for kind, wanted in at_hand.wanted().items()
+            loaded.probe(kind, wanted.setting if isinstance(wanted, OffIfFrom) else wanted)
+            for kind, wanted in loaded.wanted().items()
         ]
     else:
-        results = [probe(at_hand.transport, url, appid=at_hand.appid, kind="pre_fetch", page=None)]
+        results = [probe(loaded.transport, url, appid=loaded.appid, kind="pre_fetch", page=None)]
     for probed in results:
         print_probe(probed, as_json=as_json)
     if any(probed.problems for probed in results):
@@ -294,9 +294,9 @@ def routes(info: ScriptInfo, *, as_json: bool) -> None:
 @commands.command()
 @with_app
 @click.argument("user_id")
-def token(at_hand: AppAtHand, user_id: str) -> None:
+def token(loaded: LoadedApp, user_id: str) -> None:
     """Mint a background token for USER_ID, as the app's login would."""
-    click.echo(at_hand.issue_token(user_id))
+    click.echo(loaded.issue_token(user_id))
 
 
 @click.group("prefetch-kit", cls=CommandGroup, commands=commands.commands)

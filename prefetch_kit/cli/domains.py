@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import commands, confirm, with_app
 from prefetch_kit.cli.errors import FAILED
 from prefetch_kit.cli.options import as_json_option, yes_option
@@ -22,9 +22,9 @@ def domains() -> None:
 @domains.command()
 @with_app
 @as_json_option
-def show(at_hand: AppAtHand, *, as_json: bool) -> None:
+def show(loaded: LoadedApp, *, as_json: bool) -> None:
     """Show whether WeChat would pull from this app's hosts. Changes nothing."""
-    standings = [at_hand.domains(host).inspect() for host in at_hand.hosts]
+    standings = [loaded.domains(host).inspect() for host in loaded.hosts]
     _print_and_exit(standings, as_json=as_json)
 
 
@@ -35,12 +35,12 @@ def show(at_hand: AppAtHand, *, as_json: bool) -> None:
 @click.option("--directly", is_flag=True, help="Not through the platform; counts once released.")
 @click.option("--skip-probe", is_flag=True, help="Let only WeChat look for the confirm file.")
 def ensure(
-    at_hand: AppAtHand, *, yes: bool, as_json: bool, directly: bool, skip_probe: bool
+    loaded: LoadedApp, *, yes: bool, as_json: bool, directly: bool, skip_probe: bool
 ) -> None:
     """Add this app's hosts wherever they are missing, and read back that they are there."""
     standings = []
-    for host in at_hand.hosts:
-        wanted = at_hand.domains(host)
+    for host in loaded.hosts:
+        wanted = loaded.domains(host)
         standing = wanted.inspect()
         if standing.broken:
             confirm("Add it?", yes=yes, shown=partial(print_standing, standing, as_json=False))

@@ -98,7 +98,7 @@ class Printer:
         if summary.stopped_because is not None:
             click.echo(f"Stopped: {summary.stopped_because}.", err=True)
         if summary.exit_code and sends:
-            click.echo(f"{summary.way_on}.", err=True)
+            click.echo(f"{summary.next_step}.", err=True)
 
 
 class _Lines:

@@ -5,7 +5,7 @@ from typing import IO
 
 import click
 
-from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import commands, url_argument, with_app
 from prefetch_kit.cli.errors import FAILED, CommandFailed
 from prefetch_kit.cli.options import as_json_option
@@ -34,7 +34,7 @@ from prefetch_kit.secret import Secret
 @click.option("--code-file", type=click.File(), help="Send this login code; - likewise.")
 @as_json_option
 def pull(
-    at_hand: AppAtHand,
+    loaded: LoadedApp,
     url: str | None,
     *,
     kind: Kind,
@@ -47,17 +47,17 @@ def pull(
     as_json: bool,
 ) -> None:
     """Pull once, by hand, and say what a phone would keep."""
-    route = at_hand.route(kind)
+    route = loaded.route(kind)
     if kind == "pre_fetch" and path is None:
-        path = at_hand.page(route)
-    parameters: dict[str, str | Secret] = {**pull_parameters(at_hand.appid, path)}
-    parameters |= _credentials(at_hand, user, token_file, code_file)
+        path = loaded.page(route)
+    parameters: dict[str, str | Secret] = {**pull_parameters(loaded.appid, path)}
+    parameters |= _credentials(loaded, user, token_file, code_file)
     if query is not None:
         parameters["query"] = query
     if scene is not None:
         parameters["scene"] = str(scene)
-    address, origin = locate(at_hand.transport, url or at_hand.url(route))
-    reply = at_hand.transport.fetch(
+    address, origin = locate(loaded.transport, url or loaded.url(route))
+    reply = loaded.transport.fetch(
         address, query=parameters, origin=origin, deadline_s=DEADLINE_S, max_bytes=MAX_BYTES
     )
     refused, incident = refusal(reply)
@@ -88,13 +88,13 @@ def pull(
 
 
 def _credentials(
-    at_hand: AppAtHand, user: str | None, token_file: IO[str] | None, code_file: IO[str] | None
+    loaded: LoadedApp, user: str | None, token_file: IO[str] | None, code_file: IO[str] | None
 ) -> dict[str, Secret]:
     """The user of the pull, if there is one."""
     if [user, token_file, code_file].count(None) < 2:
         raise click.UsageError("Give one of --user, --token-file and --code-file.")
     if user is not None:
-        return {"token": Secret(at_hand.issue_token(user))}
+        return {"token": Secret(loaded.issue_token(user))}
     if token_file is not None:
         return {"token": _read(token_file)}
     return {} if code_file is None else {"code": _read(code_file)}

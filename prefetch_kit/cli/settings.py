@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import click
 
-from prefetch_kit.cli.app import AppAtHand
+from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import ask, commands, print_done, with_app
 from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
@@ -27,9 +27,9 @@ def settings() -> None:
 @settings.command()
 @with_app
 @as_json_option
-def get(at_hand: AppAtHand, *, as_json: bool) -> None:
+def get(loaded: LoadedApp, *, as_json: bool) -> None:
     """Get what WeChat has now (action get)."""
-    registrar = at_hand.registrar()
+    registrar = loaded.registrar()
     with _refusal_printed(as_json=as_json):
         found = registrar.read()
     fields = {
@@ -65,7 +65,7 @@ def _add_set_command(kind: Kind) -> None:
     @yes_option
     @as_json_option
     def set_command(
-        at_hand: AppAtHand,
+        loaded: LoadedApp,
         *,
         is_open: bool,
         source: int,
@@ -81,8 +81,8 @@ def _add_set_command(kind: Kind) -> None:
                 f"{flags[error.field]}: it {error.problem}. {error.remedy}."
             ) from None
         if wanted.open and wanted.source == "server":
-            at_hand.demand_handler(kind, flags["url"])
-        registrar = at_hand.registrar()
+            loaded.demand_handler(kind, flags["url"])
+        registrar = loaded.registrar()
         with _refusal_printed(as_json=as_json):
             done = registrar.apply(
                 {kind: wanted}, allow=allow, approve=lambda found: ask(found, yes=yes)

@@ -4,8 +4,9 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
@@ -16,6 +17,9 @@ _WECHAT: Final = "https://api.weixin.qq.com"
 
 def check_free(path: Path) -> None:
     """Raises `ConfigError` where a project cannot be written there, before it is asked for."""
+    if path.suffix == ".csv":
+        problem = "is the name of a list, which comes beside the project"
+        raise ConfigError(str(path), problem, remedy="Name the project with --out prefetch.toml")
     for each in (path, path.with_suffix(".csv")):
         if each.exists():
             raise ConfigError(str(each), "is there already", remedy="Choose another with --out")
@@ -28,27 +32,39 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
 
     A pull that comes from a URL or a cloud function that can be registered, or is switched off,
     is taken over; any other is left alone, and counted in a comment. Raises `ConfigError` where a
-    file is there already, or cannot be written, or nothing can be taken over.
+    file is there already, or cannot be written, or nothing can be taken over; then neither stays.
     """
     listed = project.path.with_suffix(".csv")
     seen = _Seen()
-    try:
-        with listed.open("x", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["appid", *KINDS])
-            for appid, settings in found:
-                cells = [seen.cell(appid, kind, settings.for_kind(kind)) for kind in KINDS]
-                writer.writerow([appid, *cells])
-        if not seen.templates():
-            listed.unlink()
-            problem = "was not written: no pull is set that could be taken over"
-            raise ConfigError(str(project.path), problem, remedy="Set one with apply first")
-        with project.path.open("x", encoding="utf-8") as file:
-            file.write(_toml(project, listed, seen))
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        raise ConfigError(str(project.path), problem, remedy="Choose another with --out") from error
+    with ExitStack() as made:
+        try:
+            with _new_file(listed, made) as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["appid", *KINDS])
+                for appid, settings in found:
+                    cells = [seen.cell(appid, kind, settings.for_kind(kind)) for kind in KINDS]
+                    writer.writerow([appid, *cells])
+            if not seen.templates():
+                problem = "was not written: no pull is set that could be taken over"
+                raise ConfigError(str(project.path), problem, remedy="Set one with apply first")
+            with _new_file(project.path, made) as file:
+                file.write(_toml(project, listed, seen))
+            made.pop_all()
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror})"
+            remedy = "Choose another with --out"
+            raise ConfigError(str(project.path), problem, remedy=remedy) from error
+        except UnicodeEncodeError:
+            problem = "cannot be written: the name of a file or of a command is not UTF-8"
+            raise ConfigError(str(project.path), problem, remedy="Rename it") from None
     return listed
+
+
+def _new_file(path: Path, made: ExitStack) -> TextIO:
+    """A file that was not there before, and is removed again with the stack."""
+    file = path.open("x", encoding="utf-8", newline="")
+    made.callback(path.unlink, missing_ok=True)
+    return file
 
 
 class _Seen:
@@ -103,6 +119,8 @@ def _toml(project: Project, listed: Path, seen: _Seen) -> str:
         env, _, name = template.removeprefix("cloud:").partition("/")
         tables[f"cloud.{kind}"] = {"env": _quoted(env), "function_name": _quoted(name)}
     tables["tokens"] = _tokens(project)
+    if project.token_command is not None and "command" not in tables["tokens"]:
+        comments.append("# The token command is not: without {appid} it is for one mini program.")
     blocks = [[*comments, *_pairs(top)]]
     blocks += [[f"[{name}]", *_pairs(table)] for name, table in tables.items() if table]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
@@ -111,12 +129,12 @@ def _toml(project: Project, listed: Path, seen: _Seen) -> str:
 def _tokens(project: Project) -> dict[str, str]:
     """Where the secrets are; never what they are."""
     table: dict[str, str] = {}
-    if project.token_command is not None:
-        table["command"] = json.dumps(list(project.token_command))
+    if "{appid}" in " ".join(project.token_command or ()):
+        table["command"] = _quoted(project.token_command)
     if project.component_appid is not None:
         table["component_appid"] = _quoted(project.component_appid)
         table["component_secret"] = _variable("PREFETCH_COMPONENT_SECRET")
-    if project.app_secrets or (project.token_command, project.component_appid) == (None, None):
+    if project.app_secrets or not table:
         what = "JSON of appid and AppSecret"
         table["app_secrets"] = f"{_variable('PREFETCH_APP_SECRETS')} # {what}"
     if project.token_call != "stable_token":  # noqa: S105 (the name of a call)
@@ -135,5 +153,6 @@ def _variable(name: str) -> str:
     return f'{{ env = "{name}" }}'
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: object) -> str:
+    # Of what TOML forbids, this is the one character that JSON allows.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -45,15 +45,6 @@ class Result:
     errcode: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an error means for its app, where it is not tried again."""
-
-    outcome: FleetOutcome
-    cause: str
-    errcode: int | None = None
-
-
 @dataclass(slots=True)
 class Group:
     """All apps with one outcome and one cause."""
@@ -113,26 +104,29 @@ def is_of_the_account(error: PrefetchKitError) -> bool:
     return isinstance(error, NotAuthorized | DomainMissing)
 
 
-def judge(error: PrefetchKitError) -> Verdict:
-    """What becomes of an app after an error."""
+def failure(appid: str, error: PrefetchKitError) -> Result:
+    """What became of an app of which this error is the end."""
+    outcome: FleetOutcome = "failed"
+    errcode = None
     match error:
         case Refused():
-            is_put_off = error.kind in ("quota_minute", "quota_day")
-            cause = f"{error.errcode}, {error.meaning}. {error.remedy}"
-            return Verdict("deferred" if is_put_off else "failed", cause, error.errcode)
+            cause, errcode = f"{error.errcode}, {error.meaning}. {error.remedy}", error.errcode
+            if error.kind in ("quota_minute", "quota_day"):
+                outcome = "deferred"
         case OutcomeUnknown():
-            return Verdict("failed", f"{error.action}: {error.cause}")
+            cause = f"{error.action}: {error.cause}"
         case DomainMissing():
-            return Verdict("failed", ". ".join(error.problems))
+            cause = ". ".join(error.problems)
         case NotConfirmed():
-            return Verdict("failed", "read back, WeChat holds something else")
+            cause = "read back, WeChat holds something else"
         case GuardRefused():
-            return Verdict("failed", f"it {error.reason}: needs {error.flag}")
+            cause = f"it {error.reason}: needs {error.flag}"
         case LockHeld():
-            return Verdict("deferred", _HELD)
+            outcome, cause = "deferred", _HELD
         case PlanStale():
-            return Verdict("failed", "WeChat changed since the plan was made")
+            cause = "WeChat changed since the plan was made"
         case TokenSourceError():
-            return Verdict("failed", f"no access token: {error.problem}. {error.remedy}")
+            cause = f"no access token: {error.problem}. {error.remedy}"
         case _:
-            return Verdict("failed", str(error).rstrip("."))
+            cause = str(error).rstrip(".")
+    return Result(appid, outcome, cause, errcode=errcode)

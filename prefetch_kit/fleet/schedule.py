@@ -69,7 +69,7 @@ class Schedule:
         self._progress = _Progress()
         self.stopping = stopping
         self.stopped_because: str | None = None
-        self.way_on = "Run the same command again to go on: what is done is found done"
+        self.next_step = "Run the same command again to go on: what is done is found done"
 
     def next(self) -> Task | None:
         """The next task, waited for; None where there will be no more."""
@@ -162,10 +162,10 @@ class Schedule:
             self._stop(because)
             self._changed.notify_all()
 
-    def _stop(self, because: str, way_on: str | None = None) -> None:
+    def _stop(self, because: str, next_step: str | None = None) -> None:
         if self.stopped_because is None:
             self.stopped_because = because
-            self.way_on = way_on or self.way_on
+            self.next_step = next_step or self.next_step
         self.stopping.set()
 
     def _due(self, now: float) -> Task | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prefetch_kit.errors import JournalFailed, PrefetchKitError
-from prefetch_kit.fleet.results import Result, Tally, done_cause, is_of_the_account, judge
+from prefetch_kit.fleet.results import Result, Tally, done_cause, failure, is_of_the_account
 from prefetch_kit.fleet.schedule import Schedule, Task
 from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.weixin.retry import pause_s
@@ -22,13 +22,13 @@ class LeftAlone(Exception):
 class Summary:
     """How a fleet of `apps` ended; `stopped_because` is None where it was not stopped.
 
-    `way_on`, a sentence without its full stop, says what to do where not all is done.
+    `next_step`, a sentence without its full stop, says what to do where not all is done.
     """
 
     apps: int
     tally: Tally
     stopped_because: str | None
-    way_on: str
+    next_step: str
 
     @property
     def unreached(self) -> int:
@@ -88,7 +88,7 @@ class Workers:
             self._wait()
         if self._broken is not None:
             raise self._broken
-        return Summary(apps, self._tally, self._schedule.stopped_because, self._schedule.way_on)
+        return Summary(apps, self._tally, self._schedule.stopped_because, self._schedule.next_step)
 
     def _wait(self) -> None:
         # Not by Thread.join: where Ctrl-C interrupts that, Python 3.11 takes the thread for ended.
@@ -130,8 +130,7 @@ class Workers:
             delay_s = pause_s(error, task.tries)
             if delay_s is not None and self._schedule.again(task, delay_s=delay_s):
                 return
-            verdict = judge(error)
-            result = Result(task.appid, verdict.outcome, verdict.cause, errcode=verdict.errcode)
+            result = failure(task.appid, error)
             is_its_own = is_of_the_account(error)
         with self._lock:
             self._tally.add(result.appid, result.outcome, result.cause)

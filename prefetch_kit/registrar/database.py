@@ -161,15 +161,15 @@ class Database:
             with closing(self._open()) as db:
                 yield db
             return
-        self._check_place()
+        self._check_not_moved()
         yield self._db
-        self._check_place()  # it may have been moved with what was just written
+        self._check_not_moved()  # it may have been moved with what was just written
 
-    def _check_place(self) -> None:
-        if self._is_gone():
+    def _check_not_moved(self) -> None:
+        if self._was_moved():
             raise self._failure(None)
 
-    def _is_gone(self) -> bool:
+    def _was_moved(self) -> bool:
         """Whether the file of the kept connection is no longer in its place."""
         try:
             return self._db is not None and self.path.stat().st_ino != self._inode
@@ -217,7 +217,7 @@ class Database:
             raise self._failure(error) from error
 
     def _failure(self, error: BaseException | None) -> JournalFailed:
-        if not self._is_gone():
+        if not self._was_moved():
             return JournalFailed(str(self.path), str(error))
         return JournalFailed(
             str(self.path),

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from prefetch_kit.addresses import WECHAT_HOSTS
+from prefetch_kit.addresses import first_layout_names
 from prefetch_kit.errors import JournalFailed
 from prefetch_kit.registrar.state_dir import is_there
 from prefetch_kit.registrar.undo import undo
@@ -91,10 +91,7 @@ HAVING SUM(run >= ?2) > 0 AND SUM(run = ?1 AND outcome != 'confirmed') = 0 AND (
 
 def journals(directory: Path) -> list[Path]:
     """The journals of the first layout of the WeChat that this directory is for."""
-    names = [directory.name]
-    if directory.name == WECHAT_HOSTS[0]:
-        names = [name for host in WECHAT_HOSTS for name in (host, f"{host}%3A443")]
-    folders = (directory.parent / name for name in names)
+    folders = (directory.parent / name for name in first_layout_names(directory.name))
     return sorted(path for folder in folders for path in folder.glob("*/journal.sqlite3"))
 
 

@@ -108,9 +108,9 @@ def read_issued(answer: object, asked_at: float) -> Issued | None:
         return None
     access = read_token(answer, asked_at, name="authorizer_access_token")
     appid, refresh_token = answer.get("authorizer_appid"), answer.get("authorizer_refresh_token")
-    if access is None or not (appid is None or APPID_SHAPE.match(str(appid))):
+    if appid is not None and not (isinstance(appid, str) and APPID_SHAPE.match(appid)):
         return None
-    if refresh_token in (None, ""):
-        return Issued(appid, access, None)
     secret = decode_secret(refresh_token)
-    return None if secret is None else Issued(appid, access, secret)
+    if access is None or (secret is None and refresh_token not in (None, "")):
+        return None
+    return Issued(appid, access, secret)

@@ -5,7 +5,7 @@ developers.weixin.qq.com: the code2Session page.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from marshmallow import fields, validate
 
@@ -14,8 +14,10 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.component import ComponentCalls
 from prefetch_kit.weixin.third_party import third_party_of
-from prefetch_kit.weixin.token_stores.settings import Settings
 from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from prefetch_kit.weixin.token_sources import Settings
 
 _PLATFORM_LOGIN: Final = "component_jscode2session"
 _LOGIN: Final = answer_schema(
@@ -100,7 +102,7 @@ class PlatformCodeExchange:
 
 
 def platform_exchange(
-    settings: Settings, *, ca_file: str | None, deadline_s: float
+    settings: "Settings", *, ca_file: str | None, deadline_s: float
 ) -> PlatformCodeExchange | None:
     """The exchange of the platform in these settings, if there is one.
 

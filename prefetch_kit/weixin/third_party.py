@@ -1,12 +1,17 @@
 """A third-party platform (第三方平台): its ticket, its token and its merchants, put together."""
 
+from typing import TYPE_CHECKING
+
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
 from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, TOKEN_CODEC, Stores
-from prefetch_kit.weixin.token_stores.settings import Settings, stores_of
+from prefetch_kit.weixin.token_stores.settings import stores_of
 from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from prefetch_kit.weixin.token_sources import Settings
 
 
 class ThirdParty:
@@ -34,7 +39,7 @@ def record_name(component_appid: str) -> str:
 
 
 def third_party_of(
-    settings: Settings,
+    settings: "Settings",
     transport: Transport,
     *,
     stores: Stores | None = None,

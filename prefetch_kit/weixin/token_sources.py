@@ -1,15 +1,16 @@
 """Where the access tokens of a mini program come from: `TokenSources.of` is the list, in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from prefetch_kit.errors import ConfigError, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.command_token import CommandToken
 from prefetch_kit.weixin.third_party import ThirdParty, third_party_of
 from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, Stores, decode_secret
-from prefetch_kit.weixin.token_stores.settings import Settings, stores_of
+from prefetch_kit.weixin.token_stores.settings import stores_of
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken, TokenSource
 from prefetch_kit.weixin.transport import Transport
 
@@ -18,6 +19,31 @@ _APP_TOKENS: Final = {
     "stable_token": (StableToken, "access_token"),
     "token": (PlainToken, "plain_access_token"),
 }
+
+
+class Settings(Protocol):
+    """What a deployment says about WeChat, its access tokens, and where to keep records."""
+
+    @property
+    def api_base_url(self) -> str: ...
+    @property
+    def state_dir(self) -> Path: ...
+    @property
+    def token_store_url(self) -> Secret | None: ...
+    @property
+    def cache_namespace(self) -> str: ...
+    @property
+    def access_token(self) -> Secret | None: ...
+    @property
+    def token_command(self) -> tuple[str, ...] | None: ...
+    @property
+    def token_call(self) -> str: ...
+    @property
+    def app_secrets(self) -> Mapping[str, Secret]: ...
+    @property
+    def component_appid(self) -> str | None: ...
+    @property
+    def component_secret(self) -> Secret | None: ...
 
 
 class TokenSources:

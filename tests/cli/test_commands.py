@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -193,11 +194,12 @@ def test_waiting_for_weixin_is_told(
     wx: Sandbox, cli: "Cli", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A person sees why nothing happens, beside the output."""
-    monkeypatch.setattr(random, "uniform", lambda _low, high: high / 100)
-    wx.inject(Fault(kind="errcode", errcode=-1))
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high * 0.8)
+    monkeypatch.setattr("prefetch_kit.cli.app.time", SimpleNamespace(sleep=lambda _: None))
+    wx.inject(Fault(kind="errcode", errcode=-1, times=2))
     ended = cli("show")
     assert ended.status == 0
-    assert ended.stderr.splitlines()[:-1] == ["WeChat asks to wait: 1 s …"]
+    assert ended.stderr.splitlines()[:-1] == ["Trying again in 2 s …"]
 
 
 def test_token_is_accepted_by_the_app(app: Flask, cli: "Cli") -> None:

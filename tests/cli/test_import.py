@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ from flask import Flask
 from prefetch_kit import Prefetch
 from prefetch_kit.cli.app import project_of
 from prefetch_kit.endpoint.app_state import state_of
+from prefetch_kit.errors import ConfigError
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
+from prefetch_kit.fleet.imported import write_project
+from prefetch_kit.fleet.project import Project, load_project
 from prefetch_kit.sandbox import Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_sources import TokenSources
@@ -66,6 +71,52 @@ def test_one_app(cli: "Cli", wx: Sandbox, out: Path, secret: None) -> None:
     assert out.with_suffix(".csv").read_text().splitlines()[1].startswith(f"{APPID},https://")
     ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
     assert (ended.status, "nothing to do" in ended.stdout) == (0, True)
+
+
+@pytest.fixture
+def imported(app: Flask, out: Path) -> Callable[..., Project]:
+    """`imported(**changes)`: the project that is read back after one app was taken over."""
+
+    def imported(**changes: object) -> Project:
+        project = replace(project_of(state_of(app).config, out), **changes)  # type: ignore[arg-type]
+        url = FetchSetting.server("https://shop.example/x")
+        write_project(project, [(APPID, FetchSettings(url, FetchSetting.off()))])
+        return load_project(out, environment={"PREFETCH_APP_SECRETS": "{}"})
+
+    return imported
+
+
+@pytest.mark.parametrize(
+    "command", [("/srv/𠮷/tool", "{appid}"), ("to\x7fol", "{appid}"), ("to\nol", '{appid}"')]
+)
+def test_any_token_command_is_read_back(
+    imported: Callable[..., Project], command: tuple[str, ...]
+) -> None:
+    """Whatever characters it holds."""
+    assert imported(token_command=command).token_command == command
+
+
+def test_a_token_command_for_one_app_is_left_out(
+    imported: Callable[..., Project], out: Path
+) -> None:
+    """A fleet cannot ask it whose token is wanted; a comment says so."""
+    assert imported(token_command=("tool",), app_secrets={}).token_command is None
+    assert "without {appid}" in out.read_text()
+
+
+def test_nothing_stays_where_the_project_cannot_be_written(
+    imported: Callable[..., Project], out: Path
+) -> None:
+    """Not even its list: the next import would find that there already."""
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        imported(state_dir=Path("a\udc80b"))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_project_is_no_list(cli: "Cli", out: Path) -> None:
+    """Both would have the same name."""
+    ended = cli("import", "--out", str(out.with_suffix(".csv")))
+    assert (ended.status, "is the name of a list" in ended.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

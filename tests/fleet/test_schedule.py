@@ -104,7 +104,7 @@ def test_a_canary_that_failed_is_named_with_its_flag() -> None:
     assert made.next() is None
     said = "wx0 is one of the first (--canary 5), and was not done"
     assert made.stopped_because == said
-    assert "--canary 0" in made.way_on
+    assert "--canary 0" in made.next_step
 
 
 def test_a_deferred_canary_needs_nothing_but_time() -> None:
@@ -112,7 +112,7 @@ def test_a_deferred_canary_needs_nothing_but_time() -> None:
     made = schedule(Apps(3), canary=1)
     made.finish(following(made), fine=False, failed=False)
     assert "wx0 is one of the first" in str(made.stopped_because)
-    assert made.way_on.startswith("Run the same command again")
+    assert made.next_step.startswith("Run the same command again")
 
 
 def own(made: Schedule) -> None:
@@ -210,7 +210,7 @@ def test_a_small_fleet_counts_as_it_is() -> None:
     made.finish(following(made), fine=False, failed=True)
     assert made.next() is None
     assert "1 of 1 failed" in str(made.stopped_because)
-    assert "larger --stop-at" in made.way_on
+    assert "larger --stop-at" in made.next_step
 
 
 def test_targets_keep_order_and_find_doubles() -> None:

@@ -319,6 +319,12 @@ MEMBERS: list[tuple[Call, bytes, Outcome]] = [
     (merchant_token, b'{"authorizer_access_token":"t","expires_in":7200}', "ok"),
     (authorization_code, b'{"authorization_info":[]}', "unknown"),
     (authorization_code, b'{"authorization_info":{"authorizer_appid":"wx01"}}', "unknown"),
+    (
+        authorization_code,
+        b'{"authorization_info":{"authorizer_appid":12345,"authorizer_access_token":"t",'
+        b'"expires_in":7200,"authorizer_refresh_token":"r"}}',
+        "unknown",
+    ),
     (merchant_list, b'{"total_count":0,"list":[]}', "ok"),
     (merchant_list, b'{"total_count":0,"list":[{}]}', "unknown"),
     (merchant_list, b'{"total_count":9000,"list":[]}', "ok"),

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from prefetch_kit.addresses import WECHAT_HOSTS
+from prefetch_kit.addresses import first_layout_names
 from prefetch_kit.weixin.token_stores.owned_files import check_owner, unreadable, unusable
 from prefetch_kit.weixin.token_stores.records import Codec, lock_held
 
@@ -27,10 +27,9 @@ class FirstLayout:
     """The old files of one record, in the directory of this WeChat and of its other hosts."""
 
     def __init__(self, directory: Path, account: str, name: str) -> None:
-        # That version knew each host of WeChat as another WeChat.
-        hosts = WECHAT_HOSTS if directory.name in WECHAT_HOSTS else (directory.name,)
         file = Path(quote(account, safe=""), f"{name}.json")
-        self._paths = [directory.with_name(host) / file for host in hosts]
+        names = first_layout_names(directory.name)
+        self._paths = [directory.with_name(each) / file for each in names]
 
     def load(self, codec: Codec[_T]) -> _T | None:
         """The record in these files, None without one. Raises TokenSourceError."""

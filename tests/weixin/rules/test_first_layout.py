@@ -82,10 +82,13 @@ def test_all_refresh_tokens_of_a_directory_are_taken_over(state: Path, write: Wr
     assert refresh_tokens(opened(state, "wx199")) == ["new-199", "old-199"]
 
 
-def test_the_newest_of_wechats_hosts_wins(state: Path, write: Write) -> None:
+@pytest.mark.parametrize(
+    "host", ["api2.weixin.qq.com", "api.weixin.qq.com%3A443", "sh.api.weixin.qq.com%3A443"]
+)
+def test_the_newest_of_wechats_hosts_wins(state: Path, write: Write, host: str) -> None:
     """The first version knew each host as another WeChat, with its own directory."""
     write("wx01", RECORD, **authorized("older", expires_at=8.0))
-    write("wx01", RECORD, host="api2.weixin.qq.com", **authorized("newer", expires_at=9.0))
+    write("wx01", RECORD, host=host, **authorized("newer", expires_at=9.0))
     assert refresh_tokens(opened(state))[0] == "newer"
 
 
