@@ -40,7 +40,8 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.fault = ""
         self._to = ("127.0.0.1", port)
-        self._open: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] | None = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listening.getsockname()[1]}"
         self._start(self._take)
@@ -53,8 +54,16 @@ class Proxy:
             while True:
                 inside = self._listening.accept()[0]
                 inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each byte at once
-                self._open.append(inside)
+                self._keep(inside)
                 self._start(self._join, inside)
+
+    def _keep(self, connection: socket.socket) -> None:
+        """Have it closed with the others, or now where these are closed already."""
+        with self._lock:
+            if self._open is None:
+                connection.close()
+            else:
+                self._open.append(connection)
 
     def _join(self, inside: socket.socket) -> None:
         try:
@@ -62,7 +71,7 @@ class Proxy:
         except ConnectionError:
             self._reset(inside)
             return
-        self._open.append(outside)
+        self._keep(outside)
         self._start(self._ask, inside, outside)
         self._answer(outside, inside)
 
@@ -107,7 +116,9 @@ class Proxy:
         self.fault = ""
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
-        for each in (self._listening, *self._open):
+        with self._lock:
+            kept, self._open = self._open or [], None
+        for each in (self._listening, *kept):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
