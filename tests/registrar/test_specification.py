@@ -199,7 +199,9 @@ def test_all_reasons_of_a_bad_domain_are_told(
 def test_caller_that_is_no_mini_program(wx: Sandbox, transport: Transport) -> None:
     """40166 comes with its own remedy."""
     wx.add_app("official", secret="s", kind="official_account")
-    api = SettingsApi(transport, StaticToken(Secret(wx.access_token("official"))))
+    api = SettingsApi(
+        transport, StaticToken(Secret(wx.access_token("official"))), sleep=lambda _: None
+    )
     with pytest.raises(Refused, match="mini program") as caught:
         api.get()
     assert caught.value.errcode == 40166

@@ -185,12 +185,12 @@ ANSWERS: dict[str, tuple[bytes, Outcome]] = {
 
 def get(base_url: str) -> object:
     with Transport(base_url=base_url) as transport:
-        return SettingsApi(transport, StaticToken(Secret("token"))).get()
+        return SettingsApi(transport, StaticToken(Secret("token")), sleep=lambda _: None).get()
 
 
 def put(base_url: str) -> None:
     with Transport(base_url=base_url) as transport:
-        api = SettingsApi(transport, StaticToken(Secret("token")))
+        api = SettingsApi(transport, StaticToken(Secret("token")), sleep=lambda _: None)
         api.put("pre_fetch", FetchSetting(True, "server", "https://shop.example/p"))
 
 
