@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from prefetch_kit.refusals import REFUSALS
+from prefetch_kit.refusals import MALFORMED, REFUSALS, Refusal
 
 
 class PrefetchKitError(Exception):
@@ -39,14 +39,16 @@ class ForeignAppid(PrefetchKitError, ValueError):
 class PullRefused(PrefetchKitError):
     """A pull gets an empty answer: HTTP `status` and, in a header, `reason`.
 
-    The reason is one of `REFUSALS`, which has its status. `detail` goes to the log only. It may
-    name the page; it never repeats a token, a code or a malformed value.
+    The reason is one of `REFUSALS`, or the name of a parameter with `MALFORMED` as the refusal.
+    `detail` goes to the log only. It may name the page; it never repeats a token, a code or a
+    malformed value.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", *, refusal: Refusal | None = None) -> None:
+        refusal = refusal or REFUSALS[reason]
         self.reason = reason
-        self.status = REFUSALS[reason].status
-        self.detail = detail or REFUSALS[reason].meaning
+        self.status = refusal.status
+        self.detail = detail or refusal.meaning
         super().__init__(self.detail)
 
 
@@ -55,7 +57,9 @@ class QueryKeyMissing(PullRefused, KeyError):
 
     def __init__(self, key: str) -> None:
         self.key = key
-        super().__init__("query", f"the handler needs query[{key!r}], which did not come")
+        super().__init__(
+            "query", f"the handler needs query[{key!r}], which did not come", refusal=MALFORMED
+        )
 
     __str__ = PullRefused.__str__
 

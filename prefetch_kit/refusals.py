@@ -9,15 +9,9 @@ class Refusal(NamedTuple):
     meaning: str
 
 
+# The reason is the parameter's name.
+MALFORMED: Final = Refusal(400, "a parameter is missing, too long or malformed")
 REFUSALS: Final[Mapping[str, Refusal]] = {
-    "appid": Refusal(400, "the appid is missing or malformed"),
-    "timestamp": Refusal(400, "the timestamp is missing or malformed"),
-    "token": Refusal(400, "the token is too long"),
-    "code": Refusal(400, "the code is too long"),
-    "path": Refusal(400, "the path is too long"),
-    "query": Refusal(400, "the query is too long, or lacks a key that the handler needs"),
-    "scene": Refusal(400, "the scene is malformed"),
-    "version": Refusal(400, "the version is too long"),
     "doubled": Refusal(400, "a parameter came twice"),
     "token-and-code": Refusal(400, "token and code came together"),
     "encoding": Refusal(400, "a name or value is not UTF-8, or holds a control character"),

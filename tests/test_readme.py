@@ -21,6 +21,7 @@ from flask import Flask
 from prefetch_kit import NO_DATA, Prefetch, WeixinError
 from prefetch_kit.cli import commands
 from prefetch_kit.endpoint.config import TABLE, Setting
+from prefetch_kit.endpoint.request import PARAMETERS
 from prefetch_kit.fleet.project import load_project
 from prefetch_kit.refusals import REFUSALS as refusals  # noqa: N811 (the README's is REFUSALS here)
 from prefetch_kit.sandbox import Fault, Sandbox
@@ -405,4 +406,6 @@ def test_the_table_of_refusals_is_exact(refusing: Flask) -> None:
     rows = re.findall(r"^\| (\d{3}) \| (.*?) \|", README, re.MULTILINE)
     listed = [(int(status), name) for status, cell in rows for name in re.findall("`(.+?)`", cell)]
     assert sorted(listed) == sorted(given)
-    assert {(each.status, reason) for reason, each in refusals.items()} == set(given)
+    known = {(each.status, reason) for reason, each in refusals.items()}
+    known |= {(400, each.reason or each.attribute) for each in PARAMETERS}
+    assert known == set(given)

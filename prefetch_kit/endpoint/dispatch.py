@@ -5,8 +5,8 @@ import secrets
 import time
 from collections.abc import Mapping
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import Final, NamedTuple
 
 from prefetch_kit.cache.answers import AnswerCache, Freshness, Handle, RunFailed, Served
 from prefetch_kit.cache.read_sets import Reads
@@ -21,6 +21,8 @@ from prefetch_kit.endpoint.users import AskedUser, Request, Users
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.logs import SafeLogger
+
+_NO_VALUES: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 class Answer(NamedTuple):
@@ -76,15 +78,13 @@ class Dispatcher:
         started = time.perf_counter()
         asked: Asked | None = None
         handler: Handler | None = None
-        status, served, admitted = 200, Served(b""), None
+        status, served = 200, Served(b"")
         refused = incident = failure = None
         try:
             inputs = self.route.parser.parse(query_string)
             del query_string  # a traceback that goes through here shows no token and no code
             asked = inputs.asked
-            self._admit(asked.appid, route_values)
-            admitted = asked.appid
-            registration = self._find(asked.path)
+            registration = self.find(asked, route_values)
             handler = registration.handler
             served = self._serve(registration, inputs)
         except KeyboardInterrupt:
@@ -101,7 +101,7 @@ class Dispatcher:
             body=served.body,
             kind=self.route.kind,
             seconds=time.perf_counter() - started,
-            appid=admitted,
+            appid=asked.appid if asked and (handler or refused == "page") else None,
             page=handler.page if handler else None,
             refused=refused,
             incident=incident,
@@ -110,17 +110,16 @@ class Dispatcher:
             error=failure,
         )
 
-    def _admit(self, appid: str, route_values: Mapping[str, object]) -> None:
-        if route_values.get("appid", appid) != appid:
+    def find(self, asked: Asked, route_values: Mapping[str, object] = _NO_VALUES) -> Registration:
+        """The handler of a pull that is admitted. Raises `PullRefused` (403, 404)."""
+        if route_values and route_values.get("appid", asked.appid) != asked.appid:
             raise PullRefused("foreign-appid", "the appid is not the one in the URL's path")
-        if not self._admits(appid):
+        if not self._admits(asked.appid):
             raise PullRefused("foreign-appid", "the appid is not in PREFETCH_APPIDS")
-
-    def _find(self, path: str | None) -> Registration:
-        if (registration := self.route.find(path)) is not None:
+        if (registration := self.route.find(asked.path)) is not None:
             return registration
         kind = self.route.kind
-        path, hint = path if kind == "pre_fetch" else None, ""
+        path, hint = asked.path if kind == "pre_fetch" else None, ""
         if self._debug:
             name = re.sub(r"\W+", "_", f"{kind}_{path or ''}", flags=re.ASCII).strip("_")
             hint = (
@@ -137,9 +136,13 @@ class Dispatcher:
         with user.asked_until(ends_at):
             return self._run_or_fetch(registration, Request(inputs, user.prove), ends_at)
 
-    def _run_or_fetch(self, registration: Registration, request: Request, ends_at: float) -> Served:
+    def check_login(self, registration: Registration, request: Request) -> None:
+        """Raises `PullRefused` (401, 503) where the page needs a user and nothing proves one."""
         if registration.handler.login_required and request.demanded_user_id() is None:
             raise PullRefused("login")
+
+    def _run_or_fetch(self, registration: Registration, request: Request, ends_at: float) -> Served:
+        self.check_login(registration, request)
         if registration.scope is None:
             run = self._context.capture()
             handle = partial(self._handle, registration.handler, request, None)

@@ -33,29 +33,32 @@ if TYPE_CHECKING:
 class _Url:
     """One URL of the app: what answers its pulls, and the headers of an answer.
 
-    `is_plain` says that Flask alone is inside, `appids` is empty where a callable decides.
+    `is_plain` says that Flask alone is inside, `has_appids` that no callable of the app's decides
+    which appids are admitted.
     """
 
     dispatcher: Dispatcher
-    appids: frozenset[str]
+    has_appids: bool
     headers: list[tuple[str, str]]
     is_plain: bool
 
     def find_scope(self, query_string: str) -> tuple[Scope, Request] | None:
-        """The scope of a cached handler and its request, if it may be answered without the app."""
+        """The scope of a cached handler and its request, if it may be answered without the app.
+
+        Raises `PullRefused` as the dispatcher does.
+        """
         dispatcher = self.dispatcher
-        route, users = dispatcher.route, dispatcher.users
-        inputs = route.parser.parse_usual(query_string)
-        if inputs is None or inputs.asked.appid not in self.appids:
+        users = dispatcher.users
+        inputs = dispatcher.route.parser.parse_usual(query_string)
+        if inputs is None or not self.has_appids:
             return None
         if users.ask_the_app and users.have_to_ask(inputs):
             return None
-        registration = route.find(inputs.asked.path)
-        if registration is None or registration.scope is None:
+        registration = dispatcher.find(inputs.asked)
+        if registration.scope is None:
             return None
         request = Request(inputs, users.verify)
-        if registration.handler.login_required and request.user_id() is None:
-            return None
+        dispatcher.check_login(registration, request)
         return registration.scope, request
 
 
@@ -126,7 +129,7 @@ class FastPath:
     def _made(self, url: _Url, query_string: str) -> Answer:
         """What the view would answer."""
         # A callable PREFETCH_APPIDS and receivers may ask for the app; most apps have neither.
-        needs_app = not url.appids or pull_served.receivers or pull_refused.receivers
+        needs_app = not url.has_appids or pull_served.receivers or pull_refused.receivers
         with self._app.app_context() if needs_app else nullcontext():
             done = url.dispatcher.answer(query_string.encode("latin-1"), route_values={})
             announce(self._app, done)
@@ -159,7 +162,7 @@ def _urls(app: Flask, inside: WSGIApplication) -> dict[str, _Url]:
     return {
         rule.rule: _Url(
             dispatcher=process.dispatcher(name),
-            appids=frozenset(state.config.appids),
+            has_appids=bool(state.config.appids),
             headers=_headers(app, endpoint.route),
             is_plain=is_plain(app, inside),
         )

@@ -106,12 +106,14 @@ class Pull:
     @property
     def scene(self) -> int | None:
         self._note("scene")
-        return self._request.asked.scene
+        scene: int | None = self._request.asked.others.get("scene")
+        return scene
 
     @property
     def version(self) -> str | None:
         self._note("version")
-        return self._request.asked.version
+        version: str | None = self._request.asked.others.get("version")
+        return version
 
     @property
     def timestamp(self) -> datetime:

@@ -11,6 +11,7 @@ from marshmallow import EXCLUDE, Schema, fields, validate
 from prefetch_kit.cache.key import written, written_list
 from prefetch_kit.cache.read_sets import ALL_OF_QUERY, ReadSet
 from prefetch_kit.errors import PullRefused
+from prefetch_kit.refusals import MALFORMED
 from prefetch_kit.secret import Secret
 
 
@@ -82,14 +83,14 @@ class Asked:
     """What a pull asks for: everything it carries but its time and its credentials.
 
     Pulls of one endpoint that ask for the same share one. `values` are those of the page's
-    query, by name; `key_prefixes` is a memo of the cache.
+    query, by name; `others` are the other parameters, by attribute; `key_prefixes` is a memo of
+    the cache.
     """
 
     appid: str
     path: str | None = None
     page_query: str = field(default="", repr=False)
-    scene: int | None = None
-    version: str | None = None
+    others: dict[str, Any] = field(default_factory=dict, repr=False)
     unknown_parameters: int = 0
     values: dict[str, list[str]] = field(init=False, repr=False, compare=False)
     key_prefixes: dict[tuple[bytes, ReadSet], bytes] = field(init=False, repr=False, compare=False)
@@ -110,8 +111,7 @@ class Asked:
             return written(None) if values is None else written_list(values)
         if name == ALL_OF_QUERY:
             return written(self.page_query)
-        value: str | int | None = getattr(self, name) if name in _INPUTS else None
-        return written(value)
+        return written(self.path if name == "path" else self.others.get(name))
 
 
 _INPUTS: Final[ReadSet] = tuple(
@@ -272,7 +272,7 @@ def parse_any(query_string: bytes) -> Inputs:
     if messages := _SCHEMA.validate(values):
         name, problems = next(iter(messages.items()))
         reason = _BY_NAME[name].reason or _BY_NAME[name].attribute
-        raise PullRefused(reason, f"{name} {problems[0]}")
+        raise PullRefused(reason, f"{name} {problems[0]}", refusal=MALFORMED)
     given = {_BY_NAME[name].attribute: _BY_NAME[name].read(values.pop(name)) for name in [*values]}
     return _inputs(given, unknown_parameters=unknown)
 
@@ -280,7 +280,14 @@ def parse_any(query_string: bytes) -> Inputs:
 def _inputs(given: dict[str, Any], *, unknown_parameters: int = 0) -> Inputs:
     timestamp = given.pop("timestamp")
     credentials = given.pop("token", None), given.pop("code", None)
-    return Inputs(Asked(**given, unknown_parameters=unknown_parameters), timestamp, *credentials)
+    asked = Asked(
+        given.pop("appid"),
+        given.pop("path", None),
+        given.pop("page_query", ""),
+        given,
+        unknown_parameters,
+    )
+    return Inputs(asked, timestamp, *credentials)
 
 
 def read_page_query(page_query: str) -> dict[str, list[str]]:

@@ -370,10 +370,13 @@ def test_appids_may_be_a_function(make_app: App, prefetch: Prefetch, ask: Ask) -
 
 
 def test_failing_appids_function_is_refused(make_app: App, prefetch: Prefetch, ask: Ask) -> None:
-    """The app's own check may fail like a handler."""
+    """The app's own check may fail like a handler; signals name no appid that is not admitted."""
     prefetch.pre_fetch()(returning("x"))
-    reply = ask(make_app(prefetch, PREFETCH_APPIDS=lambda _: 1 / 0))
+    app, facts = make_app(prefetch, PREFETCH_APPIDS=lambda _: 1 / 0), []
+    with pull_refused.connected_to(lambda _, **given: facts.append(given), sender=app):
+        reply = ask(app)
     assert (reply.status_code, reply.data) == (500, b"")
+    assert [each["appid"] for each in facts] == [None]
 
 
 @pytest.mark.parametrize("path", ["pages/新/页", "pages/a-b/c", "9/lives", "'; --"])

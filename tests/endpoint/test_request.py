@@ -305,7 +305,12 @@ def test_any_bytes_are_read_or_refused(query: bytes) -> None:
         assert (read.status, read.__cause__, read.__context__) == (400, None, None)
     else:
         token = read.token.reveal() if read.token else ""
-        texts = [read.asked.path or "", read.asked.page_query, read.asked.version or "", token]
+        texts = [
+            read.asked.path or "",
+            read.asked.page_query,
+            *map(str, read.asked.others.values()),
+            token,
+        ]
         assert all(c >= " " and c != "\x7f" for c in "".join(texts))
         assert not (read.token and read.code)
 
