@@ -7,9 +7,10 @@ from flask import Flask
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from prefetch_kit.endpoint.blueprint import pull_refused, pull_served
+from prefetch_kit.refusals import MAX_ANSWER_BYTES
 
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-_BYTES: Final = (256, 1024, 4096, 16_384, 65_536, 131_072, 240_000, 262_144)
+_BYTES: Final = (256, 1024, 4096, 16_384, 65_536, 131_072, 240_000, MAX_ANSWER_BYTES)
 
 
 def count_pulls(app: Flask, registry: CollectorRegistry = REGISTRY) -> None:

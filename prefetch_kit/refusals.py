@@ -1,7 +1,12 @@
-"""Every reason for which a pull is refused: its HTTP status, and what it means."""
+"""What an answer to a pull may be: its size, and every reason for which there is none."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
+
+# /miniprogram/dev/framework/ability/pre-fetch.html says 256 KB and not how long a KB is: of more
+# than 256 x 1024 bytes a phone keeps nothing.
+MAX_ANSWER_BYTES: Final = 262_144
+REFUSED_HEADER: Final = "X-Prefetch-Refused"
 
 
 class Refusal(NamedTuple):

@@ -14,14 +14,14 @@ from cachetools import TTLCache
 
 from prefetch_kit.cache.entry import Entry, new_entry
 from prefetch_kit.cache.invalidation import Invalidations, Mark
-from prefetch_kit.cache.key import Request, answer_key, exact_key, written
+from prefetch_kit.cache.key import Request, answer_key, encoded, exact_key
 from prefetch_kit.cache.memory import MemoryStore
 from prefetch_kit.cache.read_sets import TIMESTAMP, USER_ID, Reads, ReadSet
 from prefetch_kit.cache.redis import RedisStore, SharedAnswer, SharedRun
 from prefetch_kit.cache.redis_breaker import refresh_budget, run_budget
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome, SingleFlight
-from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.logs import SafeLogger
 
@@ -106,10 +106,10 @@ class AnswerCache:
             entry = self._store.get(key)
             if entry is None:
                 continue
-            if entry.position != invalidations.last and invalidations.cover(entry):
+            if entry.position != invalidations.last and invalidations.has_invalidated(entry):
                 continue
             is_fresh = now - entry.made_at < entry.fresh_s  # entry.is_fresh without the call
-            if not is_fresh and entry.is_over(now):
+            if not is_fresh and entry.is_expired(now):
                 continue
             if names is not sets.last_useful:
                 sets.proved_useful(names)
@@ -144,7 +144,7 @@ class AnswerCache:
     def _likely_key(self, scope: Scope, request: Request) -> bytes:
         names = scope.read_sets.likeliest
         if names is None:
-            return scope.name + written(request.asked.appid)
+            return scope.name + encoded(request.asked.appid)
         return answer_key(request, scope.name, names)
 
     def _join_run(self, key: bytes, miss: "_Miss") -> Served | None:
@@ -161,7 +161,7 @@ class AnswerCache:
                 if served := self._look_up(miss):
                     self._flights.end(flight)
                     return served
-                run, late_at = self._run_for(name, miss), due(miss.scope.deadline_s)
+                run, late_at = self._run_for(name, miss), deadline_in(miss.scope.deadline_s)
                 attempt = self._flights.start(flight, run, late_at=late_at)
             except BaseException:
                 self._flights.end(flight)
@@ -174,7 +174,7 @@ class AnswerCache:
 
     def _wait(self, flight: Flight, ours: Attempt | None, miss: "_Miss") -> Served | None:
         if ours is None and not flight.wait(min(flight.late_at, miss.ends_at)):
-            run, late_at = self._run_for(flight.name, miss), due(miss.scope.deadline_s)
+            run, late_at = self._run_for(flight.name, miss), deadline_in(miss.scope.deadline_s)
             ours = self._flights.start_another(flight, run, late_at=late_at)
         has_ended = flight.wait(miss.ends_at)
         answered_by = flight.answered_by if has_ended else None
@@ -248,7 +248,7 @@ class AnswerCache:
         if not is_ours:
             if is_refresh:
                 return Outcome()  # another process is making it
-            found = run.wait(due(lease_s))
+            found = run.wait(deadline_in(lease_s))
         outcome = adopt(found) or self._run(scope, request, handle)
         self._share(redis, run, outcome)
         return outcome

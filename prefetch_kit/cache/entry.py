@@ -39,7 +39,7 @@ class Entry:
     def is_fresh(self, now: float) -> bool:
         return now - self.made_at < self.fresh_s
 
-    def is_over(self, now: float) -> bool:
+    def is_expired(self, now: float) -> bool:
         return now - self.made_at >= self.fresh_s + self.stale_s
 
 

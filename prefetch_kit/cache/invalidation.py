@@ -42,11 +42,11 @@ class Invalidations:
                 self._marks[mark] = max(at, self._marks.get(mark, at))
                 self._marks.move_to_end(mark)
             while len(self._marks) > MAX_MARKS:
-                # In this order, as `cover` asks without the lock: one of the two always holds.
+                # In this order, since `has_invalidated` reads without the lock: one always holds.
                 self._floor = max(self._floor, next(iter(self._marks.values())))
                 self._marks.popitem(last=False)
 
-    def cover(self, entry: "Entry") -> bool:
+    def has_invalidated(self, entry: "Entry") -> bool:
         """Whether an answer is invalidated; never one whose run began at the `last` position."""
         if entry.position < self._floor:
             return True

@@ -25,7 +25,7 @@ class Asked(Protocol):
     def key_prefixes(self) -> dict[tuple[bytes, ReadSet], bytes]:
         """A memo of this module: the part of a key that does not depend on the user."""
 
-    def written(self, name: str) -> bytes:
+    def encoded(self, name: str) -> bytes:
         """One input, but for the user, as bytes that say its type and length."""
 
 
@@ -57,9 +57,9 @@ def answer_key(request: Request, scope: bytes, names: ReadSet) -> bytes:
 
 
 def _prefix(asked: Asked, scope: bytes, names: ReadSet) -> bytes:
-    parts = [written(name) for name in names]
-    parts += [asked.written(name) for name in names if name != USER_ID]
-    prefix = _digest(scope, written(asked.appid), *parts)
+    parts = [encoded(name) for name in names]
+    parts += [asked.encoded(name) for name in names if name != USER_ID]
+    prefix = _digest(scope, encoded(asked.appid), *parts)
     if sum(map(len, names)) <= _MAX_PREFIX_CHARS:
         if len(asked.key_prefixes) >= _MAX_PREFIXES:
             asked.key_prefixes.clear()
@@ -81,7 +81,7 @@ def _user(user_id: str | None) -> bytes:
     return b"-" if user_id is None else b"s" + user_id.encode(errors="surrogatepass")
 
 
-def written(value: str | int | None) -> bytes:
+def encoded(value: str | int | None) -> bytes:
     """A value as bytes that say its type and length."""
     if value is None:
         return b"-"
@@ -89,5 +89,5 @@ def written(value: str | int | None) -> bytes:
     return b"%c%d:%b" % (b"i" if isinstance(value, int) else b"s", len(raw), raw)
 
 
-def written_list(values: list[str]) -> bytes:
-    return b"l%d:%b" % (len(values), b"".join(map(written, values)))
+def encoded_list(values: list[str]) -> bytes:
+    return b"l%d:%b" % (len(values), b"".join(map(encoded, values)))

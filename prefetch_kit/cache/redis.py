@@ -235,7 +235,7 @@ class SharedRun:
             user_id = self._request.user_id() if USER_ID in names else None
             appid = self._request.asked.appid
             entry = read_entry(key, value, left_ms, self._scope, appid=appid, user_id=user_id)
-            if entry is not None and not self._store.invalidations.cover(entry):
+            if entry is not None and not self._store.invalidations.has_invalidated(entry):
                 return SharedAnswer(names, key, entry)
         return None
 

@@ -11,7 +11,7 @@ from prefetch_kit.cli.commands import commands, confirm, with_app
 from prefetch_kit.cli.errors import FAILED
 from prefetch_kit.cli.options import as_json_option, yes_option
 from prefetch_kit.cli.output import print_standing
-from prefetch_kit.registrar.domains import Standing
+from prefetch_kit.registrar.domains import DomainStatus
 
 
 @commands.group()
@@ -49,7 +49,7 @@ def ensure(
     _print_and_exit(standings, as_json=as_json)
 
 
-def _print_and_exit(standings: Collection[Standing], *, as_json: bool) -> None:
+def _print_and_exit(standings: Collection[DomainStatus], *, as_json: bool) -> None:
     """Print how hosts stand; the exit code is 1 where one of them does not count."""
     for standing in standings:
         print_standing(standing, as_json=as_json)

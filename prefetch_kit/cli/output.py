@@ -9,7 +9,7 @@ import click
 
 from prefetch_kit.cache.read_sets import ReadSet
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
-from prefetch_kit.registrar.domains import Standing
+from prefetch_kit.registrar.domains import DomainStatus
 from prefetch_kit.registrar.plan import Change, Plan
 from prefetch_kit.registrar.plan_file import change_fields
 from prefetch_kit.registrar.probe import Probed, Verdict
@@ -88,7 +88,7 @@ def print_probe(probed: Probed, *, as_json: bool = False, err: bool = False) -> 
         _print_verdict(verdict, err=err)
 
 
-def print_standing(standing: Standing, *, as_json: bool) -> None:
+def print_standing(standing: DomainStatus, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {

@@ -11,9 +11,9 @@ from prefetch_kit.cli.errors import FAILED, CommandFailed
 from prefetch_kit.cli.options import as_json_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.refusals import MAX_ANSWER_BYTES
 from prefetch_kit.registrar.probe import (
     DEADLINE_S,
-    MAX_BYTES,
     body_dropped,
     locate,
     pull_parameters,
@@ -58,7 +58,11 @@ def pull(
         parameters["scene"] = str(scene)
     address, origin = locate(loaded.transport, url or loaded.url(route))
     reply = loaded.transport.fetch(
-        address, query=parameters, origin=origin, deadline_s=DEADLINE_S, max_bytes=MAX_BYTES
+        address,
+        query=parameters,
+        origin=origin,
+        deadline_s=DEADLINE_S,
+        max_bytes=MAX_ANSWER_BYTES,
     )
     refused, incident = refusal(reply)
     dropped = body_dropped(reply.body)

@@ -168,6 +168,6 @@ class _Call:
             self._report(error)
 
 
-def due(seconds: float) -> float:
+def deadline_in(seconds: float) -> float:
     """The time `seconds` from now on the monotonic clock."""
     return time.monotonic() + seconds

@@ -115,7 +115,7 @@ class Process:
         error.__traceback__ = from_handler(error.__traceback__)
         SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)
         with self._app.app_context():
-            tell_of(self._app, error)
+            send_got_request_exception(self._app, error)
 
 
 def _redis_store(
@@ -132,7 +132,7 @@ def _redis_store(
     )
 
 
-def join(app: Flask) -> AppState:
+def init_app(app: Flask) -> AppState:
     """The kit's state of an app, made with its first blueprint. Raises `ConfigError`."""
     if EXTENSION not in app.extensions:
         config = load_config(app.config, instance_path=app.instance_path, environment=os.environ)
@@ -167,7 +167,7 @@ def send(app: Flask, signal: NamedSignal, **facts: object) -> None:
         SafeLogger(app.logger).exception("a receiver of the signal %s failed", signal.name)
 
 
-def tell_of(app: Flask, error: BaseException) -> None:
+def send_got_request_exception(app: Flask, error: BaseException) -> None:
     """Send Flask's signal of a failure. Some error trackers look at `sys.exc_info()` then."""
     try:
         raise error  # noqa: TRY301 (to be the one that is handled)

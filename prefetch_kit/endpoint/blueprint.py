@@ -14,12 +14,12 @@ from prefetch_kit.cache.policy import CachePolicy, demand_seconds
 from prefetch_kit.endpoint.app_state import (
     Endpoint,
     exchange_code,
+    init_app,
     issue_token,
-    join,
     process_of,
     send,
+    send_got_request_exception,
     state_of,
-    tell_of,
     tokens_of,
 )
 from prefetch_kit.endpoint.config import Config
@@ -35,10 +35,9 @@ from prefetch_kit.endpoint.login_codes import Login
 from prefetch_kit.endpoint.request import MAX_CODE_CHARS
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
 from prefetch_kit.errors import ConfigError
-from prefetch_kit.fetch_setting import Kind
+from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.refusals import REFUSED_HEADER
 from prefetch_kit.secret import Secret
-
-REFUSED_HEADER: Final = "X-Prefetch-Refused"
 
 _signals = Namespace()
 # Both carry kind, appid, page, seconds, unknown_parameters and cache ("hit", "stale", "miss" or
@@ -46,7 +45,6 @@ _signals = Namespace()
 pull_served = _signals.signal("pull-served")
 pull_refused = _signals.signal("pull-refused")
 
-_KINDS: Final[tuple[Kind, ...]] = ("pre_fetch", "period_fetch")
 _METHODS = ("GET", "HEAD")
 
 _HEADERS: Final = (
@@ -72,7 +70,7 @@ class Prefetch(Blueprint):
 
     def __init__(self, name: str, import_name: str, **kwargs: Any) -> None:
         super().__init__(name, import_name, **kwargs)
-        self._pages: Final[dict[Kind, Pages]] = {kind: Pages() for kind in _KINDS}
+        self._pages: Final[dict[Kind, Pages]] = {kind: Pages() for kind in KINDS}
         self._verifier: TokenVerifier | None = None
         self._code_user: CodeUser | None = None
         self.record(self._join)
@@ -189,9 +187,9 @@ class Prefetch(Blueprint):
 
     def _join(self, setup: BlueprintSetupState) -> None:
         app: Flask = setup.app  # type: ignore[assignment]
-        state = join(app)
+        state = init_app(app)
         self._refuse_hopeless(app, state.config)
-        for kind in _KINDS:
+        for kind in KINDS:
             endpoint = f"{setup.name_prefix}.{setup.name}.{kind}".lstrip(".")
             route = Route(endpoint, kind, self._pages[kind], deadline_s=state.config.deadline_s)
             view = _view(route)
@@ -236,11 +234,11 @@ def _view(route: Route) -> Callable[..., Response]:
             done = dispatcher.answer(request.query_string, route_values=route_values)
         else:
             done = Answer(405, b"", route.kind, seconds=0.0, refused="method")
-        announce(app, done)
+        send_signals(app, done)
         if done.error is not None:
             if propagates(app):
                 _raise_on(done.error)
-            tell_of(app, done.error)
+            send_got_request_exception(app, done.error)
         return respond(app, done)
 
     return view
@@ -285,7 +283,7 @@ def _take_once(taken: object, function: Callable[..., object], name: str) -> Non
         raise ValueError(f"{name} is set already: {taken!r}")
 
 
-def announce(app: Flask, done: Answer) -> None:
+def send_signals(app: Flask, done: Answer) -> None:
     """Tell the receivers of the two signals how a pull was answered."""
     signal = pull_served if done.refused is None else pull_refused
     if not signal.has_receivers_for(app):

@@ -13,12 +13,10 @@ from typing import Any, Final, Never, TypeVar, overload
 from prefetch_kit.endpoint import values
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import FetchSetting
+from prefetch_kit.refusals import MAX_ANSWER_BYTES
 from prefetch_kit.secret import Secret
 
 PREFIX: Final = "PREFETCH_"
-# /miniprogram/dev/framework/ability/pre-fetch.html says 256 KB and not how long a KB is: refuse
-# above 256 x 1024, and warn before 256 x 1000.
-PLATFORM_MAX_BYTES: Final = 262_144
 _DEFAULT_STATE_DIR: Final = Path("prefetch_kit")  # in the instance folder
 _NOTHING: Final[Mapping[str, Never]] = MappingProxyType({})
 
@@ -140,13 +138,13 @@ class Config:
         meaning="seconds for which a minted token is valid (8 days), and five minutes more",
     )
     max_bytes: int = setting(
-        values.read_whole_number(1, PLATFORM_MAX_BYTES),
-        default=PLATFORM_MAX_BYTES,
+        values.read_whole_number(1, MAX_ANSWER_BYTES),
+        default=MAX_ANSWER_BYTES,
         meaning="no answer is larger",
     )
     warn_bytes: int = setting(
-        values.read_whole_number(1, PLATFORM_MAX_BYTES),
-        default=240_000,
+        values.read_whole_number(1, MAX_ANSWER_BYTES),
+        default=240_000,  # less than 256 x 1000, should a KB be so long
         meaning="larger answers are logged",
     )
     deadline_s: float = setting(

@@ -10,14 +10,14 @@ from typing import Final, NamedTuple
 
 from prefetch_kit.cache.answers import AnswerCache, Freshness, Handle, RunFailed, Served
 from prefetch_kit.cache.read_sets import Reads
-from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Handler, Registration, Route
 from prefetch_kit.endpoint.payload import TooLarge, encode
 from prefetch_kit.endpoint.pull import Pull
 from prefetch_kit.endpoint.request import Asked, Inputs
 from prefetch_kit.endpoint.run_context import RunContext
-from prefetch_kit.endpoint.users import AskedUser, Request, Users
+from prefetch_kit.endpoint.users import LazyUser, Request, Users
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.logs import SafeLogger
@@ -129,10 +129,10 @@ class Dispatcher:
         raise PullRefused("page", f"no handler for page {path!r}{hint}")
 
     def _serve(self, registration: Registration, inputs: Inputs) -> Served:
-        ends_at = due(registration.deadline_s)
+        ends_at = deadline_in(registration.deadline_s)
         if not self.users.have_to_ask(inputs):
             return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
-        user = AskedUser(inputs, self.users, self._user_executor)
+        user = LazyUser(inputs, self.users, self._user_executor)
         with user.asked_until(ends_at):
             return self._run_or_fetch(registration, Request(inputs, user.prove), ends_at)
 

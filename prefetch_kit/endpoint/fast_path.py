@@ -15,11 +15,11 @@ from prefetch_kit.cache.scope import Scope
 from prefetch_kit.endpoint.app_hooks import is_left_alone, is_plain, leads_to
 from prefetch_kit.endpoint.app_state import EXTENSION, process_of, state_of
 from prefetch_kit.endpoint.blueprint import (
-    announce,
     propagates,
     pull_refused,
     pull_served,
     respond,
+    send_signals,
 )
 from prefetch_kit.endpoint.dispatch import Answer, Dispatcher
 from prefetch_kit.endpoint.handlers import Route
@@ -84,18 +84,18 @@ class FastPath:
         ):
             return self._inside(environ, start_response)
         query_string = environ.get("QUERY_STRING", "")
-        body = self._kept(url, query_string)
+        body = self._cached_body(url, query_string)
         if body is None:
             if not self._may_answer(url):
                 return self._inside(environ, start_response)
-            done = self._made(url, query_string)
+            done = self._dispatched(url, query_string)
             if done.refused is not None:
                 return respond(self._app, done)(environ, start_response)
             body = done.body
         start_response("200 OK", [*url.headers, ("Content-Length", str(len(body)))])
         return [body]
 
-    def _kept(self, url: _Url, query_string: str) -> bytes | None:
+    def _cached_body(self, url: _Url, query_string: str) -> bytes | None:
         """The body of a kept and fresh answer; None for every other pull, good or bad."""
         started = time.perf_counter() if pull_served.receivers else 0.0
         try:
@@ -118,7 +118,7 @@ class FastPath:
                 cache="hit",
             )
             with self._app.app_context():
-                announce(self._app, done)
+                send_signals(self._app, done)
         return kept.entry.body
 
     def _may_answer(self, url: _Url) -> bool:
@@ -126,13 +126,13 @@ class FastPath:
         app, endpoint = self._app, url.dispatcher.route.endpoint
         return url.is_plain and not propagates(app) and is_left_alone(app, endpoint)
 
-    def _made(self, url: _Url, query_string: str) -> Answer:
+    def _dispatched(self, url: _Url, query_string: str) -> Answer:
         """What the view would answer."""
         # A callable PREFETCH_APPIDS and receivers may ask for the app; most apps have neither.
         needs_app = not url.has_appids or pull_served.receivers or pull_refused.receivers
         with self._app.app_context() if needs_app else nullcontext():
             done = url.dispatcher.answer(query_string.encode("latin-1"), route_values={})
-            announce(self._app, done)
+            send_signals(self._app, done)
         return done
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from marshmallow import Schema
 
-from prefetch_kit.cache.key import written
+from prefetch_kit.cache.key import encoded
 from prefetch_kit.cache.policy import CachePolicy
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.endpoint.pull import Pull
@@ -114,7 +114,7 @@ class Route:
         if handler.cache is None:
             return Registration(handler, deadline_s, scope=None)
         scope = Scope(
-            name=written(self.endpoint) + written(handler.page),
+            name=encoded(self.endpoint) + encoded(handler.page),
             instance=self.blueprint,
             page=handler.page,
             policy=handler.cache,

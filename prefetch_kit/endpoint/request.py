@@ -8,7 +8,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from marshmallow import EXCLUDE, Schema, fields, validate
 
-from prefetch_kit.cache.key import written, written_list
+from prefetch_kit.cache.key import encoded, encoded_list
 from prefetch_kit.cache.read_sets import ALL_OF_QUERY, ReadSet
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.refusals import MALFORMED
@@ -104,14 +104,14 @@ class Asked:
         """The inputs that a handler can read here, in the order of a read set."""
         return _INPUTS
 
-    def written(self, name: str) -> bytes:
+    def encoded(self, name: str) -> bytes:
         """One input as bytes that say its type and length."""
         if name.startswith("query="):
             values = self.values.get(name[6:])
-            return written(None) if values is None else written_list(values)
+            return encoded(None) if values is None else encoded_list(values)
         if name == ALL_OF_QUERY:
-            return written(self.page_query)
-        return written(self.path if name == "path" else self.others.get(name))
+            return encoded(self.page_query)
+        return encoded(self.path if name == "path" else self.others.get(name))
 
 
 _INPUTS: Final[ReadSet] = tuple(

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from logging import INFO, WARNING
 from typing import Final
 
-from prefetch_kit.cache.key import written
+from prefetch_kit.cache.key import encoded
 from prefetch_kit.concurrency.executor import Busy, Executor, Late
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
@@ -59,7 +59,7 @@ class Request:
     def digest_of_credentials(self) -> bytes:
         digest = blake2b(digest_size=16)
         for credential in (self.inputs.token, self.inputs.code):
-            digest.update(written(None if credential is None else credential.reveal()))
+            digest.update(encoded(None if credential is None else credential.reveal()))
         return digest.digest()
 
 
@@ -151,7 +151,7 @@ class Users:
         raise PullRefused("weixin", cause)
 
 
-class AskedUser:
+class LazyUser:
     """Asks the app, or WeChat, who the user of one pull is: once, however often it is read.
 
     Whatever the app does to find out, the thread of the request waits no longer than the page

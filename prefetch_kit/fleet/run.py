@@ -31,12 +31,12 @@ from prefetch_kit.fleet.targets import (
     read_settings,
     settings_text,
 )
-from prefetch_kit.fleet.workers import LeftAlone, Summary, Workers
+from prefetch_kit.fleet.workers import NotSent, Summary, Workers
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.execute import check_guards, execute
 from prefetch_kit.registrar.journal import Action, Journal
 from prefetch_kit.registrar.locks import FLEET, Locks
-from prefetch_kit.registrar.plan import Guard, Plan, explain, plan_return
+from prefetch_kit.registrar.plan import Guard, Plan, explain, plan_rollback
 from prefetch_kit.registrar.plan_file import check_directory, read_plans, write_plans
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.settings import SettingsApi
@@ -220,7 +220,7 @@ class Fleet:
                 targets.add(appid)
 
             def planned(appid: str, _: str, current: FetchSettings) -> Plan:
-                return plan_return(appid, current, history.past(appid, since=since))
+                return plan_rollback(appid, current, history.past(appid, since=since))
 
             return self._change("rollback", targets, limits, planned, undoes=since)
 
@@ -244,7 +244,7 @@ class Fleet:
             with lock:
                 # What may be sent below --max-changes is still sent.
                 if self._stopping.is_set() and not changes.are_used_up:
-                    raise LeftAlone(_STOPPING)
+                    raise NotSent(_STOPPING)
                 yield
 
         return partial(
@@ -285,9 +285,9 @@ class Fleet:
                     if plan.changes:
                         check_guards(plan, limits.allow, action)
                         if not schedule.may_send(task):
-                            raise LeftAlone(_STOPPING)
+                            raise NotSent(_STOPPING)
                         if not changes.take(len(plan.changes)):
-                            raise LeftAlone("another change would be one more than --max-changes")
+                            raise NotSent("another change would be one more than --max-changes")
                         if domains is not None and self._tokens.are_of_platform(task.appid):
                             for host in plan.hosts:
                                 domains(task.appid, host).ensure(directly=False).check()

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from prefetch_kit.weixin.retry import TRIES_OF_AN_APP
+
 # With this many apps waiting for a retry no new one begins: the memory stays bounded.
 _MOST_WAITING: Final = 1000
 # Below this many apps a share says little; a smaller fleet counts as what it is.
@@ -14,7 +16,6 @@ _FEWEST_FOR_SHARE: Final = 20
 # Retries of all apps: this many, and one more for each five apps begun.
 _SPARE_RETRIES: Final = 100
 _APPS_A_RETRY: Final = 5
-_MOST_TRIES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Schedule:
         with self._changed:
             progress = self._progress
             budget = _SPARE_RETRIES + progress.begun // _APPS_A_RETRY
-            if self.stopping.is_set() or task.tries + 1 >= _MOST_TRIES:
+            if self.stopping.is_set() or task.tries + 1 >= TRIES_OF_AN_APP:
                 return False
             if progress.retried >= budget:
                 return False
@@ -118,7 +119,7 @@ class Schedule:
                 self._changed.wait()
             return False
 
-    def finish(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool = False) -> None:
+    def finish(self, task: Task, *, fine: bool, failed: bool, is_of_account: bool = False) -> None:
         """Record the result of a task; neither fine nor failed is deferred.
 
         One that failed for a reason of its own account says nothing of the others: it is no part
@@ -127,8 +128,8 @@ class Schedule:
         with self._changed:
             progress = self._progress
             progress.in_flight -= 1
-            self._finish_canary(task, fine=fine, failed=failed, is_its_own=is_its_own)
-            if not is_its_own:
+            self._finish_canary(task, fine=fine, failed=failed, is_of_account=is_of_account)
+            if not is_of_account:
                 progress.judged += 1
                 progress.failed += failed
                 judged = max(progress.judged, min(self.total, _FEWEST_FOR_SHARE))
@@ -140,7 +141,7 @@ class Schedule:
                     )
             self._changed.notify_all()
 
-    def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_its_own: bool) -> None:
+    def _finish_canary(self, task: Task, *, fine: bool, failed: bool, is_of_account: bool) -> None:
         progress = self._progress
         is_sent = task.appid in progress.proving
         progress.proving.discard(task.appid)
@@ -149,8 +150,8 @@ class Schedule:
             progress.proven += is_sent
         elif task.is_canary or is_sent:
             progress.canaries_begun -= task.is_canary
-            progress.canaries_replaced += is_its_own
-            if not is_its_own or progress.canaries_replaced > self._canary:
+            progress.canaries_replaced += is_of_account
+            if not is_of_account or progress.canaries_replaced > self._canary:
                 self._stop(
                     f"{task.appid} is one of the first (--canary {self._canary}), and was not done",
                     "Mend it or take it off the list, or go on with --canary 0" if failed else None,

@@ -14,7 +14,7 @@ from prefetch_kit.weixin.retry import pause_s
 _LOOK_S: Final = 0.2
 
 
-class LeftAlone(Exception):
+class NotSent(Exception):
     """The fleet is stopping, and nothing was sent for this app."""
 
 
@@ -117,11 +117,11 @@ class Workers:
                     self._over.set()
 
     def _do(self, task: Task) -> None:
-        is_its_own = False
+        is_of_account = False
         try:
             plan = self._work(task)
             result = Result(task.appid, "done", done_cause(plan, sent=self._sent), plan)
-        except LeftAlone as stopped:
+        except NotSent as stopped:
             self._schedule.stop(str(stopped))
             result = Result(task.appid, "left", "the fleet stopped before anything was sent")
         except JournalFailed:
@@ -131,7 +131,7 @@ class Workers:
             if delay_s is not None and self._schedule.again(task, delay_s=delay_s):
                 return
             result = failure(task.appid, error)
-            is_its_own = is_of_the_account(error)
+            is_of_account = is_of_the_account(error)
         with self._lock:
             self._tally.add(result.appid, result.outcome, result.cause)
         self._report(result)
@@ -139,5 +139,5 @@ class Workers:
             task,
             fine=result.outcome == "done",
             failed=result.outcome == "failed",
-            is_its_own=is_its_own,
+            is_of_account=is_of_account,
         )

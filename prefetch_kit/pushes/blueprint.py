@@ -9,7 +9,7 @@ from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from prefetch_kit.endpoint.app_state import join
+from prefetch_kit.endpoint.app_state import init_app
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import refuse_async
 from prefetch_kit.errors import ConfigError
@@ -55,7 +55,7 @@ class PlatformPushes(Blueprint):
 
     def _join(self, setup: BlueprintSetupState) -> None:
         app: Flask = setup.app  # type: ignore[assignment]
-        state = join(app)
+        state = init_app(app)
         config = state.config
         state.push_endpoint = f"{setup.name_prefix}.{setup.name}.events".lstrip(".")
         keys = _keys(config)

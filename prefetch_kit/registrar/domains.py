@@ -37,7 +37,7 @@ _COMPANY: Final = passed("account", "the account may have business domains")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class DomainStatus:
     """Whether a host is a business domain, rule by rule; `verdicts` are in the order to mend."""
 
     appid: str
@@ -91,7 +91,7 @@ class HostDomains:
             turn=turn,
         )
 
-    def inspect(self) -> Standing:
+    def inspect(self) -> DomainStatus:
         """Permission, account, and both lists. Changes nothing."""
         try:
             # Also because no other of these calls is known to refuse a person's account.
@@ -108,7 +108,7 @@ class HostDomains:
         mini_program = self._judge_mini_program(hosts)
         return self._standing(_PERMITTED, _COMPANY, *platform, mini_program)
 
-    def ensure(self, *, directly: bool, checks_file: bool = True) -> Standing:
+    def ensure(self, *, directly: bool, checks_file: bool = True) -> DomainStatus:
         """Add the host wherever it is missing, and say which rules are kept then.
 
         Through the platform, which counts at once; or `directly`, which counts from the mini
@@ -186,8 +186,8 @@ class HostDomains:
         says = f"{self.host} is not a business domain (业务域名) of the mini program"
         return failed("mini program", says, _ENSURE)
 
-    def _standing(self, *verdicts: Verdict) -> Standing:
-        return Standing(self.appid, self.host, verdicts)
+    def _standing(self, *verdicts: Verdict) -> DomainStatus:
+        return DomainStatus(self.appid, self.host, verdicts)
 
 
 def _file_problem(status: int, body: bytes, content: bytes) -> str | None:

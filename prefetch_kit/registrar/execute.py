@@ -13,7 +13,7 @@ from prefetch_kit.errors import (
     WeixinError,
 )
 from prefetch_kit.registrar.journal import Action, Journal
-from prefetch_kit.registrar.plan import Change, Guard, Plan, same
+from prefetch_kit.registrar.plan import Change, Guard, Plan, are_alike
 from prefetch_kit.weixin.settings import SettingsApi
 
 _REASONS: Final[Mapping[Action, Mapping[Guard, str]]] = {
@@ -75,7 +75,7 @@ def _look_and_put_again(
     change: Change, appid: str, run: int, settings: SettingsApi, journal: Journal
 ) -> None:
     try:
-        if not same(settings.get().for_kind(change.kind), change.after):
+        if not are_alike(settings.get().for_kind(change.kind), change.after):
             settings.put(change.kind, change.after)
     except (WeixinError, TokenSourceError) as error:
         # Refused or not: the first call may have taken effect.
@@ -87,7 +87,7 @@ def _confirm(plan: Plan, run: int, settings: SettingsApi, journal: Journal) -> N
     now = settings.get()
     wrong: list[str] = []
     for change in plan.changes:
-        if same(now.for_kind(change.kind), change.after):
+        if are_alike(now.for_kind(change.kind), change.after):
             journal.mark(run, plan.appid, change.kind, "confirmed")
         else:
             detail = "read back differently"

@@ -128,12 +128,12 @@ def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
     for kind, each in wanted.items():
         before = current.for_kind(kind)
         if isinstance(each, OffIfFrom):
-            after = before.switched_off() if same(before, each.setting) else before
+            after = before.switched_off() if are_alike(before, each.setting) else before
         elif each.source is not None:
             after = each
         else:
             after = before.switched_off() if before.open else before
-        if same(before, after):
+        if are_alike(before, after):
             continue
         if not after.is_whole:
             problem, remedy = "is on, but WeChat names no source", "Set it to a source first"
@@ -142,7 +142,7 @@ def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
     return Plan(appid, current, tuple(changes))
 
 
-def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
+def plan_rollback(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
     """Go back to what WeChat held before a run.
 
     WeChat demands a whole source even for switching off, and cannot forget one: a kind that had
@@ -156,8 +156,8 @@ def plan_return(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) 
             after, note = past.before, None
         else:
             after, note = now.switched_off(), _CANNOT_FORGET
-        if not same(now, after):
-            is_known = any(same(now, known) for known in past.known)
+        if not are_alike(now, after):
+            is_known = any(are_alike(now, known) for known in past.known)
             changes.append(Change(kind, now, after, () if is_known else ("takeover",), note))
     return Plan(appid, current, tuple(changes))
 
@@ -170,9 +170,9 @@ def plan_saved(appid: str, current: FetchSettings, saved: Sequence[Change]) -> P
     changes = []
     for change in saved:
         now = current.for_kind(change.kind)
-        if same(now, change.after):
+        if are_alike(now, change.after):
             continue
-        if not same(now, change.before):
+        if not are_alike(now, change.before):
             raise PlanStale(appid)
         changes.append(change)
     return Plan(appid, current, tuple(changes))
@@ -184,13 +184,13 @@ def explain(plan: Plan, confirmed: Mapping[Kind, FetchSetting]) -> Plan:
     for change in plan.changes:
         last = confirmed.get(change.kind, change.before)
         cause: Cause = "change"
-        if not same(change.before, last):
-            cause = "drift" if same(change.after, last) else "both"
+        if not are_alike(change.before, last):
+            cause = "drift" if are_alike(change.after, last) else "both"
         changes.append(replace(change, cause=cause))
     return replace(plan, changes=tuple(changes))
 
 
-def same(left: FetchSetting, right: FetchSetting) -> bool:
+def are_alike(left: FetchSetting, right: FetchSetting) -> bool:
     """Whether WeChat would behave alike: fields of an inactive source do not count."""
     ours, theirs = (replace(s.of_its_source(), open=bool(s.open)) for s in (left, right))
     return ours == theirs

@@ -11,11 +11,10 @@ from urllib.parse import urlsplit
 from prefetch_kit.addresses import is_loopback, public_url_problem, shown
 from prefetch_kit.errors import NotFetched, OutcomeUnknown, UrlRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
+from prefetch_kit.refusals import MAX_ANSWER_BYTES, REFUSED_HEADER
 from prefetch_kit.weixin.transport import Reply, Transport
 
 DEADLINE_S: Final = 10.0
-# /miniprogram/dev/framework/ability/pre-fetch.html: a phone keeps at most 256 KB.
-MAX_BYTES: Final = 262_144
 # Nobody knows how long WeChat waits; a page that opens sooner has no use for the answer.
 SLOW_S: Final = 2.0
 # Those who renew by themselves do so with a third of ninety days left.
@@ -26,7 +25,6 @@ _NEEDS_MORE: Final = {
     "page": "this page has no handler",
     "query": "it needs a query",
 }
-_REFUSED_HEADER: Final = "X-Prefetch-Refused"
 _DEPLOYED: Final = "See what the app logs, and whether the newest version is deployed there"
 
 
@@ -88,7 +86,7 @@ def probe(transport: Transport, url: str, *, appid: str, kind: Kind, page: str |
             query=pull_parameters(appid, page if kind == "pre_fetch" else None),
             origin=origin,
             deadline_s=DEADLINE_S,
-            max_bytes=MAX_BYTES,
+            max_bytes=MAX_ANSWER_BYTES,
         )
     except NotFetched as error:
         return Probed(shown(url), (failed(error.rule, error.cause, error.remedy),))
@@ -144,7 +142,7 @@ def locate(transport: Transport, url: str) -> tuple[str, str | None]:
 
 def refusal(reply: Reply) -> tuple[str | None, str | None]:
     """Why the kit refused this pull, and the incident that its log tells more about."""
-    reason, _, incident = reply.headers.get(_REFUSED_HEADER, "").partition("; incident=")
+    reason, _, incident = reply.headers.get(REFUSED_HEADER, "").partition("; incident=")
     return reason or None, incident or None
 
 
@@ -152,8 +150,8 @@ def body_dropped(body: bytes) -> str | None:
     """Why a phone would not keep this body; None if it would."""
     if not body:
         return "the body is empty"
-    if len(body) > MAX_BYTES:
-        return f"the body is over {MAX_BYTES} bytes"
+    if len(body) > MAX_ANSWER_BYTES:
+        return f"the body is over {MAX_ANSWER_BYTES} bytes"
     if not _is_text(body):
         return "the body is not UTF-8 text"
     return None
@@ -162,7 +160,7 @@ def body_dropped(body: bytes) -> str | None:
 def _is_text(body: bytes) -> bool:
     """Whether it is UTF-8, which is all a phone keeps; a body cut at its end still is."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(body, final=len(body) <= MAX_BYTES)
+        codecs.getincrementaldecoder("utf-8")().decode(body, final=len(body) <= MAX_ANSWER_BYTES)
     except UnicodeDecodeError:
         return False
     return True
@@ -178,8 +176,8 @@ def _judge(reply: Reply, *, is_remote: bool) -> Iterator[Verdict]:
     else:
         yield passed("redirect", "it does not redirect")
     yield _judge_status(reply)
-    if len(reply.body) > MAX_BYTES:
-        says = f"over {MAX_BYTES} bytes, a phone keeps nothing"
+    if len(reply.body) > MAX_ANSWER_BYTES:
+        says = f"over {MAX_ANSWER_BYTES} bytes, a phone keeps nothing"
         yield failed("size", says, "Let the page answer less")
     else:
         yield passed("size", f"{len(reply.body)} bytes")

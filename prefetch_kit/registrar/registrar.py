@@ -19,7 +19,7 @@ from prefetch_kit.registrar.plan import (
     check_wanted,
     checked_changes,
     explain,
-    plan_return,
+    plan_rollback,
     plan_saved,
     plan_wanted,
 )
@@ -180,7 +180,7 @@ class Registrar:
 
     def _plan_rollback(self, since: int) -> Plan:
         past = self._journal.past(self._appid, since=since)
-        return plan_return(self._appid, self._settings.get(), past)
+        return plan_rollback(self._appid, self._settings.get(), past)
 
     def _execute(self, plan: Plan, run: int, *, undoes: int | None = None) -> None:
         try:

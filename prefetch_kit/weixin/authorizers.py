@@ -16,7 +16,7 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.authorizations import APPID_SHAPE, Authorization, read_issued
 from prefetch_kit.weixin.component import ComponentCalls
-from prefetch_kit.weixin.retry import pause_s
+from prefetch_kit.weixin.retry import REPEATS_OF_A_PAGE, pause_s
 from prefetch_kit.weixin.token_stores.records import MemoryStore, Store, decode_secret
 from prefetch_kit.weixin.tokens import SharedToken
 
@@ -157,7 +157,7 @@ class Authorizers:
         """Where the tokens of one merchant's mini program come from."""
         return AuthorizerToken(appid, self, self._store_of(appid), self._clock)
 
-    def listed(self, *, repeats: int = 2) -> Iterator[ListedMerchant]:
+    def listed(self, *, repeats: int = REPEATS_OF_A_PAGE) -> Iterator[ListedMerchant]:
         """Every merchant there is. A page is asked for again at most `repeats` times."""
         offset = 0
         while True:

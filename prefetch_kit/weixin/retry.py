@@ -1,18 +1,25 @@
-"""Which failures pass, and when to try again: for a single call, a page of a list, and a fleet."""
+"""Which failures pass, when to try again, and how often: for calls, a list's pages, and fleets."""
 
 import random
 import time
+from typing import Final
 
 from prefetch_kit.errors import LockHeld, NotConfirmed, OutcomeUnknown, PrefetchKitError, Refused
 
-_LOCK_WAIT_S = 10.0
+# How often one call to read or write settings is repeated for each cause; a write without an
+# answer is not repeated, but looked at.
+REPEATS_OF_A_CALL: Final = {"transient": 2, "renew": 1, "quota_minute": 1, "unknown": 1}
+REPEATS_OF_A_PAGE: Final = 2
+# How often an app of a fleet is tried in all.
+TRIES_OF_AN_APP: Final = 4
+_LOCK_WAIT_S: Final = 10.0
 
 
 def pause_s(error: PrefetchKitError, tries: int) -> float | None:
     """How many seconds to wait before the next try, after `tries` that failed before this one.
 
-    None where the next try would fail too. A token is renewed once, and a minute's quota waited
-    for once; how often to try what may pass at any time, the caller knows.
+    None where the next try would fail too: a token is renewed once, and a minute's quota waited
+    for once.
     """
     match error:
         case Refused(kind="renew"):

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from marshmallow import Schema, fields, validate
 
@@ -23,11 +23,10 @@ from prefetch_kit.fetch_setting import (
 )
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, read
-from prefetch_kit.weixin.retry import pause_s
+from prefetch_kit.weixin.retry import REPEATS_OF_A_CALL, pause_s
 from prefetch_kit.weixin.tokens import TokenSource
 
 _PATH = "/wxa/fetchdatasetting"
-_MOST_REPEATS: Final = {"transient": 2, "renew": 1, "quota_minute": 1, "unknown": 1}
 
 _T = TypeVar("_T")
 
@@ -114,7 +113,12 @@ class SettingsApi:
             else:
                 kind, is_final = "unknown", not repeats_unknown
             wait_s = pause_s(failure, tries[kind])
-            if is_final or wait_s is None or wait_s > left_s or tries[kind] == _MOST_REPEATS[kind]:
+            if (
+                is_final
+                or wait_s is None
+                or wait_s > left_s
+                or tries[kind] == REPEATS_OF_A_CALL[kind]
+            ):
                 raise failure
             if kind == "renew" and token is not None:
                 rejected, token = token, self._tokens.renew(token)

@@ -31,7 +31,7 @@ def test_a_mark_covers_what_it_names(make_entry: MakeEntry, mark: Mark, is_cover
     """All that it names must be so."""
     log = Invalidations()
     log.add([mark])
-    assert log.cover(make_entry(user_id="alice")) is is_covered
+    assert log.has_invalidated(make_entry(user_id="alice")) is is_covered
 
 
 def test_only_answers_of_before_are_covered(make_entry: MakeEntry) -> None:
@@ -40,7 +40,7 @@ def test_only_answers_of_before_are_covered(make_entry: MakeEntry) -> None:
     log.add([EVERYTHING], at=(5, 2))
     assert log.last == (5, 2)
     positions = [(5, 1), (5, 2), (5, 3), (6, 0)]
-    covered = [log.cover(make_entry(position=position)) for position in positions]
+    covered = [log.has_invalidated(make_entry(position=position)) for position in positions]
     assert covered == [True, False, False, False]
 
 
@@ -50,15 +50,15 @@ def test_news_of_long_ago_takes_nothing_back(make_entry: MakeEntry) -> None:
     log.add([EVERYTHING], at=(5, 0))
     log.add([EVERYTHING], at=(3, 0))
     assert log.last == (5, 0)
-    assert log.cover(make_entry(position=(4, 0)))
+    assert log.has_invalidated(make_entry(position=(4, 0)))
 
 
 def test_everything_of_before_is_covered_by_none(make_entry: MakeEntry) -> None:
     """That is how a record that cannot be read is taken."""
     log = Invalidations()
     log.add(None, at=(5, 0))
-    assert log.cover(make_entry(position=(4, 9)))
-    assert not log.cover(make_entry(position=(5, 0)))
+    assert log.has_invalidated(make_entry(position=(4, 9)))
+    assert not log.has_invalidated(make_entry(position=(5, 0)))
 
 
 def test_marks_that_are_dropped_cover_more(
@@ -70,5 +70,5 @@ def test_marks_that_are_dropped_cover_more(
     for second in range(1, 5):
         log.add([("prefetch", None, f"user {second}", None)], at=(second, 0))
     positions = [(1, 0), (2, 0), (3, 0)]
-    covered = [log.cover(make_entry(position=position)) for position in positions]
+    covered = [log.has_invalidated(make_entry(position=position)) for position in positions]
     assert covered == [True, False, False]

@@ -140,12 +140,12 @@ def test_what_redis_refuses_is_sent_again(
     assert "Redis refused an invalidation" in caplog.text
     store.listen()
     other.listen()
-    assert store.invalidations.cover(make_entry())
-    assert not other.invalidations.cover(make_entry())
+    assert store.invalidations.has_invalidated(make_entry())
+    assert not other.invalidations.has_invalidated(make_entry())
     redis.config_set("maxmemory", 0)
     store.listen()
     other.listen()
-    assert other.invalidations.cover(make_entry())
+    assert other.invalidations.has_invalidated(make_entry())
 
 
 def test_threads_that_send_take_nothing_from_each_other(
@@ -161,8 +161,10 @@ def test_threads_that_send_take_nothing_from_each_other(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: store.listen(), range(8)))
     other.listen()
-    assert all(other.invalidations.cover(make_entry(user_id=f"user {n}")) for n in range(100))
-    assert not other.invalidations.cover(make_entry(user_id="nobody"))
+    assert all(
+        other.invalidations.has_invalidated(make_entry(user_id=f"user {n}")) for n in range(100)
+    )
+    assert not other.invalidations.has_invalidated(make_entry(user_id="nobody"))
 
 
 def test_what_was_read_once_is_not_read_again(
@@ -178,4 +180,4 @@ def test_what_was_read_once_is_not_read_again(
         store.invalidate([OTHERS])
         other.listen()
     assert other.invalidations.last > position
-    assert not other.invalidations.cover(make_entry(position=position))
+    assert not other.invalidations.has_invalidated(make_entry(position=position))

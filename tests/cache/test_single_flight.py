@@ -9,7 +9,7 @@ import pytest
 
 from prefetch_kit.cache.entry import Entry
 from prefetch_kit.cache.single_flight import Outcome, SingleFlight
-from prefetch_kit.concurrency.executor import Executor, due
+from prefetch_kit.concurrency.executor import Executor, deadline_in
 
 Run = Callable[[], Outcome]
 Hold = Callable[[Outcome | Exception], tuple[Run, threading.Event]]
@@ -54,9 +54,9 @@ def test_success_of_an_older_attempt_ends_a_flight(
     (older, end_older), (newer, _) = hold(made), hold(made)
     flight, _ = flights.enter(b"a")
     first = flights.start(flight, older, late_at=LATE)
-    assert flights.start_another(flight, newer, late_at=due(60)) is not None
+    assert flights.start_another(flight, newer, late_at=deadline_in(60)) is not None
     end_older.set()
-    assert flight.wait(due(30))
+    assert flight.wait(deadline_in(30))
     assert flight.answered_by is first
 
 
@@ -67,12 +67,12 @@ def test_failure_of_an_older_attempt_ends_no_flight(
     (older, end_older), (newer, end_newer) = hold(ValueError()), hold(made)
     flight, _ = flights.enter(b"a")
     first = flights.start(flight, older, late_at=LATE)
-    second = flights.start_another(flight, newer, late_at=due(60))
+    second = flights.start_another(flight, newer, late_at=deadline_in(60))
     end_older.set()
     first.future.result(30)
-    assert not flight.wait(due(0))
+    assert not flight.wait(deadline_in(0))
     end_newer.set()
-    assert flight.wait(due(30))
+    assert flight.wait(deadline_in(30))
     assert flight.answered_by is second
 
 
@@ -80,9 +80,9 @@ def test_failure_of_the_newest_attempt_ends_a_flight(flights: SingleFlight, hold
     """Those who wait get its error."""
     run, end = hold(ValueError("broken"))
     flight, _ = flights.enter(b"a")
-    attempt = flights.start(flight, run, late_at=due(60))
+    attempt = flights.start(flight, run, late_at=deadline_in(60))
     end.set()
-    assert flight.wait(due(30))
+    assert flight.wait(deadline_in(30))
     assert flight.answered_by is attempt
     with pytest.raises(ValueError, match="broken"):
         attempt.outcome.result()
@@ -94,7 +94,7 @@ def test_a_flight_that_ends_without_an_answer_lets_all_go_on(flights: SingleFlig
     assert is_new
     assert flights.enter(b"a") == (flight, False)
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(flight.wait, due(30)) for _ in range(2)]
+        waiting = [pool.submit(flight.wait, deadline_in(30)) for _ in range(2)]
         flights.end(flight)
         assert [each.result() for each in waiting] == [True, True]
     assert flight.answered_by is None
@@ -105,12 +105,12 @@ def test_another_attempt_is_for_late_ones(flights: SingleFlight, hold: Hold, mad
     """One that is in time, or that has ended, is enough."""
     run, end = hold(made)
     flight, _ = flights.enter(b"a")
-    first = flights.start(flight, run, late_at=due(60))
-    assert flights.start_another(flight, run, late_at=due(60)) is None
+    first = flights.start(flight, run, late_at=deadline_in(60))
+    assert flights.start_another(flight, run, late_at=deadline_in(60)) is None
     end.set()
     first.future.result(30)
     first.late_at = LATE
-    assert flights.start_another(flight, run, late_at=due(60)) is None
+    assert flights.start_another(flight, run, late_at=deadline_in(60)) is None
 
 
 def test_late_attempts_get_half_of_the_threads(
@@ -119,10 +119,10 @@ def test_late_attempts_get_half_of_the_threads(
     """More of them start only when one has ended; those in time do not count."""
     run, end = hold(made)
     both = [flights.enter(name)[0] for name in (b"a", b"b")]
-    attempts = [flights.start(flight, run, late_at=due(60)) for flight in both]
+    attempts = [flights.start(flight, run, late_at=deadline_in(60)) for flight in both]
     assert flights.start_unawaited(b"c", run) is not None
     attempts[0].late_at = LATE
-    assert flights.start_another(both[0], run, late_at=due(60)) is None
+    assert flights.start_another(both[0], run, late_at=deadline_in(60)) is None
     assert flights.start_unawaited(b"d", run) is None
     end.set()
     for attempt in attempts:
@@ -139,4 +139,4 @@ def test_runs_that_nobody_waits_for_get_half_of_the_threads(
     started = [flights.start_unawaited(name, run) is not None for name in names]
     assert started == [True, False, True, False, False]
     flight, _ = flights.enter(b"awaited")
-    assert flights.start(flight, lambda: made, late_at=due(60)).future.result(30) is None
+    assert flights.start(flight, lambda: made, late_at=deadline_in(60)).future.result(30) is None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from prefetch_kit.concurrency.executor import Busy, Executor, Late, due
+from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_a_call_returns_what_the_work_returns(
     make_executor: Callable[[int], Executor], seconds: float
 ) -> None:
     """Whatever it is, and not only bytes."""
-    result = make_executor(1).call(lambda: {"any": "thing"}, ends_at=due(seconds))
+    result = make_executor(1).call(lambda: {"any": "thing"}, ends_at=deadline_in(seconds))
     assert result == {"any": "thing"}
 
 
@@ -38,7 +38,7 @@ def test_a_call_raises_what_the_work_raises(
         raise error
 
     with pytest.raises(type(error)) as caught:
-        make_executor(1).call(work, ends_at=due(60))
+        make_executor(1).call(work, ends_at=deadline_in(60))
     assert caught.value is error
     assert lost == []
 
@@ -49,13 +49,13 @@ def test_a_late_call_is_left_behind(
     """The caller goes on at its deadline, and the thread is free again when the work ends."""
     executor = make_executor(1)
     with pytest.raises(Late):
-        executor.call(gate.wait, ends_at=due(0.01))
+        executor.call(gate.wait, ends_at=deadline_in(0.01))
     with pytest.raises(Busy):
-        executor.call(int, ends_at=due(60))
+        executor.call(int, ends_at=deadline_in(60))
     gate.set()
     while True:
         try:
-            assert executor.call(int, ends_at=due(60)) == 0
+            assert executor.call(int, ends_at=deadline_in(60)) == 0
         except Busy:
             continue
         break
@@ -74,7 +74,7 @@ def test_an_error_after_the_deadline_is_reported(
         raise ValueError("too late")
 
     with pytest.raises(Late):
-        make_executor(1).call(work, ends_at=due(0.01))
+        make_executor(1).call(work, ends_at=deadline_in(0.01))
     gate.set()
     until(lambda: lost != [])
     assert [str(error) for error in lost] == ["too late"]
@@ -127,7 +127,7 @@ def test_a_share_gets_its_threads_back(make_executor: Callable[[int], Executor])
     """Work that ended does not count."""
     executor = make_executor(2)
     for _ in range(5):
-        assert executor.call(int, ends_at=due(60), share="one") == 0
+        assert executor.call(int, ends_at=deadline_in(60), share="one") == 0
 
 
 def test_threads_without_work_end(
@@ -139,7 +139,7 @@ def test_threads_without_work_end(
     monkeypatch.setattr("prefetch_kit.concurrency.executor._IDLE_S", 0.001)
     idle = make_executor(2)
     for _ in range(3):
-        assert idle.call(threading.get_ident, ends_at=due(60)) != threading.get_ident()
+        assert idle.call(threading.get_ident, ends_at=deadline_in(60)) != threading.get_ident()
         until(lambda: idle._threads == 0)
     assert idle._free == 0
 
@@ -161,7 +161,7 @@ def test_a_report_that_fails_costs_no_thread(
     calls = Executor(1, on_lost_error=fail)
 
     with pytest.raises(Late):
-        calls.call(work, ends_at=due(0.01))
+        calls.call(work, ends_at=deadline_in(0.01))
     gate.set()
     until(lambda: calls._free == 1)
     assert calls.submit(int).result(30) == 0

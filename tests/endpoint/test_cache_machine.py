@@ -376,7 +376,7 @@ class Pulls(RuleBasedStateMachine):
     @rule(several=SEVERAL)
     def ask(self, several: list[Asked]) -> None:
         for asked in several:
-            due, reply = self.due(asked), self.send(asked)
+            due, reply = self.deadline_in(asked), self.send(asked)
             self.settle()
             self.check(asked, due, reply)
         self.asked += len(several)
@@ -451,11 +451,11 @@ class Pulls(RuleBasedStateMachine):
         """The second pull comes while the run of the first is on, after a forget if one is said."""
         self.gate.is_shut = True
         with ThreadPoolExecutor(2) as threads:
-            dues, replies = [self.due(first)], [threads.submit(self.send, first)]
+            dues, replies = [self.deadline_in(first)], [threads.submit(self.send, first)]
             self.settle(replies)
             if said is not None:
                 self.forget(first.instance, said)
-            dues.append(self.due(second))
+            dues.append(self.deadline_in(second))
             replies.append(threads.submit(self.send, second))
             self.settle(replies)
             while self.gate.held:
@@ -500,7 +500,7 @@ class Pulls(RuleBasedStateMachine):
         with self.apps[0].app_context():
             return self.blueprints["a"].issue_token(user_id, appid=appid)
 
-    def due(self, asked: Asked) -> Due:
+    def deadline_in(self, asked: Asked) -> Due:
         """What would come back now if nothing were cached."""
         told = Told(asked)
         if asked.page.login_required and told.proved is None:
@@ -688,32 +688,32 @@ def test_each_answer_is_the_pulls_own_in_redis_alone(in_redis_alone: Store, cloc
 
 
 def written_as(weak: Callable[[Any], Any]) -> Weaken:
-    written = key.written
-    return lambda patch: patch.setattr(key, "written", lambda value: written(weak(value)))
+    encoded = key.encoded
+    return lambda patch: patch.setattr(key, "encoded", lambda value: encoded(weak(value)))
 
 
 def scoped_as(weak: Callable[[str], str]) -> Weaken:
-    written = key.written
+    encoded = key.encoded
     return lambda patch: patch.setattr(
-        handlers, "written", lambda value: written(value and weak(value))
+        handlers, "encoded", lambda value: encoded(value and weak(value))
     )
 
 
 def valued_as(weak: Callable[[bytes], bytes]) -> Weaken:
-    written = AskedFor.written
-    return lambda patch: patch.setattr(AskedFor, "written", lambda *args: weak(written(*args)))
+    encoded = AskedFor.encoded
+    return lambda patch: patch.setattr(AskedFor, "encoded", lambda *args: weak(encoded(*args)))
 
 
 def without_length(patch: pytest.MonkeyPatch) -> None:
     for module in (key, request):
         patch.setattr(
-            module, "written", lambda value: b"-" if value is None else f"s{value}".encode()
+            module, "encoded", lambda value: b"-" if value is None else f"s{value}".encode()
         )
 
 
 def with_first_value(patch: pytest.MonkeyPatch) -> None:
-    written_list = key.written_list
-    patch.setattr(request, "written_list", lambda values: written_list(values[:1]))
+    encoded_list = key.encoded_list
+    patch.setattr(request, "encoded_list", lambda values: encoded_list(values[:1]))
 
 
 def with_32_names(patch: pytest.MonkeyPatch) -> None:
@@ -781,7 +781,7 @@ WEAKENED: dict[str, Weaken] = {
     "forget": never(Invalidations, "cover"),
     "forget before a run joined": joining_forgotten_runs,
     "forget during a run": begun_when_ended,
-    "end of staleness": never(Entry, "is_over"),
+    "end of staleness": never(Entry, "is_expired"),
     "whom a run is for": joining_any_run,
 } | {
     f"note of {name}": unnoted(name)

@@ -376,21 +376,21 @@ def test_refusal_after_the_deadline_is_no_failure(
     make_app: App, prefetch: Prefetch, ask: Ask, gate: Event, logged: Logged
 ) -> None:
     """A pull without a key that a slow page needs sets off no alarm."""
-    is_over = Event()
+    is_expired = Event()
 
     def handler(pull: Pull) -> str:
         gate.wait()
         try:
             return pull.query["id"]
         finally:
-            is_over.set()
+            is_expired.set()
 
     prefetch.pre_fetch(deadline=0.05)(handler)
     prefetch.pre_fetch("pages/next", deadline=60)(lambda _: "next")
     app = make_app(prefetch, PREFETCH_THREADS=1)
     assert outcome(ask(app)) == LATE
     gate.set()
-    assert is_over.wait(30)
+    assert is_expired.wait(30)
     while outcome(ask(app, path="pages/next")) == BUSY:
         pass
     assert not [line for line in logged() if line.startswith("ERROR")]

@@ -117,7 +117,7 @@ def test_a_deferred_canary_needs_nothing_but_time() -> None:
 
 def own(made: Schedule) -> None:
     """The next one fails for a reason that lies in its account."""
-    made.finish(following(made), fine=False, failed=True, is_its_own=True)
+    made.finish(following(made), fine=False, failed=True, is_of_account=True)
 
 
 def test_a_canary_whose_account_is_bad_is_replaced() -> None:
@@ -255,7 +255,7 @@ def test_a_replaced_canary_is_no_failure_of_the_fleet() -> None:
     """Five of the first six say something of their own accounts alone; then it goes on."""
     made = schedule(Apps(100), canary=5, stop_at=0.1)
     for _ in range(5):
-        made.finish(following(made), fine=False, failed=True, is_its_own=True)
+        made.finish(following(made), fine=False, failed=True, is_of_account=True)
     for _ in range(95):
         made.finish(following(made), fine=True, failed=False)
     assert (made.next(), made.stopped_because) == (None, None)
@@ -265,7 +265,7 @@ def test_what_is_wrong_with_single_accounts_stops_no_fleet() -> None:
     """Nine of ten that are no mini programs, say; a tenth of those that count stops it."""
     made = schedule(Apps(1000), stop_at=0.1)
     for _ in range(90):
-        made.finish(following(made), fine=False, failed=True, is_its_own=True)
+        made.finish(following(made), fine=False, failed=True, is_of_account=True)
     for _ in range(18):
         made.finish(following(made), fine=True, failed=False)
     assert made.stopped_because is None

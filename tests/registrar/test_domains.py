@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.errors import ConfirmFileMissing, DomainMissing, OutcomeUnknown, Refused
-from prefetch_kit.registrar.domains import HostDomains, Standing
+from prefetch_kit.registrar.domains import DomainStatus, HostDomains
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.domains import ConfirmFile, MiniProgramDomains, PlatformDomains
@@ -65,7 +65,7 @@ def domains(
     return HostDomains(APPID, HOST, transport=transport, platform=platform, mini_program=merchant)
 
 
-def broken(standing: Standing) -> list[str]:
+def broken(standing: DomainStatus) -> list[str]:
     assert all(verdict.remedy for verdict in standing.broken)
     return [verdict.rule for verdict in standing.broken]
 

@@ -13,10 +13,10 @@ from prefetch_kit.registrar.plan import (
     Past,
     Plan,
     Wanted,
+    are_alike,
     guards_of,
-    plan_return,
+    plan_rollback,
     plan_wanted,
-    same,
 )
 
 OURS = "https://shop.example/prefetch/pre_fetch"
@@ -81,13 +81,13 @@ def test_a_return_is_complete_and_done_once(
 ) -> None:
     """After a return each half is what it was, or off where its source was not whole."""
     pasts = {kind: Past(then.for_kind(kind), wanted.for_kind(kind)) for kind in KINDS}
-    after = applied(plan_return("wx01", current, pasts))
-    assert plan_return("wx01", after, pasts).changes == ()
+    after = applied(plan_rollback("wx01", current, pasts))
+    assert plan_rollback("wx01", after, pasts).changes == ()
     for kind in KINDS:
         was, is_now = then.for_kind(kind), after.for_kind(kind)
         on_server = was.source == "server" and was.url
         in_cloud = was.source == "cloud_function" and was.env and was.function_name
-        assert same(is_now, was) if on_server or in_cloud else not is_now.open
+        assert are_alike(is_now, was) if on_server or in_cloud else not is_now.open
 
 
 @given(both, both, both)
@@ -96,9 +96,9 @@ def test_a_return_guards_what_others_set(
 ) -> None:
     """What the run neither found nor wanted has the guard, nothing else has."""
     pasts = {kind: Past(then.for_kind(kind), wanted.for_kind(kind)) for kind in KINDS}
-    for change in plan_return("wx01", current, pasts).changes:
+    for change in plan_rollback("wx01", current, pasts).changes:
         past = pasts[change.kind]
-        known = same(change.before, past.before) or same(change.before, past.wanted)
+        known = are_alike(change.before, past.before) or are_alike(change.before, past.wanted)
         assert change.guards == (() if known else ("takeover",))
 
 
@@ -161,7 +161,7 @@ def test_fields_of_the_inactive_source_do_not_count() -> None:
 def test_return_to_no_source_is_off_and_says_so(earlier: FetchSetting) -> None:
     """WeChat takes no half without a source, so it keeps the one it has, switched off."""
     current = FetchSettings(pre_fetch=ON, period_fetch=NEVER)
-    (change,) = plan_return("wx01", current, {"pre_fetch": Past(earlier, ON)}).changes
+    (change,) = plan_rollback("wx01", current, {"pre_fetch": Past(earlier, ON)}).changes
     assert change.after == replace(ON, open=False)
     assert change.note is not None
 
