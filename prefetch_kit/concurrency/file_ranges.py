@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from filelock import FileLock, Timeout
-
 from prefetch_kit.concurrency.fork_lock import ForkLock
 
 if sys.platform == "linux":
@@ -129,6 +127,9 @@ class RangeLocks:
 
     @contextmanager
     def _own_file(self, name: str, ends_at: float, wait_s: float) -> Iterator[None]:
+        # Imported here, since on Linux nobody needs it.
+        from filelock import FileLock, Timeout
+
         path = self._path.with_name(f"{self._path.name}.{_hash(name):x}")
         lock = FileLock(path, timeout=max(0.0, ends_at - time.monotonic()), mode=0o600)
         try:

@@ -1,6 +1,7 @@
 """A fleet that is killed again and again, and run again.
 
-How many mini programs there are is said by PREFETCH_KIT_FLEET_APPS.
+How many mini programs there are, and how many kills, is said by PREFETCH_KIT_FLEET_APPS and
+PREFETCH_KIT_FLEET_KILLS.
 """
 
 import os
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 APPS = int(os.environ.get("PREFETCH_KIT_FLEET_APPS", "60"))
-KILLS = 20
+KILLS = int(os.environ.get("PREFETCH_KIT_FLEET_KILLS", "10"))
 WORKERS = 32
 SETS = ("set_pre_fetch", "set_period_fetch")
 BEFORE = {
@@ -76,7 +77,7 @@ def is_killed_at(process: "subprocess.Popen[bytes]", counted: Counted, calls: in
     return process.wait() == -signal.SIGKILL
 
 
-def test_killed_twenty_times(wx: Sandbox, counted: Counted, merchants: "Merchants") -> None:
+def test_killed_again_and_again(wx: Sandbox, counted: Counted, merchants: "Merchants") -> None:
     """Nothing is lost, hardly anything is repeated, and all of it can still be rolled back."""
     for appid in merchants.add(APPS):
         wx.put_settings(appid, BEFORE)

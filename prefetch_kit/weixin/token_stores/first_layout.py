@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote
 
-from filelock import FileLock, Timeout
-
 from prefetch_kit.addresses import first_layout_names
 from prefetch_kit.weixin.token_stores.owned_files import check_owner, unreadable, unusable
 from prefetch_kit.weixin.token_stores.records import Codec, lock_held
@@ -48,6 +46,9 @@ class FirstLayout:
 
 
 def _lock(path: Path, wait_s: float, held: ExitStack) -> None:
+    # Imported on first use: most state directories have no such file.
+    from filelock import FileLock, Timeout
+
     try:
         held.enter_context(FileLock(f"{path}.lock", timeout=wait_s, mode=0o600))
     except Timeout:
