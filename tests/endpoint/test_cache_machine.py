@@ -778,7 +778,7 @@ WEAKENED: dict[str, Weaken] = {
     "instance": scoped_as(lambda name: name.rpartition(".")[2]),
     "kind": scoped_as(lambda name: name.partition(".")[0]),
     "page": scoped_as(lambda name: name if "." in name else ""),
-    "forget": never(Invalidations, "cover"),
+    "forget": never(Invalidations, "has_invalidated"),
     "forget before a run joined": joining_forgotten_runs,
     "forget during a run": begun_when_ended,
     "end of staleness": never(Entry, "is_expired"),
