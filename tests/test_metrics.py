@@ -19,7 +19,7 @@ from werkzeug.test import create_environ
 from prefetch_kit import Prefetch, Pull, fast_path
 from prefetch_kit.metrics import count_pulls
 
-STRANGERS = int(os.environ.get("PREFETCH_KIT_STRANGERS", "10000"))
+STRANGERS = int(os.environ.get("PREFETCH_KIT_STRANGERS", "4000"))
 PULL = "/pre_fetch?appid=wx1&timestamp=1700000000&path="
 SERVED_APP = """
 from flask import Flask

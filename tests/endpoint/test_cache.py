@@ -352,7 +352,7 @@ def test_what_was_not_asked_for_longest_is_dropped(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrap", [str, lambda text: {"text": text}], ids=["text", "JSON"])
-@pytest.mark.parametrize(("size", "bound", "pulls"), [(1, 500_000, 900), (2000, 1_000_000, 500)])
+@pytest.mark.parametrize(("size", "bound", "pulls"), [(1, 300_000, 550), (2000, 500_000, 260)])
 def test_bound_is_that_of_the_memory_used(
     make_app: App,
     prefetch: Prefetch,

@@ -674,7 +674,7 @@ def wrong_answer(
 @pytest.mark.parametrize("make_app", IN_MEMORY.values(), ids=list(IN_MEMORY))
 def test_each_answer_is_the_pulls_own(make_app: MakeApp, clock: Clock) -> None:
     """Whatever came before: no other's answer, none that was forgotten, none that is too old."""
-    search(Store([make_app]), clock, times=4 * SEARCHES)
+    search(Store([make_app]), clock, times=3 * SEARCHES)
 
 
 def test_each_answer_is_the_pulls_own_over_redis(over_redis: Store, clock: Clock) -> None:

@@ -31,6 +31,7 @@ Until = Callable[[Callable[[], bool]], None]
 ROOT = Path(__file__).parents[2]
 APPID = "wx5e0f00d5ca1ab1e0"
 CANARY = "canary5ec"
+STRANGERS = int(os.environ.get("PREFETCH_KIT_STRANGERS", "4000"))
 VALID = f"/prefetch/pre_fetch?appid={APPID}&timestamp=1700000000&path=pages%2Findex%2Findex"
 
 
@@ -142,16 +143,16 @@ def answers(shop: Shop, targets: list[str]) -> Counter[tuple[int, bytes]]:
     return seen
 
 
-def test_ten_thousand_malformed_pulls(shop: Shop, until: Until) -> None:
+def test_thousands_of_malformed_pulls(shop: Shop, until: Until) -> None:
     """Each gets an empty 400, none reaches a handler, nothing of them is in the log."""
     chance, start = random.Random(20240502), shop.log_bytes
-    targets = [malformed(chance) for _ in range(10_000)]
+    targets = [malformed(chance) for _ in range(STRANGERS)]
     with ThreadPoolExecutor(4) as pool:
         seen = sum(pool.map(lambda n: answers(shop, targets[n::4]), range(4)), Counter())
-    assert seen == {(400, b""): 10_000}
+    assert seen == {(400, b""): STRANGERS}
     # gunicorn writes a pull's line after its answer.
     line = '"GET /prefetch/pre_fetch HTTP/1.1" 400 '
-    until(lambda: shop.log_from(start).count(line) >= 10_000)
+    until(lambda: shop.log_from(start).count(line) >= STRANGERS)
     log = shop.log_from(start)
     assert CANARY not in log
     assert "Traceback" not in log

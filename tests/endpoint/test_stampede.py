@@ -189,7 +189,7 @@ def test_refusal_shared_by_many_refuses_all(
     assert refused == {(400, "query")}
 
 
-@pytest.mark.parametrize(("usual_runs", "odd_runs"), [(1000, 1), (1000, 8), (0, 8), (0, 40)])
+@pytest.mark.parametrize(("usual_runs", "odd_runs"), [(500, 1), (500, 8), (0, 8), (0, 40)])
 def test_odd_runs_cost_the_others_nothing(
     make_app: App, prefetch: Prefetch, usual_runs: int, odd_runs: int
 ) -> None:
@@ -213,7 +213,7 @@ def test_odd_runs_cost_the_others_nothing(
     before = share_of_hits(usual_runs) if usual_runs else 1
     for i in range(odd_runs):
         pull_in(app, f"query=id%3Dodd{i}%26n%3D{i}")
-    after = share_of_hits(4_000)
+    after = share_of_hits(3_000)
     print(f"hit rate {before:.2%}, after {odd_runs} odd runs {after:.2%}")
     assert after >= 0.99 * before
 

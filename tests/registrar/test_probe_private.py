@@ -94,9 +94,11 @@ def info(address: str, port: int) -> tuple[Any, ...]:
     return socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)
 
 
+TRANSPORT = Transport()
+
+
 def pulled(url: str) -> Probed:
-    with Transport() as transport:
-        return probe(transport, url, appid="wx01", kind="pre_fetch", page=None)
+    return probe(TRANSPORT, url, appid="wx01", kind="pre_fetch", page=None)
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
