@@ -67,6 +67,7 @@ print([name for name in heavy if name in sys.modules])
     assert done.stdout.decode().strip() == "[]"
 
 
+@pytest.mark.slow
 def test_import_brings_no_client_and_starts_nothing() -> None:
     """An app that only answers pulls pays neither for requests nor for a socket or thread."""
     script = """

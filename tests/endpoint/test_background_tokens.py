@@ -361,6 +361,7 @@ def test_same_code_of_another_app_is_another_code() -> None:
     assert len(wechat.asked) == 4
 
 
+@pytest.mark.slow
 def test_remembered_codes_are_bounded() -> None:
     """A flood of made-up codes does not fill the memory."""
     logins = logins_of(WeChat())

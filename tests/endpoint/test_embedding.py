@@ -180,6 +180,7 @@ PREFIXES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("catch_all", [True, False])
 @pytest.mark.parametrize(("prefix", "host", "lang"), PREFIXES)
 @pytest.mark.parametrize(

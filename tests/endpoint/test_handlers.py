@@ -145,6 +145,7 @@ def test_odd_path_has_no_handler(
     assert ask(app, path=PAGE).data == b"{}"
 
 
+@pytest.mark.slow
 def test_odd_path_opens_nothing() -> None:
     """The interpreter itself sees no file, socket or process touched because of a path."""
     done = subprocess.run(

@@ -266,6 +266,7 @@ def test_limit_counts_bytes(character: str, wrap: Callable[[str], object], aroun
         assert (caught.value.size_bytes, caught.value.max_bytes) == (max_bytes + 1, max_bytes)
 
 
+@pytest.mark.slow
 def test_no_answer_of_a_hundred_thousand_exceeds_the_limit() -> None:
     """An object is refused as too large exactly if its compact UTF-8 is over the limit."""
     chance, refused = random.Random(20240501), 0

@@ -137,6 +137,7 @@ def test_a_refresh_token_rotates_and_the_old_one_ends(wx: Sandbox, provider: Pro
     assert provider.refresh(third)["authorizer_refresh_token"] == third
 
 
+@pytest.mark.slow
 def test_the_list_is_paged(wx: Sandbox, provider: Provider) -> None:
     """At most 500 at a time; refresh tokens of those whose code was exchanged."""
     info = provider.authorized()
