@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         if is_slow:
             item.add_marker(pytest.mark.slow)
+    # First what takes long, so that no process is left alone with it in the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def until(

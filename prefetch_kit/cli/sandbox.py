@@ -4,6 +4,7 @@ import signal
 import threading
 from contextlib import suppress
 from secrets import token_urlsafe
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
@@ -17,8 +18,10 @@ from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import ConfigError
-from prefetch_kit.sandbox import Sandbox, SandboxError
 from prefetch_kit.secret import Secret
+
+if TYPE_CHECKING:
+    from prefetch_kit.sandbox import Sandbox
 
 
 @commands.command()
@@ -32,6 +35,9 @@ def sandbox(info: ScriptInfo, *, port: int, origin: str | None) -> None:
 
     With an app, it knows the mini programs, secrets and domain of that app from the start.
     """
+    # Imported here: no other command needs it.
+    from prefetch_kit.sandbox import Sandbox
+
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     wechat = Sandbox(port=port, log=lambda text: click.echo(text, err=True))
@@ -50,8 +56,10 @@ def sandbox(info: ScriptInfo, *, port: int, origin: str | None) -> None:
         wechat.stop()
 
 
-def _seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
+def _seed(wechat: "Sandbox", info: ScriptInfo, *, origin: str | None) -> None:
     """Add the app's mini programs, secrets and domain, and the address where the app listens."""
+    from prefetch_kit.sandbox import SandboxError
+
     try:
         app = load_app(info)
     except AppMissing:
@@ -80,7 +88,7 @@ def _seed(wechat: Sandbox, info: ScriptInfo, *, origin: str | None) -> None:
     click.echo(f"Known: {', '.join(known) or 'no app'} on {host or 'no domain'}", err=True)
 
 
-def _add_platform(wechat: Sandbox, app: Flask, config: Config) -> None:
+def _add_platform(wechat: "Sandbox", app: Flask, config: Config) -> None:
     """Add the app's third-party platform, with the URL where the app receives pushes."""
     secret, token = config.component_secret, config.component_message_token
     key = config.component_aes_key
