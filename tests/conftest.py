@@ -1,5 +1,6 @@
 """Fixtures for several parts: waiting, a real Redis, a sandbox as the docs start it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -136,7 +137,8 @@ def origin(wx: Sandbox) -> Iterator[Origin]:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            served.requests.append(b"".join(iter(self.rfile.readline, b"\r\n")).decode())
+            lines = itertools.takewhile(lambda line: line != b"\r\n", self.rfile)
+            served.requests.append(b"".join(lines).decode())
             with suppress(ConnectionError):
                 served.play(self.connection)
 
