@@ -70,7 +70,7 @@ def until(
 
 
 @pytest.fixture(scope="session", name="until")
-def the_function() -> Callable[..., None]:
+def until_of_this_module() -> Callable[..., None]:
     return until
 
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -167,13 +167,13 @@ class Database:
 
     def _check_not_moved(self) -> None:
         if self._was_moved():
-            raise self._failure(None)
+            raise self._moved()
 
     def _was_moved(self) -> bool:
         """Whether the file of the kept connection is no longer in its place."""
         try:
             return self._db is not None and self.path.stat().st_ino != self._inode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
 
     def _open(self) -> sqlite3.Connection:
@@ -216,9 +216,13 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: BaseException | None) -> JournalFailed:
-        if not self._was_moved():
-            return JournalFailed(str(self.path), str(error))
+    def _failure(self, error: BaseException) -> JournalFailed:
+        with suppress(OSError):  # then the error itself says more
+            if self._was_moved():
+                return self._moved()
+        return JournalFailed(str(self.path), str(error))
+
+    def _moved(self) -> JournalFailed:
         return JournalFailed(
             str(self.path),
             "it was removed or replaced while this process wrote to it",

@@ -39,7 +39,7 @@ class Registrar:
     `tokens` is a `TokenSource`, or a function that returns the access token and is called again
     where WeChat rejects one. `state_dir` (PREFETCH_STATE_DIR) has the journal and the locks, one
     directory for all that change this mini program. `transport` leads to the real WeChat by
-    default. `sleep` is called with seconds where WeChat asks to wait.
+    default. `sleep` is called with seconds before a failed call is repeated.
 
     Raises `ConfigError`; methods raise `WeixinError`, `TokenSourceError` and `RegistrarError`.
     They end within the deadlines of at most three reads, one more read and two writes for each

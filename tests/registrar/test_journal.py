@@ -192,13 +192,15 @@ def test_one_that_was_removed_is_not_made_anew(journal: Journal) -> None:
             begun(journal)
 
 
-@pytest.mark.parametrize("what", ["file", "directory"])
+@pytest.mark.parametrize("what", ["file", "directory", "directory, replaced by a file"])
 def test_one_that_is_removed_during_a_write(journal: Journal, what: str) -> None:
     """SQLite notices only a part of that, and what it says then leads to the wrong remedy."""
     path = journal.path if what == "file" else journal.path.parent
 
     def work(db: sqlite3.Connection) -> None:
         path.rename(path.with_name("elsewhere"))
+        if "replaced" in what:
+            path.touch()
         db.execute("UPDATE runs SET apps = apps")
 
     with journal:
