@@ -65,16 +65,21 @@ class QueryKeyMissing(PullRefused, KeyError):
 
 
 class WeixinError(PrefetchKitError):
-    """A call to WeChat did not succeed. `action` names the call."""
+    """A call to WeChat did not succeed. `action` names the call.
+
+    `rules_out_effect` says whether the call certainly changed nothing there.
+    """
 
     action: str
+    rules_out_effect: bool
 
 
 class Refused(WeixinError):
     """WeChat answered with an error code.
 
     `kind` says what a caller can do: `transient`, `renew`, `quota_day`, `quota_minute` or
-    `permanent`. `rid` is the request id WeChat asks for in support threads, if it gave one.
+    `permanent`. `rid` is the request id WeChat asks for in support threads, if it gave one. A
+    busy system (-1) and a code that is not known may have taken the call all the same.
     """
 
     def __init__(
@@ -87,8 +92,10 @@ class Refused(WeixinError):
         kind: str,
         meaning: str,
         remedy: str,
+        rules_out_effect: bool = True,
     ) -> None:
         self.action = action
+        self.rules_out_effect = rules_out_effect
         self.errcode = errcode
         self.errmsg = errmsg
         self.rid = rid
@@ -121,13 +128,24 @@ class OutcomeUnknown(WeixinError):
     """No answer, or one that cannot be read: the call may or may not have taken effect.
 
     `sent` is False where the request certainly never left, so nothing can have changed.
+    `retry_after_s` is for how many seconds WeChat asked to be left alone (`Retry-After`).
     """
 
-    def __init__(self, action: str, cause: str, *, sent: bool, remedy: str) -> None:
+    def __init__(
+        self,
+        action: str,
+        cause: str,
+        *,
+        sent: bool,
+        remedy: str,
+        retry_after_s: float | None = None,
+    ) -> None:
         self.action = action
         self.cause = cause
         self.sent = sent
+        self.rules_out_effect = not sent
         self.remedy = remedy
+        self.retry_after_s = retry_after_s
         super().__init__(f"{action}: {cause}. {remedy}.")
 
 
@@ -167,6 +185,10 @@ class TokenSourceError(PrefetchKitError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"No access token from {source}: {problem}. {remedy}.")
+
+
+class PlatformUnusable(TokenSourceError):
+    """The third-party platform itself has no token, so none of its merchants has one."""
 
 
 class NotAuthorized(TokenSourceError):
@@ -287,14 +309,30 @@ class ProbeFailed(RegistrarError):
 
 
 class NotConfirmed(RegistrarError):
-    """Read back after setting, WeChat holds something else."""
+    """WeChat accepted what was set, and did not show it within the time to wait."""
 
     def __init__(self, appid: str, differences: Sequence[str]) -> None:
         self.appid = appid
         self.differences = tuple(differences)
         super().__init__(
-            f"{appid}: read back, WeChat still differs ({'; '.join(differences)}). "
-            "Run plan to see what WeChat has, then apply again."
+            f"{appid}: set, not yet confirmed: {'; '.join(differences)}. WeChat may show it later: "
+            "run the same command again, and give it longer with --wait if need be."
+        )
+
+
+class PartlySet(RegistrarError):
+    """Of two kinds of pull one was set, and then the other could not be.
+
+    `kept` are the kinds that WeChat accepted, `error` is what happened to the other.
+    """
+
+    def __init__(self, appid: str, kept: Sequence[str], error: PrefetchKitError) -> None:
+        self.appid = appid
+        self.kept = tuple(kept)
+        self.error = error
+        super().__init__(
+            f"{appid}: {' and '.join(kept)} was set and stays so; the rest was not: {error} "
+            "Then run the same command again, or rollback to undo what was set."
         )
 
 

@@ -28,6 +28,7 @@ from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKi
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.fleet.project import Pace, Project
 from prefetch_kit.registrar.domains import HostDomains
+from prefetch_kit.registrar.execute import WAIT_S
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.plan_file import read_plans
 from prefetch_kit.registrar.probe import Probed, probe_setting
@@ -207,20 +208,22 @@ class LoadedApp:
             raise PlanUnusable(str(path), f"it is for {strangers[0]}, and this is {self.appid}")
         return plans.get(self.appid, ())
 
-    def registrar(self) -> Registrar:
+    def registrar(self, *, wait_s: float | None = None) -> Registrar:
+        """`wait_s` is for how long WeChat may show less than what was set; None for the usual."""
         return Registrar(
             self.appid,
             tokens=self.tokens.of(self.appid),
             state_dir=self.config.state_dir,
             transport=self.transport,
             sleep=_wait,
+            wait_s=WAIT_S if wait_s is None else wait_s,
         )
 
 
 def _wait(seconds: float) -> None:
     """Sleep, and tell the person at the terminal where it takes long enough to wonder."""
     if seconds >= 1:
-        click.echo(f"Trying again in {ceil(seconds)} s …", err=True)
+        click.echo(f"Asking WeChat again in {ceil(seconds)} s …", err=True)
     time.sleep(seconds)
 
 

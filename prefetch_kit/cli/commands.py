@@ -20,6 +20,7 @@ from prefetch_kit.cli.options import (
     out_option,
     refuse_sources_beside,
     to_option,
+    wait_option,
     with_guards,
     with_sources,
     yes_option,
@@ -126,6 +127,7 @@ def plan(
 @click.option("--skip-preflight", is_flag=True, help="Do not look at the business domains first.")
 @click.option("--ensure-domain", is_flag=True, help="Add its host to the business domains first.")
 @click.option("--directly", is_flag=True, help="… not through the platform; counts once released.")
+@wait_option
 def apply(
     loaded: LoadedApp,
     saved: Path | None,
@@ -138,6 +140,7 @@ def apply(
     skip_preflight: bool,
     ensure_domain: bool,
     directly: bool,
+    wait_s: float | None,
 ) -> None:
     """Make WeChat fetch from the sources of this app or a saved plan, and read that back."""
     if directly and not ensure_domain:
@@ -155,7 +158,7 @@ def apply(
                 domains = loaded.domains(host)
                 domains.ensure(directly=directly, checks_file=not skip_probe).check()
 
-    registrar = loaded.registrar()
+    registrar = loaded.registrar(wait_s=wait_s)
     if saved is None:
         done = registrar.apply(loaded.wanted(sources), allow=allow, approve=approve)
     else:
@@ -170,11 +173,18 @@ def apply(
 @as_json_option
 @with_guards("takeover")
 @to_option
+@wait_option
 def rollback(
-    loaded: LoadedApp, *, yes: bool, as_json: bool, allow: Collection[Guard], to: int | None
+    loaded: LoadedApp,
+    *,
+    yes: bool,
+    as_json: bool,
+    allow: Collection[Guard],
+    to: int | None,
+    wait_s: float | None,
 ) -> None:
     """Restore what WeChat had before the last apply, or before an earlier run."""
-    done = loaded.registrar().rollback(
+    done = loaded.registrar(wait_s=wait_s).rollback(
         to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
     )
     print_done(done, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from prefetch_kit.errors import PrefetchKitError
+from prefetch_kit.errors import NotConfirmed, PrefetchKitError
 
 FAILED: Final = 1
 CHANGES_FOUND: Final = 3
@@ -24,6 +24,12 @@ class NothingDone(CommandFailed):
     exit_code = 4
 
 
+class NotYetConfirmed(CommandFailed):
+    """Ends a command that set something which WeChat does not show yet."""
+
+    exit_code = 5
+
+
 class AppMissing(CommandFailed):
     """`--app` names no app, or there is none where Flask looks for one."""
 
@@ -32,6 +38,8 @@ def failure_of(error: BaseException, *, nothing_done: bool = False) -> CommandFa
     """What a command ends with after an error. `nothing_done`: in a fleet, no app is done yet."""
     if isinstance(error, OSError):
         return CommandFailed(f"Input or output failed: {error.strerror}.")
+    if isinstance(error, NotConfirmed):
+        return NotYetConfirmed(str(error))
     failure = NothingDone if nothing_done else CommandFailed
     # Only while a fleet runs; elsewhere click says that the command was aborted.
     if isinstance(error, KeyboardInterrupt):

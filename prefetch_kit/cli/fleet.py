@@ -25,6 +25,7 @@ from prefetch_kit.cli.options import (
     read_by,
     refuse_sources_beside,
     to_option,
+    wait_option,
     with_guards,
     with_sources,
     yes_option,
@@ -44,7 +45,7 @@ def fleet() -> None:
     """Many mini programs at once, from prefetch.toml.
 
     Exit codes: 0 all done, 1 some are not, 4 nothing could be done, 75 only deferred ones
-    remain. Killed or stopped, run the same command again.
+    remain, 5 all set, but some not yet confirmed. Killed or stopped, run the same command again.
     """
 
 
@@ -66,6 +67,7 @@ _PACE: Final = {
         metavar="10%",
         help="Stop at this share of failures.",
     ),
+    "wait_s": wait_option,
 }
 
 
@@ -137,7 +139,7 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
 
 @fleet.command()
 @_with_sources
-@_with_fleet("workers", "rate", "canary", "stop_at")
+@_with_fleet("workers", "rate", "canary", "stop_at", "wait_s")
 @click.argument("saved", metavar="[FILE]", type=FILE, required=False)
 @yes_option
 @with_guards("disable", "takeover")
@@ -150,7 +152,7 @@ def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **lim
 
 
 @fleet.command()
-@_with_fleet("workers", "rate", "canary", "stop_at", canary=0)
+@_with_fleet("workers", "rate", "canary", "stop_at", "wait_s", canary=0)
 @to_option
 @yes_option
 @with_guards("takeover")

@@ -17,7 +17,7 @@ from prefetch_kit.registrar.journal import FleetRun
 from prefetch_kit.registrar.plan_file import change_fields
 
 _LINE_EVERY_S: Final = 5.0
-_OUTCOMES: Final[tuple[FleetOutcome, ...]] = ("done", "failed", "deferred", "left")
+_OUTCOMES: Final[tuple[FleetOutcome, ...]] = ("done", "sent", "failed", "deferred", "left")
 
 
 class Printer:

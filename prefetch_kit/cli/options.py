@@ -9,6 +9,7 @@ import click
 
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.fleet.project_schema import read_wait
 from prefetch_kit.registrar.plan import Guard
 
 _Command = Callable[..., Any]
@@ -74,6 +75,15 @@ def read_by(read: Callable[[str], Any], *, subject: str = "") -> Callable[..., A
         raise click.BadParameter(sentence)
 
     return callback
+
+
+wait_option = click.option(
+    "--wait",
+    "wait_s",
+    callback=read_by(read_wait),
+    metavar="60s",
+    help="How long WeChat may take to show what was set.",
+)
 
 
 def flag_of(kind: Kind) -> str:

@@ -15,6 +15,7 @@ from prefetch_kit.addresses import redis_url_problem, wechat_name
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.fleet.project_schema import checked
+from prefetch_kit.registrar.execute import WAIT_S
 from prefetch_kit.registrar.template import PullTemplate, PullTemplates
 from prefetch_kit.secret import Secret
 
@@ -23,7 +24,11 @@ _SECRETS: Final = ("component_secret", "app_secrets", "store_url")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a fleet goes about it. Rates are calls a second; None is as fast as the workers are."""
+    """How a fleet goes about it.
+
+    Rates are calls a second; None is as fast as the workers are. For `wait_s` seconds WeChat may
+    show less than what was set, and is asked again.
+    """
 
     workers: int = 32
     rate: float | None = None
@@ -31,6 +36,7 @@ class Pace:
     canary: int = 5
     stop_at: float = 0.1
     max_changes: int | None = None
+    wait_s: float = WAIT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The shape of prefetch.toml, and what is said about a file that has another."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from prefetch_kit.fetch_setting import KINDS
 from prefetch_kit.registrar.template import Template
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
+_WAIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)\Z")
+_LONGEST_WAIT_S: Final = 3600.0
 _SLOWEST: Final = 0.001  # a call in seventeen minutes
 # marshmallow's own messages: what is said instead, and the remedy.
 _MESSAGES: Final = {
@@ -105,8 +108,10 @@ def _template(text: str, *, remedy: str) -> Template:
 class _Number(fields.Field[float]):
     """A number that `read` reads, which raises ValueError."""
 
-    def __init__(self, read: Callable[[object], float], *, remedy: str) -> None:
-        super().__init__()
+    def __init__(
+        self, read: Callable[[object], float], *, remedy: str, data_key: str | None = None
+    ) -> None:
+        super().__init__(data_key=data_key)
         self._read = read
         self._remedy = remedy
 
@@ -115,6 +120,17 @@ class _Number(fields.Field[float]):
             return self._read(value)
         except ValueError as error:
             raise _invalid(str(error), self._remedy) from None
+
+
+def read_wait(text: object) -> float:
+    """Seconds, such as 60, "60s", "2m" or "1h". Raises ValueError."""
+    found = _WAIT.match(str(text))
+    seconds = math.inf
+    if found and not isinstance(text, bool):
+        seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    if seconds > _LONGEST_WAIT_S:
+        raise ValueError("is no time such as 60s or 2m, an hour at most")
+    return seconds
 
 
 def read_share(text: object) -> float:
@@ -228,6 +244,7 @@ class _FleetSchema(Schema):
     canary = fields.Integer(strict=True, validate=validate.Range(0))
     stop_at = _Number(read_share, remedy='Write "10%"')
     max_changes = fields.Integer(strict=True, validate=validate.Range(0))
+    wait_s = _Number(read_wait, remedy='Write "60s"', data_key="wait")
 
 
 class _ProjectSchema(Schema):

@@ -4,6 +4,8 @@ import threading
 import time
 from typing import Any, Final
 
+from prefetch_kit.errors import OutcomeUnknown
+from prefetch_kit.weixin.retry import LONGEST_RETRY_AFTER_S
 from prefetch_kit.weixin.transport import Transport
 
 _TOKEN_CALLS: Final = frozenset(
@@ -23,8 +25,13 @@ class Rate:
 
     def wait(self) -> None:
         """Wait for the next turn; a fleet that is stopping waits no more."""
-        if self._every_s:
-            self._stopping.wait(self.take() - time.monotonic())
+        if (left_s := self.take() - time.monotonic()) > 0:
+            self._stopping.wait(left_s)
+
+    def pause(self, seconds: float) -> None:
+        """Have no turn before these seconds are over."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
 
     def take(self) -> float:
         """Take the next turn, and say when it is, in seconds of the monotonic clock."""
@@ -35,7 +42,7 @@ class Rate:
 
 
 class RateLimitedTransport(Transport):
-    """A transport whose calls keep to a rate.
+    """A transport whose calls keep to a rate, and pause for as long as WeChat asks for.
 
     Those for tokens take their turns, and later calls wait for it, but they do not wait
     themselves: they are made under locks for which others wait, and not for long.
@@ -50,7 +57,12 @@ class RateLimitedTransport(Transport):
             self._rate.take()
         else:
             self._rate.wait()
-        return super().call(action, *where, **what)
+        try:
+            return super().call(action, *where, **what)
+        except OutcomeUnknown as error:
+            if error.retry_after_s is not None and error.retry_after_s <= LONGEST_RETRY_AFTER_S:
+                self._rate.pause(error.retry_after_s)
+            raise
 
 
 class RateLimitedCalls:

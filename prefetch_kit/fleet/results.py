@@ -1,5 +1,6 @@
 """The result of each app of a fleet, and their number by cause."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -10,20 +11,35 @@ from prefetch_kit.errors import (
     NotAuthorized,
     NotConfirmed,
     OutcomeUnknown,
+    PartlySet,
     PlanStale,
+    PlatformUnusable,
     PrefetchKitError,
     Refused,
     TokenSourceError,
 )
+from prefetch_kit.fetch_setting import Kind
+from prefetch_kit.registrar.journal import Outcome
 from prefetch_kit.registrar.plan import Plan
+from prefetch_kit.weixin.retry import pause_s
 
-# Left: begun when the fleet stopped, and nothing was sent for it.
-FleetOutcome = Literal["done", "failed", "deferred", "left"]
+# Sent: WeChat accepted it, and does not show it yet. Left: begun when the fleet stopped, and
+# nothing was sent for it.
+FleetOutcome = Literal["done", "sent", "failed", "deferred", "left"]
+# Of whom a failure says something: of its own account, or of all apps of the fleet.
+Whose = Literal["account", "all"]
 
 _EXAMPLES: Final = 3
 _MOST_CAUSES: Final = 100
 # No mini program, not allowed to use the API, not authorized, and authorized without it.
 _ITS_OWN: Final = frozenset({40166, 48001, 61003, 61007})
+# This machine's address, and the platform's appid.
+_EVERYONES: Final = frozenset({61004, 61011})
+# Calls that the platform makes in its own name.
+_OF_PLATFORM: Final = frozenset(
+    {"api_component_token", "api_authorizer_token", "api_get_authorizer_list"}
+)
+_ADDRESSES: Final = frozenset({40164, 89501, 89503, 89506, 89507})
 # Too many business domains, or the account of a person; of the platform's list they say the same.
 _ITS_OWN_DOMAINS: Final = frozenset({89029, 89231})
 _HELD: Final = "another process is changing it, such as an apply for this app alone"
@@ -43,6 +59,8 @@ class Result:
     cause: str
     plan: Plan | None = None
     errcode: int | None = None
+    # How far each change of the plan has come; empty where nothing was to be sent.
+    outcomes: Mapping[Kind, Outcome] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -95,13 +113,25 @@ def done_cause(plan: Plan, *, sent: bool) -> str:
     return f"{why}{needs}"
 
 
-def is_of_the_account(error: PrefetchKitError) -> bool:
-    """Whether an error has its reason in one account, and so says nothing of the others."""
+def whose(error: PrefetchKitError) -> Whose | None:
+    """Of whom an error says something; None where that is not known."""
+    if isinstance(error, PartlySet):
+        return whose(error.error)
     if isinstance(error, Refused):
         is_full = error.action == "setwebviewdomain" and error.errcode in _ITS_OWN_DOMAINS
-        return is_full or error.errcode in _ITS_OWN
+        if is_full or error.errcode in _ITS_OWN:
+            return "account"
+        is_all = error.errcode in _EVERYONES or error.action == "api_component_token"
+        if error.action in _OF_PLATFORM:
+            is_all = is_all or error.errcode in _ADDRESSES or error.kind == "quota_day"
+        return "all" if is_all and error.kind not in ("transient", "quota_minute") else None
+    if isinstance(error, OutcomeUnknown):
+        is_long = error.retry_after_s is not None and pause_s(error, 0) is None
+        return "all" if is_long else None
     # Where hosts are added, a domain is missing only if the account may have none.
-    return isinstance(error, NotAuthorized | DomainMissing)
+    if isinstance(error, NotAuthorized | DomainMissing):
+        return "account"
+    return "all" if isinstance(error, PlatformUnusable) else None
 
 
 def failure(appid: str, error: PrefetchKitError) -> Result:
@@ -109,16 +139,22 @@ def failure(appid: str, error: PrefetchKitError) -> Result:
     outcome: FleetOutcome = "failed"
     errcode = None
     match error:
+        case PartlySet():
+            rest = failure(appid, error.error)
+            outcome, errcode = rest.outcome, rest.errcode
+            cause = f"{' and '.join(error.kept)} was set and stays so; the rest: {rest.cause}"
         case Refused():
             cause, errcode = f"{error.errcode}, {error.meaning}. {error.remedy}", error.errcode
             if error.kind in ("quota_minute", "quota_day"):
                 outcome = "deferred"
         case OutcomeUnknown():
             cause = f"{error.action}: {error.cause}"
+            if error.retry_after_s is not None:
+                outcome = "deferred"
         case DomainMissing():
             cause = ". ".join(error.problems)
         case NotConfirmed():
-            cause = "read back, WeChat holds something else"
+            outcome, cause = "sent", "set, not yet confirmed"
         case GuardRefused():
             cause = f"it {error.reason}: needs {error.flag}"
         case LockHeld():

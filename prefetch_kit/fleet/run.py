@@ -17,6 +17,7 @@ from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
 from prefetch_kit.fetch_setting import FetchSettings
 from prefetch_kit.fleet.app_list import fill_targets, merchants
+from prefetch_kit.fleet.changes import Budget, Changes, NotSent
 from prefetch_kit.fleet.project import Pace, Project
 from prefetch_kit.fleet.rate_limit import Rate, RateLimitedCalls, RateLimitedTransport
 from prefetch_kit.fleet.results import Result
@@ -31,9 +32,8 @@ from prefetch_kit.fleet.targets import (
     read_settings,
     settings_text,
 )
-from prefetch_kit.fleet.workers import NotSent, Summary, Workers
+from prefetch_kit.fleet.workers import Summary, Workers
 from prefetch_kit.registrar.domains import HostDomains
-from prefetch_kit.registrar.execute import check_guards, execute
 from prefetch_kit.registrar.journal import Action, Journal
 from prefetch_kit.registrar.locks import FLEET, Locks
 from prefetch_kit.registrar.plan import Guard, Plan, explain, plan_rollback
@@ -43,7 +43,6 @@ from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_sources import TokenSources
 
 _NEVER: Final = 2.0  # a share that is never reached: a read does no harm to the other apps
-_STOPPING: Final = "it is stopping"
 
 _Found = Iterator[tuple[str, FetchSettings]]
 
@@ -147,7 +146,7 @@ class Fleet:
                 stack.enter_context(self.history)
 
             def work(task: Task) -> Plan:
-                current = self._settings_of(task.appid).get()
+                current = self._settings(task).get()
                 plan = plan_of_wanted(task.appid, task.target, current)
                 if plan.changes and is_known:
                     plan = explain(plan, self.history.confirmed(task.appid))
@@ -174,7 +173,7 @@ class Fleet:
                 targets.add(appid)
 
             def work(task: Task) -> Plan:
-                current = self._settings_of(task.appid).get()
+                current = self._settings(task).get()
                 targets.note(task.appid, settings_text(current))
                 return Plan(task.appid, current, ())
 
@@ -188,7 +187,7 @@ class Fleet:
     ) -> Summary:
         """Make WeChat fetch as the project says, or as a saved plan does, and read that back.
 
-        A run that was cut short is continued, if all that is wanted is still the same.
+        A run that was cut short is continued, whatever is wanted now: one rollback undoes it all.
         """
         with self._locks.hold(FLEET), Targets() as targets:
             if saved is None:
@@ -229,7 +228,7 @@ class Fleet:
         platform = self._tokens.platform
         return None if platform is None else platform.authorizers
 
-    def _domains(self, changes: "_Changes") -> Callable[[str, str], HostDomains]:
+    def _domains(self, budget: Budget) -> Callable[[str, str], HostDomains]:
         """What adds a host's business domain, made from an appid and the host."""
         if (platform := self._tokens.platform) is None:
             raise ConfigError(
@@ -243,8 +242,8 @@ class Fleet:
         def turn() -> Iterator[None]:
             with lock:
                 # What may be sent below --max-changes is still sent.
-                if self._stopping.is_set() and not changes.are_used_up:
-                    raise NotSent(_STOPPING)
+                if self._stopping.is_set() and not budget.is_used_up:
+                    raise NotSent("it is stopping")
                 yield
 
         return partial(
@@ -254,7 +253,8 @@ class Fleet:
     def _read(self, action: str, targets: Targets, work: Callable[[Task], Plan]) -> Summary:
         """Do `work` for each app, which sends nothing."""
         self._report.begun(Begun(action, len(targets)))
-        return self._work(work, self._schedule(targets, canary=0, stop_at=_NEVER))
+        schedule = self._schedule(targets, canary=0, stop_at=_NEVER)
+        return self._work(Workers(schedule, work, self._tell, sent=False), schedule)
 
     def _change(
         self,
@@ -268,33 +268,43 @@ class Fleet:
     ) -> Summary:
         """Do what is `planned` for each app; with `undoes` all since that run is undone by it."""
         most = self._pace.max_changes if limits.max_changes is None else limits.max_changes
-        changes = _Changes(most)
-        domains = self._domains(changes) if limits.ensure_domain else None
+        budget = Budget(most)
+        domains = self._domains(budget) if limits.ensure_domain else None
+
+        def prepare(plan: Plan) -> None:
+            if domains is not None and self._tokens.are_of_platform(plan.appid):
+                for host in plan.hosts:
+                    domains(plan.appid, host).ensure(directly=False).check()
+
         with self.history as journal:
-            run, is_resumed = journal.begin_fleet(
-                action, wanted=targets.fingerprint(), apps=len(targets), returns_from=undoes
-            )
+            run, is_resumed = journal.begin_fleet(action, apps=len(targets), returns_from=undoes)
+            if is_resumed:
+                others = sum(appid not in targets for appid, _, _ in journal.results(run))
+                journal.resize(run, apps=len(targets) + others)
             self._report.begun(Begun(action, len(targets), run, is_resumed, unread))
             pace = self._pace
             schedule = self._schedule(targets, canary=pace.canary, stop_at=pace.stop_at)
 
-            def work(task: Task) -> Plan:
-                with self._locks.hold(task.appid, run=run):
-                    settings = self._settings_of(task.appid)
-                    plan = planned(task.appid, task.target, settings.get())
-                    if plan.changes:
-                        check_guards(plan, limits.allow, action)
-                        if not schedule.may_send(task):
-                            raise NotSent(_STOPPING)
-                        if not changes.take(len(plan.changes)):
-                            raise NotSent("another change would be one more than --max-changes")
-                        if domains is not None and self._tokens.are_of_platform(task.appid):
-                            for host in plan.hosts:
-                                domains(task.appid, host).ensure(directly=False).check()
-                    execute(plan, run, settings, journal, undoes=undoes)
-                    return plan
+            changes = Changes(
+                run,
+                action,
+                journal=journal,
+                locks=self._locks,
+                schedule=schedule,
+                budget=budget,
+                settings_of=self._settings,
+                planned=planned,
+                prepare=prepare,
+                allow=limits.allow,
+                wait_s=pace.wait_s,
+                undoes=undoes,
+            )
 
-            summary = self._work(work, schedule, run=run)
+            def report(result: Result) -> None:
+                journal.note(run, result.appid, result.outcome, result.cause)
+                self._tell(result)
+
+            summary = self._work(Workers(schedule, changes.turn, report, sent=True), schedule)
             # What failed is for another run. But a rollback is done only when all is back.
             is_over = summary.is_ended if action == "apply" else summary.exit_code == 0
             if is_over:
@@ -307,22 +317,21 @@ class Fleet:
             targets, total=len(targets), canary=canary, stop_at=stop_at, stopping=self._stopping
         )
 
-    def _work(
-        self, work: Callable[[Task], Plan], schedule: Schedule, *, run: int | None = None
-    ) -> Summary:
-        """Do `work` for each task; the results are noted in the journal if it is for a `run`."""
-
-        def report(result: Result) -> None:
-            if run is not None:
-                self.history.note(run, result.appid, result.outcome, result.cause)
-            with self._telling:
-                self._report.app(result)
-
-        workers = Workers(schedule, work, report, sent=run is not None)
+    def _work(self, workers: Workers, schedule: Schedule) -> Summary:
         try:
             return workers.run(self._pace.workers, apps=schedule.total)
         finally:
             self._transport.close()
+
+    def _tell(self, result: Result) -> None:
+        with self._telling:
+            self._report.app(result)
+
+    def _settings(self, task: Task) -> SettingsApi:
+        """The way to an app's settings, which keeps to a rate of its own over all turns."""
+        if task.settings is None:
+            task.settings = self._settings_of(task.appid)
+        return task.settings
 
     def _own_settings(self, appid: str) -> SettingsApi:
         rate = Rate(self._pace.per_app_rate, stopping=self._stopping)
@@ -331,22 +340,3 @@ class Fleet:
             self._tokens.of(appid),
             max_wait_s=0,  # it is tried again when its turn comes, and no worker waits
         )
-
-
-class _Changes:
-    """How many changes may still be sent."""
-
-    def __init__(self, most: int | None) -> None:
-        self._lock = threading.Lock()
-        self._left = most
-        self.are_used_up = False
-
-    def take(self, count: int) -> bool:
-        with self._lock:
-            if self._left is None:
-                return True
-            if self._left < count:
-                self.are_used_up = True
-                return False
-            self._left -= count
-            return True

@@ -1,6 +1,5 @@
 """The mini programs of a fleet, and what is to be done for each: on the disk, not in memory."""
 
-import hashlib
 import json
 import sqlite3
 import threading
@@ -9,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final, Self
 
 from prefetch_kit.errors import JournalFailed
-from prefetch_kit.fetch_setting import FetchSetting, FetchSettings
+from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Plan, Wanted, plan_saved, plan_wanted
 from prefetch_kit.registrar.plan_file import change_fields, read_changes
 
@@ -47,12 +46,8 @@ class Targets:
         """Each appid and what is to be done for it."""
         return self._pages("SELECT id, appid, target FROM apps WHERE id > ? ORDER BY id LIMIT ?")
 
-    def fingerprint(self) -> str:
-        """Tells whether a later run is to do the same, for the same apps."""
-        digest = hashlib.sha256()
-        for appid, target in self:
-            digest.update(f"{appid} {target}\n".encode())
-        return digest.hexdigest()
+    def __contains__(self, appid: str) -> bool:
+        return bool(self._do("SELECT 1 FROM apps WHERE appid = ?", appid)[1])
 
     def found(self) -> Iterator[tuple[str, str]]:
         """Each appid for which something was found, and what."""
@@ -113,6 +108,12 @@ def read_wanted(text: str) -> Wanted:
 
 def plan_of_wanted(appid: str, text: str, current: FetchSettings) -> Plan:
     return plan_wanted(appid, current, read_wanted(text))
+
+
+def kinds_of(text: str) -> list[Kind]:
+    """The kinds of pull that a text is about: one of `wanted_text` or of `changes_text`."""
+    plain = json.loads(text) if text else {}
+    return [each["kind"] for each in plain] if isinstance(plain, list) else list(plain)
 
 
 def changes_text(changes: Iterable[Change]) -> str:

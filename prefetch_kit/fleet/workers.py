@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from prefetch_kit.errors import JournalFailed, PrefetchKitError
-from prefetch_kit.fleet.results import Result, Tally, done_cause, failure, is_of_the_account
+from prefetch_kit.fleet.changes import NotSent, Pending
+from prefetch_kit.fleet.results import Result, Tally, done_cause, failure, whose
 from prefetch_kit.fleet.schedule import Schedule, Task
 from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.weixin.retry import pause_s
@@ -14,21 +15,21 @@ from prefetch_kit.weixin.retry import pause_s
 _LOOK_S: Final = 0.2
 
 
-class NotSent(Exception):
-    """The fleet is stopping, and nothing was sent for this app."""
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How a fleet of `apps` ended; `stopped_because` is None where it was not stopped.
 
     `next_step`, a sentence without its full stop, says what to do where not all is done.
+    `is_sent` says whether WeChat may hold something of what was sent, `is_deferred` whether it
+    was stopped by what only takes time.
     """
 
     apps: int
     tally: Tally
     stopped_because: str | None
     next_step: str
+    is_sent: bool = False
+    is_deferred: bool = False
 
     @property
     def unreached(self) -> int:
@@ -38,17 +39,24 @@ class Summary:
     @property
     def is_ended(self) -> bool:
         """Whether there is nothing to continue: all were reached, and nothing only waits."""
-        return self.stopped_because is None and self.exit_code != 75
+        return self.stopped_because is None and self.exit_code not in (5, 75)
 
     @property
     def exit_code(self) -> int:
-        """0: all done, 1: some are not, 4: none could be done, 75: only deferred ones remain."""
+        """What the fleet ended with.
+
+        0: all done. 75 and 5: nothing failed, but some are deferred, or set and not yet confirmed.
+        4: nothing was done. 1: anything else.
+        """
         tally = self.tally
         if tally["done"] == self.apps:
             return 0
-        if tally["deferred"] and not tally["failed"] and self.stopped_because is None:
-            return 75
-        return 1 if tally["done"] else 4
+        if not tally["failed"] and (self.stopped_because is None or self.is_deferred):
+            if tally["deferred"]:
+                return 75
+            if tally["sent"]:
+                return 5
+        return 1 if tally["done"] or tally["sent"] or self.is_sent else 4
 
 
 class Workers:
@@ -69,6 +77,7 @@ class Workers:
         self._work = work
         self._report = report
         self._sent = sent
+        self._is_sent = False
         self._lock = threading.Lock()
         self._tally = Tally()
         self._broken: BaseException | None = None
@@ -81,14 +90,30 @@ class Workers:
         Raises `JournalFailed` where a result could not be stored, and whatever is no error of
         the kit's.
         """
-        self._running = min(workers, apps)
-        for number in range(self._running):
-            threading.Thread(target=self._run, name=f"fleet-{number}", daemon=True).start()
-        if self._running:
+        for number in range(min(workers, apps)):
+            with self._lock:
+                self._running += 1
+            try:
+                threading.Thread(target=self._run, name=f"fleet-{number}", daemon=True).start()
+            except RuntimeError:  # the system has no more threads: those that run do it all
+                with self._lock:
+                    self._running -= 1
+                if not number:
+                    raise
+                break
+        if apps:
             self._wait()
         if self._broken is not None:
             raise self._broken
-        return Summary(apps, self._tally, self._schedule.stopped_because, self._schedule.next_step)
+        schedule = self._schedule
+        return Summary(
+            apps,
+            self._tally,
+            schedule.stopped_because,
+            schedule.next_step,
+            self._is_sent,
+            schedule.is_deferred,
+        )
 
     def _wait(self) -> None:
         # Not by Thread.join: where Ctrl-C interrupts that, Python 3.11 takes the thread for ended.
@@ -117,9 +142,11 @@ class Workers:
                     self._over.set()
 
     def _do(self, task: Task) -> None:
-        is_of_account = False
+        says_of = None
         try:
-            plan = self._work(task)
+            plan = self._turn(task)
+            if plan is None:
+                return
             result = Result(task.appid, "done", done_cause(plan, sent=self._sent), plan)
         except NotSent as stopped:
             self._schedule.stop(str(stopped))
@@ -127,17 +154,32 @@ class Workers:
         except JournalFailed:
             raise
         except PrefetchKitError as error:
-            delay_s = pause_s(error, task.tries)
+            delay_s = None if task.is_open else pause_s(error, task.tries)
             if delay_s is not None and self._schedule.again(task, delay_s=delay_s):
                 return
-            result = failure(task.appid, error)
-            is_of_account = is_of_the_account(error)
+            result, says_of = failure(task.appid, error), whose(error)
+        if (execution := task.execution) is not None:
+            result = replace(result, plan=execution.plan, outcomes=dict(execution.outcomes))
         with self._lock:
+            self._is_sent |= task.is_open
             self._tally.add(result.appid, result.outcome, result.cause)
         self._report(result)
-        self._schedule.finish(
-            task,
-            fine=result.outcome == "done",
-            failed=result.outcome == "failed",
-            is_of_account=is_of_account,
-        )
+        self._schedule.finish(task, result, says_of=says_of)
+
+    def _turn(self, task: Task) -> Plan | None:
+        """The app's plan where all is done; None where it was put back for another turn."""
+        try:
+            return self._work(task)
+        except Pending as pending:
+            delay_s = pending.delay_s
+        if delay_s is None:
+            is_back = self._schedule.hold(task)
+        else:
+            is_back = self._schedule.later(task, delay_s=delay_s)
+        if is_back:
+            return None
+        if task.is_open and task.execution is not None:
+            with task.held:
+                task.execution.end()
+            return task.execution.plan
+        raise NotSent("it is stopping")

@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 from prefetch_kit.errors import JournalFailed
@@ -18,8 +18,9 @@ from prefetch_kit.registrar.plan import Past, Plan
 from prefetch_kit.registrar.undo import undo
 
 Action = Literal["apply", "rollback"]
-# Planned: not sent yet. Intent: being sent, so it may have taken effect. Unsent: given up before.
-Outcome = Literal["planned", "intent", "confirmed", "refused", "unknown", "unsent"]
+# Planned: not sent yet. Intent: being sent, so it may have taken effect. Sent: WeChat said ok, and
+# does not show it yet. Unsent: given up before.
+Outcome = Literal["planned", "intent", "sent", "confirmed", "refused", "unknown", "unsent"]
 
 _BEGIN: Final = """
 INSERT INTO runs (at, action, appid, wanted, apps, returns_from, ended)
@@ -46,6 +47,10 @@ _CHANGED_SINCE: Final = "SELECT appid FROM effects WHERE run >= ? GROUP BY appid
 _CONFIRMED: Final = """
 SELECT kind, wanted FROM changes WHERE appid = ? AND outcome = 'confirmed' ORDER BY id
 """
+_RECENT: Final = """
+SELECT kind, wanted, outcome IN ('intent', 'unknown') OR detail != '', at FROM effects
+WHERE appid = ? AND at BETWEEN ? AND ? ORDER BY id
+"""
 _RECORD: Final = """
 INSERT INTO changes (run, appid, kind, before, wanted, outcome, detail, at)
 VALUES (?, ?, ?, ?, ?, 'planned', '', ?)
@@ -54,10 +59,11 @@ _MARK: Final = """
 UPDATE changes SET outcome = ?, detail = ?, at = ?
 WHERE id = (SELECT MAX(id) FROM changes WHERE appid = ? AND run = ? AND kind = ?)
 """
-# A fleet that was cut short is continued by one that wants the same; a rollback is by any.
+# What was cut short is continued by the next of its kind, whatever that wants: so one rollback
+# brings back what WeChat held before all of it.
 _UNFINISHED: Final = """
 SELECT id FROM (SELECT * FROM runs WHERE appid IS NULL ORDER BY id DESC LIMIT 1)
-WHERE NOT ended AND action = ? AND (wanted = ? OR action = 'rollback') AND returns_from IS ?
+WHERE NOT ended AND action = ? AND returns_from IS ?
 """
 _LAST_FLEET: Final = """
 SELECT id, at, action, apps, returns_from, ended != 0 FROM runs WHERE appid IS NULL
@@ -77,6 +83,18 @@ class FleetRun:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """What was set last for one kind of an app, and how long ago that is known.
+
+    `may_arrive` says that a call of it was not answered, and so may arrive later.
+    """
+
+    wanted: FetchSetting
+    may_arrive: bool
+    age_s: float
+
+
 class Journal(Database):
     """The record of every change, for any number of threads and processes.
 
@@ -91,22 +109,25 @@ class Journal(Database):
         return self.write_now(lambda db: _insert_run(db, row))
 
     def begin_fleet(
-        self, action: Action, *, wanted: str, apps: int, returns_from: int | None = None
+        self, action: Action, *, apps: int, returns_from: int | None = None
     ) -> tuple[int, bool]:
-        """Record a fleet's run, or take up the last one if it wanted the same and was cut short.
+        """Record a fleet's run, or continue the last one if that was cut short.
 
-        Returns its number, and whether it was taken up.
+        Returns its number, and whether it is continued.
         """
 
         def work(db: sqlite3.Connection) -> tuple[int, bool]:
-            found = db.execute(_UNFINISHED, (action, wanted, returns_from)).fetchone()
+            found = db.execute(_UNFINISHED, (action, returns_from)).fetchone()
             if found is None:
-                row = now(), action, None, wanted, apps, returns_from, 0
+                row = now(), action, None, "", apps, returns_from, 0
                 return _insert_run(db, row), False
-            db.execute("UPDATE runs SET apps = MAX(apps, ?) WHERE id = ?", (apps, found[0]))
             return int(found[0]), True
 
         return self.write_now(work)
+
+    def resize(self, run: int, *, apps: int) -> None:
+        """Record for how many apps a run is, now that it is continued."""
+        self.write_now(lambda db: db.execute("UPDATE runs SET apps = ? WHERE id = ?", (apps, run)))
 
     def end_fleet(self, run: int) -> None:
         """Say that there is nothing of this run to continue."""
@@ -196,6 +217,18 @@ class Journal(Database):
         """What was read back last as it was set, for each kind."""
         return {kind: self._load(text) for kind, text in self.read(_CONFIRMED, (appid,))}
 
+    def recent(self, appid: str, *, within_s: float) -> dict[Kind, Recent]:
+        """What was set last for each kind, where that is less than `within_s` seconds ago."""
+        # Times are kept in whole seconds. What is in the future was before the clock was set back.
+        clock = datetime.now(UTC)
+        bounds = clock - timedelta(seconds=within_s + 1), clock
+        found: dict[Kind, Recent] = {}
+        for kind, wanted, may_arrive, at in self.read(_RECENT, (appid, *map(_text, bounds))):
+            age_s = max(0.0, (clock - datetime.fromisoformat(at)).total_seconds() - 1)
+            if age_s < within_s:
+                found[kind] = Recent(self._load(wanted), bool(may_arrive), age_s)
+        return found
+
     def _load(self, text: str) -> FetchSetting:
         try:
             return FetchSetting.from_dict(json.loads(text))
@@ -212,4 +245,8 @@ def _dump(setting: FetchSetting) -> str:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return _text(datetime.now(UTC))
+
+
+def _text(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")

@@ -14,6 +14,7 @@ Guard = Literal["disable", "takeover"]
 Cause = Literal["change", "drift", "both"]
 
 _CANNOT_FORGET: Final = "it had no source before; WeChat cannot forget one, so it is switched off"
+_SENT_ALL_THE_SAME: Final = "WeChat shows this already; it is sent all the same, as that may be old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ def plan_wanted(appid: str, current: FetchSettings, wanted: Wanted) -> Plan:
 def plan_rollback(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]) -> Plan:
     """Go back to what WeChat held before a run.
 
+    All is sent, also what WeChat shows already, since that may be older than what was set last.
     WeChat demands a whole source even for switching off, and cannot forget one: a kind that had
     none is switched off with the source it has now. What was neither held before nor wanted by
     the run was set by somebody else since, and to replace that is a takeover.
@@ -155,10 +157,14 @@ def plan_rollback(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]
         if past.before.is_whole:
             after, note = past.before, None
         else:
-            after, note = now.switched_off(), _CANNOT_FORGET
-        if not are_alike(now, after):
-            is_known = any(are_alike(now, known) for known in past.known)
-            changes.append(Change(kind, now, after, () if is_known else ("takeover",), note))
+            after = (now if now.is_whole else past.wanted).switched_off()
+            note = _CANNOT_FORGET
+        if not after.is_whole:
+            continue  # it was never configured, and is not now
+        is_known = any(are_alike(now, known) for known in (after, *past.known))
+        if are_alike(now, after):
+            note = _SENT_ALL_THE_SAME
+        changes.append(Change(kind, now, after, () if is_known else ("takeover",), note))
     return Plan(appid, current, tuple(changes))
 
 

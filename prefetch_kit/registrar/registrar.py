@@ -1,14 +1,22 @@
 """Make WeChat's settings what they should be, and believe only what was read back."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanStale
 from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
-from prefetch_kit.registrar.execute import check_guards, execute
+from prefetch_kit.registrar.execute import (
+    WAIT_S,
+    Execution,
+    TooEarly,
+    check_guards,
+    plan_now,
+)
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.locks import Locks
 from prefetch_kit.registrar.plan import (
@@ -16,6 +24,7 @@ from prefetch_kit.registrar.plan import (
     Guard,
     Plan,
     Wanted,
+    are_alike,
     check_wanted,
     checked_changes,
     explain,
@@ -31,6 +40,7 @@ from prefetch_kit.weixin.tokens import TokenSource
 from prefetch_kit.weixin.transport import Transport
 
 _LOCK_WAIT_S: Final = 30.0
+_SETTLING_PAUSE_S: Final = 2.0
 
 
 class Registrar:
@@ -39,12 +49,13 @@ class Registrar:
     `tokens` is a `TokenSource`, or a function that returns the access token and is called again
     where WeChat rejects one. `state_dir` (PREFETCH_STATE_DIR) has the journal and the locks, one
     directory for all that change this mini program. `transport` leads to the real WeChat by
-    default. `sleep` is called with seconds before a failed call is repeated.
+    default. For `wait_s` seconds WeChat may show less than what was set, and is asked again.
+    `sleep` is called with seconds before that, and before a failed call is repeated.
 
     Raises `ConfigError`; methods raise `WeixinError`, `TokenSourceError` and `RegistrarError`.
-    They end within the deadlines of at most three reads, one more read and two writes for each
-    kind of pull, and one lock wait of 30 s. No lock is held during `approve`.
-    Use it in a `with` block, which closes its connections.
+    They end after `wait_s`, the deadlines of the calls, and one lock wait of 30 s; where something
+    else was set less than `wait_s` ago, `apply` waits for the rest of that first. No lock is held
+    during `approve`. Use it in a `with` block, which closes its connections.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class Registrar:
         tokens: TokenSource | Callable[[], str],
         state_dir: str | Path,
         transport: Transport | None = None,
+        wait_s: float = WAIT_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if not APPID_SHAPE.match(appid):
@@ -65,6 +77,8 @@ class Registrar:
         directory = Path(state_dir, wechat_name(self._transport.base_url))
         self._journal = Journal(directory / "journal.sqlite3")
         self._locks = Locks(directory / "apps.lock")
+        self._wait_s = wait_s
+        self._sleep = sleep
 
     def __enter__(self) -> Self:
         return self
@@ -91,8 +105,7 @@ class Registrar:
         Raises `SourceRefused` before that for what WeChat could not be told.
         """
         check_wanted(wanted)
-        plan = plan_wanted(self._appid, self._settings.get(), wanted)
-        return explain(plan, self._journal.confirmed(self._appid)) if plan.changes else plan
+        return self._plan_wanted(self._settings.get(), wanted)
 
     def apply(
         self,
@@ -109,7 +122,10 @@ class Registrar:
         and ask a person there. Raises `PlanStale` where something else is to be done by then; what
         another registrar has done by then is left out of the plan that is returned.
         """
-        return self._apply(lambda: self.plan(wanted), allow, approve)
+        check_wanted(wanted)
+        return self._apply(
+            lambda now: self._plan_wanted(now, wanted), wanted.keys(), allow, approve
+        )
 
     def apply_changes(
         self,
@@ -125,26 +141,48 @@ class Registrar:
         """
         checked = checked_changes(changes)
         return self._apply(
-            lambda: plan_saved(self._appid, self._settings.get(), checked), allow, approve
+            lambda now: plan_saved(self._appid, now, checked),
+            [change.kind for change in checked],
+            allow,
+            approve,
         )
 
     def _apply(
         self,
-        planned: Callable[[], Plan],
+        planned: Callable[[FetchSettings], Plan],
+        kinds: Collection[Kind],
         allow: Collection[Guard],
         approve: Callable[[Plan], object],
     ) -> Plan:
-        approved = planned()
+        def read(waited_s: float) -> Plan:
+            return self._plan_now(planned, kinds=kinds, waited_s=waited_s)
+
+        approved = self._as_soon_as_settled(read)
         if not approved.changes:
             return approved
         check_guards(approved, allow, "apply")
         approve(approved)
         with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S):
-            plan = planned()
+            plan = self._as_soon_as_settled(read)
             _check_fresh(plan, approved)
             if plan.changes:
                 self._execute(plan, self._journal.begin("apply", appid=self._appid))
         return plan
+
+    def _as_soon_as_settled(self, plan: Callable[[float], Plan]) -> Plan:
+        """What `plan` gives, called with the seconds that were waited for it."""
+        waited_s = 0.0
+        while True:
+            try:
+                return plan(waited_s)
+            except TooEarly as early:
+                pause = min(early.left_s, _SETTLING_PAUSE_S)
+            waited_s += pause
+            self._sleep(pause)
+
+    def _plan_wanted(self, now: FetchSettings, wanted: Wanted) -> Plan:
+        plan = plan_wanted(self._appid, now, wanted)
+        return explain(plan, self._journal.confirmed(self._appid)) if plan.changes else plan
 
     def rollback(
         self,
@@ -164,27 +202,57 @@ class Registrar:
             raise NothingToRollBack(self._appid, str(self._journal.path))
         if to is not None and to not in (runs := self._journal.runs(self._appid)):
             raise NoSuchRun(to, runs, str(self._journal.path))
-        approved = self._plan_rollback(since)
+        approved = self._plan_rollback(since, waited_s=math.inf)
         check_guards(approved, allow, "rollback")
         if approved.changes:
             approve(approved)
         with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S):
-            plan = self._plan_rollback(since)
+            plan = self._as_soon_as_settled(lambda waited_s: self._plan_rollback(since, waited_s))
             if self._journal.last_applied(self._appid) == last:
                 _check_fresh(plan, approved)
                 run = self._journal.begin("rollback", appid=self._appid, returns_from=since)
                 self._execute(plan, run, undoes=since)
-            elif plan.changes:
+            elif all(are_alike(change.before, change.after) for change in plan.changes):
+                return replace(plan, changes=())  # another registrar has done the same
+            else:
                 raise PlanStale(self._appid)
         return plan
 
-    def _plan_rollback(self, since: int) -> Plan:
+    def _plan_rollback(self, since: int, waited_s: float) -> Plan:
         past = self._journal.past(self._appid, since=since)
-        return plan_rollback(self._appid, self._settings.get(), past)
+        return self._plan_now(
+            lambda now: plan_rollback(self._appid, now, past),
+            kinds=past.keys(),
+            waited_s=waited_s,
+            must_know_before=False,
+        )
+
+    def _plan_now(
+        self,
+        planned: Callable[[FetchSettings], Plan],
+        *,
+        kinds: Collection[Kind],
+        waited_s: float,
+        must_know_before: bool = True,
+    ) -> Plan:
+        return plan_now(
+            self._appid,
+            self._settings.get(),
+            planned,
+            self._journal,
+            kinds=kinds,
+            wait_s=self._wait_s,
+            waited_s=waited_s,
+            must_know_before=must_know_before,
+        )
 
     def _execute(self, plan: Plan, run: int, *, undoes: int | None = None) -> None:
+        execution = Execution(
+            plan, run, self._settings, self._journal, wait_s=self._wait_s, undoes=undoes
+        )
         try:
-            execute(plan, run, self._settings, self._journal, undoes=undoes)
+            while (pause := execution.advance()) is not None:
+                self._sleep(pause)
         finally:
             self._journal.flush()
 

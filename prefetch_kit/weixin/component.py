@@ -6,7 +6,7 @@ developers.weixin.qq.com: the component_verify_ticket and getComponentAccessToke
 from collections.abc import Mapping
 from typing import Final
 
-from prefetch_kit.errors import TokenSourceError
+from prefetch_kit.errors import PlatformUnusable
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.token_stores.records import StoredToken, TokenStore
 from prefetch_kit.weixin.tokens import SecretToken, TokenSource, with_token
@@ -33,7 +33,7 @@ class Tickets:
         """Raises TokenSourceError where none came yet. Whether it is too old, WeChat says."""
         kept = self._store.load()
         if kept is None:
-            raise TokenSourceError(
+            raise PlatformUnusable(
                 "the third-party platform",
                 "no component_verify_ticket came yet",
                 remedy="WeChat pushes one each ten minutes to the platform's push URL "

@@ -184,4 +184,5 @@ def refusal(action: str, errcode: int, errmsg: str, *, secrets: Iterable[Secret]
         kind=row.kind,
         meaning=row.meaning,
         remedy=row.remedy,
+        rules_out_effect=row.kind != "transient" and errcode in ERRCODES,
     )

@@ -3,11 +3,12 @@
 developers.weixin.qq.com: the getFetchdataSetting page. Its spellings stop in this module.
 """
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from marshmallow import Schema, fields, validate
 
@@ -23,10 +24,14 @@ from prefetch_kit.fetch_setting import (
 )
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, read
-from prefetch_kit.weixin.retry import REPEATS_OF_A_CALL, pause_s
+from prefetch_kit.weixin.retry import REPEATS_OF_A_READ, REPEATS_OF_A_WRITE, pause_s
 from prefetch_kit.weixin.tokens import TokenSource
 
 _PATH = "/wxa/fetchdatasetting"
+# What WeChat answers for a mini program that was never configured is not documented. If it is a
+# success without any field, one such answer could as well be a fault.
+_READS_OF_NOTHING: Final = 3
+_NOTHING: Final = FetchSettings(FetchSetting(), FetchSetting())
 
 _T = TypeVar("_T")
 
@@ -48,8 +53,8 @@ class Calls(Protocol):
 class SettingsApi:
     """Reads and writes the settings of the mini program the tokens belong to.
 
-    A rejected token is renewed once; a busy system is asked again at most twice, after a
-    random pause, and a read without an answer once; a minute's quota is waited for once. All
+    A rejected token is renewed once, and a minute's quota is waited for once. A read is repeated
+    at most twice where the system is busy, after a random pause, and once without an answer. All
     pauses of one call together stay within `max_wait_s`. Everything else is raised at once:
     Refused, OutcomeUnknown and what the token source raises.
     """
@@ -68,24 +73,30 @@ class SettingsApi:
         self._max_wait_s = max_wait_s
 
     def get(self) -> FetchSettings:
-        """Read both kinds of pull."""
-        return self._call("get", {}, _from_wire, repeats_unknown=True)
+        """Read both kinds of pull. That neither was ever configured must be said three times."""
+        for reads in range(1, _READS_OF_NOTHING + 1):
+            found = self._call("get", {}, _from_wire, REPEATS_OF_A_READ)
+            if found != _NOTHING:
+                break
+            if reads < _READS_OF_NOTHING and self._max_wait_s:
+                self._sleep(random.uniform(0.1, 0.5))
+        return found
 
     def put(self, kind: Kind, setting: FetchSetting) -> None:
         """Write one kind of pull, off or on, always with its source.
 
         Raises ConfigError before anything is sent if something WeChat requires is missing.
-        After OutcomeUnknown read back before repeating: it may have taken effect.
+        After an error that does not rule it out, read back before repeating: it may have taken
+        effect.
         """
-        self._call(f"set_{kind}", _to_wire(kind, setting), _has_errcode, repeats_unknown=False)
+        self._call(f"set_{kind}", _to_wire(kind, setting), _has_errcode, REPEATS_OF_A_WRITE)
 
     def _call(
         self,
         action: str,
         wire: Mapping[str, object],
         read: Callable[[dict[str, object]], _T | None],
-        *,
-        repeats_unknown: bool,
+        repeats: Mapping[str, int],
     ) -> _T:
         """What is read from an answer. No frame that raises has seen it: it may echo a secret."""
         token: Secret | None = None
@@ -108,17 +119,12 @@ class SettingsApi:
                     return value
             except (Refused, OutcomeUnknown) as error:
                 failure = error
-            if isinstance(failure, Refused):
-                kind, is_final = failure.kind, token is None  # then there is no token to be had
-            else:
-                kind, is_final = "unknown", not repeats_unknown
+            kind = failure.kind if isinstance(failure, Refused) else "unknown"
             wait_s = pause_s(failure, tries[kind])
-            if (
-                is_final
-                or wait_s is None
-                or wait_s > left_s
-                or tries[kind] == REPEATS_OF_A_CALL[kind]
-            ):
+            is_final = tries[kind] >= repeats.get(kind, 0)
+            if isinstance(failure, Refused) and token is None:
+                is_final = True  # then there is no token to be had
+            if is_final or wait_s is None or wait_s > left_s:
                 raise failure
             if kind == "renew" and token is not None:
                 rejected, token = token, self._tokens.renew(token)
@@ -182,13 +188,16 @@ def _from_wire(answer: Mapping[str, object]) -> FetchSettings | None:
         if half is None:
             return None
         source = half.get("source")
-        halves[kind] = FetchSetting(
+        setting = FetchSetting(
             open=half.get("open"),
             source=None if source is None else SOURCES[source],
             url=half.get("url") or None,
             env=half.get("env") or None,
             function_name=half.get("function_name") or None,
         )
+        if setting.open and not setting.is_whole:
+            return None  # WeChat cannot pull from nowhere
+        halves[kind] = setting
     return FetchSettings(**halves)
 
 

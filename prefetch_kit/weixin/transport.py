@@ -163,7 +163,9 @@ class Transport:
         try:
             errcode, answer = _read_answer(reply, self._max_bytes)
         except UnreadableError as error:
-            return OutcomeUnknown(action, str(error), sent=True, remedy=remedy)
+            return OutcomeUnknown(
+                action, str(error), sent=True, remedy=remedy, retry_after_s=_retry_after_s(reply)
+            )
         if not errcode:
             return answer
         errmsg = answer.get("errmsg")
@@ -250,6 +252,14 @@ def _read_answer(reply: Reply, max_bytes: int) -> tuple[int, dict[str, object]]:
     if not isinstance(errcode, int) or isinstance(errcode, bool) or abs(errcode) >= 2**31:
         raise UnreadableError("the errcode of the answer is not a number of 32 bits")
     return errcode, answer
+
+
+def _retry_after_s(reply: Reply) -> float | None:
+    """The seconds of a `Retry-After` header, for the statuses that it is for (RFC 9110, 10.2.3)."""
+    said = reply.headers.get("Retry-After", "").strip()
+    # A date would be by a clock that need not be right, here or there.
+    is_number = said.isascii() and said.isdigit() and len(said) < 10
+    return float(said) if reply.status in (429, 503) and is_number else None
 
 
 def _failure(error: Exception, outgoing: Outgoing) -> tuple[str, FetchRule]:

@@ -199,7 +199,7 @@ def test_waiting_for_weixin_is_told(
     wx.inject(Fault(kind="errcode", errcode=-1, times=2))
     ended = cli("show")
     assert ended.status == 0
-    assert ended.stderr.splitlines()[:-1] == ["Trying again in 2 s …"]
+    assert ended.stderr.splitlines()[:-1] == ["Asking WeChat again in 2 s …"]
 
 
 def test_token_is_accepted_by_the_app(app: Flask, cli: "Cli") -> None:

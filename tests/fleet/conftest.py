@@ -52,6 +52,7 @@ class Merchants:
         self.wx = wx
         self.folder = folder
         self.appids: list[str] = []
+        self.left_out: set[str] = set()  # of the list
         self.told = Told()
 
     def add(self, count: int) -> list[str]:
@@ -64,9 +65,14 @@ class Merchants:
         self.appids += added
         return added
 
+    def switch_off(self) -> None:
+        """Let WeChat say of each that it is off: of nothing at all it would be asked again."""
+        for appid in self.appids:
+            self.wx.put_settings(appid, {"is_pre_fetch_open": False, "is_period_fetch_open": False})
+
     def write(self, more: str = "", *, version: str = "") -> Path:
         """The prefetch.toml of all of them; `version` ends their URLs."""
-        lines = ["appid", *self.appids]
+        lines = ["appid", *(appid for appid in self.appids if appid not in self.left_out)]
         (self.folder / "apps.csv").write_text("\n".join(lines))
         secrets = dict.fromkeys(self.appids, FLEET_SECRET)
         (self.folder / "secrets.json").write_text(json.dumps(secrets))

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from prefetch_kit.errors import ConfigError, GuardRefused, SourceRefused, TokenSourceError
+from prefetch_kit.errors import (
+    ConfigError,
+    GuardRefused,
+    OutcomeUnknown,
+    SourceRefused,
+    TokenSourceError,
+)
 from prefetch_kit.registrar import (
     Change,
     FetchSetting,
@@ -75,10 +81,10 @@ def test_off_keeps_the_source(wx: Sandbox, registrar: Registrar) -> None:
     assert registrar.plan({"pre_fetch": off, "period_fetch": off}).changes == ()
 
 
-def test_off_where_wechat_names_no_source(wx: Sandbox, registrar: Registrar) -> None:
-    """It cannot be said to WeChat, which demands one."""
+def test_on_without_a_source_is_not_believed(wx: Sandbox, registrar: Registrar) -> None:
+    """WeChat cannot pull from nowhere."""
     wx.put_settings(APPID, {"is_pre_fetch_open": True})
-    with pytest.raises(SourceRefused, match="pre_fetch is on, but WeChat names no source"):
+    with pytest.raises(OutcomeUnknown, match="not what the API promises"):
         registrar.plan({"pre_fetch": FetchSetting.off()})
 
 
@@ -122,7 +128,7 @@ def test_a_kind_that_is_none(wx: Sandbox, registrar: Registrar) -> None:
         registrar.apply(misspelt)
     with pytest.raises(KeyError):
         registrar.read().for_kind("prefetch")  # type: ignore[arg-type]
-    assert wx.count(path="/wxa/fetchdatasetting") == 1  # the read
+    assert wx.count(action="get") == wx.count(path="/wxa/fetchdatasetting")
 
 
 @pytest.mark.parametrize(
@@ -215,9 +221,10 @@ def test_a_function_is_asked_again_for_a_rejected_token(
     wx: Sandbox, transport: Transport, root: Path
 ) -> None:
     """Once; with the same token again it is refused."""
+    wx.put_settings(APPID, {"is_pre_fetch_open": False})
     given = iter(["x" * 64, wx.access_token(APPID), "y" * 64, "y" * 64])
     registrar = Registrar(APPID, tokens=lambda: next(given), state_dir=root, transport=transport)
-    assert registrar.read().pre_fetch == FetchSetting()
+    assert registrar.read().pre_fetch == FetchSetting.off()
     with pytest.raises(Exception, match="40001"):
         registrar.read()
     assert next(given, None) is None

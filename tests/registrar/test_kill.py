@@ -62,12 +62,12 @@ STEPS = {
     "second set": (
         [Fault(kind="delay", action="set_period_fetch", delay_s=FOREVER_S)],
         1,
-        ["intent", "intent"],
+        ["sent", "intent"],
     ),
     "reading back": (
         [Fault(kind="delay", action="get", after=2, delay_s=FOREVER_S)],
         2,
-        ["intent", "intent"],
+        ["sent", "intent"],
     ),
 }
 

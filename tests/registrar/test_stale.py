@@ -51,7 +51,7 @@ def test_a_plan_that_went_stale_is_not_sent(
     with pytest.raises(PlanStale, match="Run it again") as caught:
         registrar.apply(wanted, approve=lambda _: wx.put_settings(APPID, FOREIGN))
     assert caught.value.appid == APPID
-    assert actions() == ["get", "get"]
+    assert set(actions()) == {"get"}
     assert wx.settings(APPID) == FOREIGN
 
 

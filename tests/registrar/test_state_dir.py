@@ -228,6 +228,7 @@ def test_a_result_that_cannot_be_stored_is_said(
     state_dir: Path,
 ) -> None:
     """Lost behind the last call, the journal is missed all the same."""
+    wx.put_settings(APPID, {"is_pre_fetch_open": False})
     token = Secret(wx.access_token(APPID))
     tokens = SpoilingTokens(token, state_dir / "journal.sqlite3")
     registrar = Registrar(APPID, tokens=tokens, state_dir=root, transport=transport)

@@ -101,6 +101,7 @@ def test_an_expired_token_is_renewed_without_anyone_noticing(
     wx: Sandbox, api: SettingsApi, calls: Callable[[], int], token_calls: Callable[[], int]
 ) -> None:
     """The same call succeeds with the new token, and later ones keep it."""
+    wx.put_settings(APPID, {"is_pre_fetch_open": False})
     api.get()
     wx.expire_tokens(APPID)
     api.get()

@@ -15,6 +15,10 @@ from prefetch_kit.weixin.retry import pause_s
 
 BUSY = refusal("get", -1, "system error")
 REJECTED = refusal("get", 40001, "invalid credential")
+ASKED, ASKED_TOO_MUCH = (
+    OutcomeUnknown("get", "HTTP 429", sent=True, remedy="Try again", retry_after_s=seconds)
+    for seconds in (30.0, 121.0)
+)
 FULL_MINUTE = refusal("get", 45011, "api minute-quota reach limit")
 
 
@@ -23,7 +27,9 @@ FULL_MINUTE = refusal("get", 45011, "api minute-quota reach limit")
     [
         (BUSY, [1, 2, 4]),
         (OutcomeUnknown("get", "no answer", sent=True, remedy="Try again"), [1, 2, 4]),
-        (NotConfirmed("wx01", ["pre_fetch"]), [1, 2, 4]),
+        (ASKED, [31, 32, 34]),
+        (ASKED_TOO_MUCH, [None] * 3),
+        (NotConfirmed("wx01", ["pre_fetch"]), [None] * 3),
         (LockHeld("apps.lock", 0, name="wx01"), [10, 10, 10]),
         (REJECTED, [0, None, None]),
         (FULL_MINUTE, [40 + 5, None, None]),

@@ -196,9 +196,73 @@ def test_a_lost_answer_to_get_is_asked_for_once_more(
     wx: Sandbox, api: SettingsApi, calls: Callable[[], int]
 ) -> None:
     """Reading changes nothing, so one broken connection is nobody's business."""
+    wx.put_settings(APPID, {"is_pre_fetch_open": False})
     wx.inject(Fault(kind="close"))
-    assert api.get() == FetchSettings(NEVER_SET, NEVER_SET)
+    assert api.get().pre_fetch == FetchSetting.off()
     assert calls() == 2
+
+
+def test_that_nothing_was_ever_configured_is_believed_the_third_time(
+    api: SettingsApi, calls: Callable[[], int]
+) -> None:
+    """A success without a field could as well be a fault of WeChat."""
+    assert api.get() == FetchSettings(NEVER_SET, NEVER_SET)
+    assert calls() == 3
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_success_without_a_field_is_asked_about_again(
+    wx: Sandbox, api: SettingsApi, calls: Callable[[], int], times: int
+) -> None:
+    """What WeChat really holds comes out."""
+    api.put("pre_fetch", SERVER)
+    wx.inject(Fault(kind="raw", body='{"errcode":0,"errmsg":"ok"}', times=times))
+    assert api.get().pre_fetch == SERVER
+    assert calls() == 1 + times + 1
+
+
+@pytest.mark.parametrize(
+    "contradicting",
+    [
+        {"is_pre_fetch_open": True},
+        {"is_pre_fetch_open": True, "pre_fetch_type": 0},
+        {"is_pre_fetch_open": True, "pre_fetch_type": 0, "pre_fetch_url": ""},
+        {"is_pre_fetch_open": True, "pre_fetch_type": 1, "pre_env": "e-1"},
+        {"is_pre_fetch_open": True, "pre_fetch_type": 1, "pre_function_name": "main"},
+        {"is_pre_fetch_open": True, "pre_fetch_url": URL},
+        {"is_period_fetch_open": True, "period_fetch_type": 0, "pre_fetch_url": URL},
+    ],
+)
+def test_an_answer_that_contradicts_itself_is_no_answer(
+    wx: Sandbox, api: SettingsApi, contradicting: dict[str, object]
+) -> None:
+    """Nothing can be pulled from nowhere. Once it is asked about again."""
+    api.put("pre_fetch", SERVER)
+    wx.inject(Fault(kind="raw", body=json.dumps({"errcode": 0, **contradicting})))
+    assert api.get().pre_fetch == SERVER
+    wx.inject(Fault(kind="raw", body=json.dumps({"errcode": 0, **contradicting}), times=2))
+    with pytest.raises(OutcomeUnknown, match="not what the API promises"):
+        api.get()
+
+
+@pytest.mark.parametrize("errcode", [-1, 9410099])
+def test_a_code_that_may_have_taken_effect_is_not_repeated(
+    wx: Sandbox, api: SettingsApi, calls: Callable[[], int], errcode: int
+) -> None:
+    """A busy system may have done it, and what an unknown code means nobody knows."""
+    wx.inject(Fault(kind="errcode", errcode=errcode, action="set_pre_fetch", times=None))
+    with pytest.raises(Refused) as caught:
+        api.put("pre_fetch", SERVER)
+    assert (caught.value.rules_out_effect, calls()) == (False, 1)
+
+
+@pytest.mark.parametrize("errcode", [9410016, 45009, 48001])
+def test_other_codes_rule_it_out(wx: Sandbox, api: SettingsApi, errcode: int) -> None:
+    """WeChat says no, and means it."""
+    wx.inject(Fault(kind="errcode", errcode=errcode, action="set_pre_fetch"))
+    with pytest.raises(Refused) as caught:
+        api.put("pre_fetch", SERVER)
+    assert caught.value.rules_out_effect
 
 
 @pytest.mark.parametrize(
@@ -218,8 +282,9 @@ def test_a_busy_system_is_asked_again_twice_after_growing_pauses(
     wx: Sandbox, api: SettingsApi, calls: Callable[[], int], pauses: list[float]
 ) -> None:
     """The third try succeeds; the pauses are random within one and two seconds."""
+    wx.put_settings(APPID, {"is_pre_fetch_open": False})
     wx.inject(busy(-1, times=2))
-    api.put("pre_fetch", SERVER)
+    api.get()
     first, second = pauses
     assert (calls(), 0 <= first <= 1, 0 <= second <= 2) == (3, True, True)
 
@@ -258,9 +323,9 @@ def test_the_default_patience_covers_the_longest_minute(
     """A minute that has just begun, with the whole jitter and a busy system before it."""
     monkeypatch.setattr("random.uniform", max)
     monkeypatch.setattr("time.time", lambda: 1_700_000_040.0)  # the first second of a minute
+    api.put("pre_fetch", SERVER)
     wx.inject(busy(-1, times=2))
     wx.inject(busy(45011))
-    api.put("pre_fetch", SERVER)
     assert api.get().pre_fetch == SERVER
 
 
@@ -291,5 +356,5 @@ def test_no_mix_of_refusals_is_repeated_more_than_each_kind_allows(
     for errcode in (-1, 40001, 45011, -1, 42001, -1):
         wx.inject(busy(errcode))
     with pytest.raises(Refused, match="42001"):
-        settings_of(numbered).put("pre_fetch", SERVER)
+        settings_of(numbered).get()
     assert calls() == 5

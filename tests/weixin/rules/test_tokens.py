@@ -287,6 +287,7 @@ def test_a_static_token_is_the_same_for_ever(
     calls: Callable[[], int],
 ) -> None:
     """Rejected, it cannot be renewed, so the call is not repeated."""
+    wx.put_settings(APPID, {"is_pre_fetch_open": False})
     source = StaticToken(Secret(wx.access_token(APPID)))
     settings_of(source).get()
     wx.expire_tokens(APPID)
