@@ -4,8 +4,8 @@ import threading
 import time
 from typing import Any, Final
 
-from prefetch_kit.errors import OutcomeUnknown
-from prefetch_kit.weixin.retry import LONGEST_RETRY_AFTER_S
+from prefetch_kit.errors import OutcomeUnknown, WeixinError
+from prefetch_kit.fleet.results import whose
 from prefetch_kit.weixin.transport import Transport
 
 _TOKEN_CALLS: Final = frozenset(
@@ -44,6 +44,8 @@ class Rate:
 class RateLimitedTransport(Transport):
     """A transport whose calls keep to a rate, and pause for as long as WeChat asks for.
 
+    What WeChat would say to each app it says once: then no more is sent.
+
     Those for tokens take their turns, and later calls wait for it, but they do not wait
     themselves: they are made under locks for which others wait, and not for long.
     """
@@ -51,16 +53,23 @@ class RateLimitedTransport(Transport):
     def __init__(self, rate: Rate, *, base_url: str, ca_file: str | None) -> None:
         super().__init__(base_url=base_url, ca_file=ca_file)
         self._rate = rate
+        self._said_to_all: WeixinError | None = None
 
     def call(self, action: str, *where: str, **what: Any) -> dict[str, object]:
+        said = self._said_to_all
+        # Apps that have their tokens can still be looked at.
+        if said is not None and (action in _TOKEN_CALLS or said.action not in _TOKEN_CALLS):
+            raise said.with_traceback(None)
         if action in _TOKEN_CALLS:
             self._rate.take()
         else:
             self._rate.wait()
         try:
             return super().call(action, *where, **what)
-        except OutcomeUnknown as error:
-            if error.retry_after_s is not None and error.retry_after_s <= LONGEST_RETRY_AFTER_S:
+        except WeixinError as error:
+            if whose(error) == "all":
+                self._said_to_all = error
+            elif isinstance(error, OutcomeUnknown) and error.retry_after_s is not None:
                 self._rate.pause(error.retry_after_s)
             raise
 

@@ -169,10 +169,11 @@ class Schedule:
             progress = self._progress
             progress.in_flight -= 1
             if says_of == "all":
+                is_deferred = result.outcome == "deferred"
                 self._stop(
-                    f"each app would fail so: {result.cause}",
-                    "Mend that, then run the same command again",
-                    only_takes_time=result.outcome == "deferred",
+                    f"each app would end so: {result.cause}",
+                    None if is_deferred else "Mend that, then run the same command again",
+                    only_takes_time=is_deferred,
                 )
             self._finish_canary(task, result, is_of_account=says_of == "account")
             self._release()

@@ -15,7 +15,7 @@ REPEATS_OF_A_PAGE: Final = 2
 TRIES_OF_AN_APP: Final = 4
 _LOCK_WAIT_S: Final = 10.0
 # Longer than this nobody waits because WeChat says so: another run is better.
-LONGEST_RETRY_AFTER_S: Final = 120.0
+_LONGEST_RETRY_AFTER_S: Final = 120.0
 
 
 def pause_s(error: PrefetchKitError, tries: int) -> float | None:
@@ -31,7 +31,7 @@ def pause_s(error: PrefetchKitError, tries: int) -> float | None:
             # Not all of a fleet in the first moment of the minute.
             return 60 - time.time() % 60 + random.uniform(0, 5) if tries == 0 else None
         case OutcomeUnknown(retry_after_s=float(asked_s)):
-            fits = asked_s <= LONGEST_RETRY_AFTER_S
+            fits = asked_s <= _LONGEST_RETRY_AFTER_S
             return asked_s + random.uniform(0, 2.0**tries) if fits else None
         case Refused(kind="transient") | OutcomeUnknown():
             return random.uniform(0, 2.0**tries)  # no fixed part, so that a fleet spreads out

@@ -82,6 +82,7 @@ def test_it_registers_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         wechat.add_app(APPID, secret=secret)
         wechat.add_user(APPID, ALICE)
         wechat.add_domain(APPID, "shop.example")
+        wechat.put_settings(APPID, {"is_pre_fetch_open": False})
         with serving_shop(wechat, str(tmp_path), secret) as port:
             assert run_loop(wechat, port)["ok"] is True
         asked = [r.action for r in wechat.requests() if r.path == "/wxa/fetchdatasetting"]

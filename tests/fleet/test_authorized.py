@@ -1,5 +1,6 @@
 """A fleet of all merchants who authorized a third-party platform."""
 
+import json
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -340,3 +341,88 @@ def test_only_a_platform_can_add_domains(merchants: "Merchants", tmp_path: Path)
         merchants.fleet().apply(Limits(ensure_domain=True))
     assert merchants.wx.requests() == []
     assert not list(tmp_path.rglob("journal.sqlite3"))
+
+
+TOKEN_OF_PLATFORM = "/cgi-bin/component/api_component_token"
+TOKEN_OF_MERCHANT = "/cgi-bin/component/api_authorizer_token"
+SETTINGS = "/wxa/fetchdatasetting"
+
+
+@pytest.mark.parametrize(
+    ("path", "errcode", "exit_code"),
+    [
+        (TOKEN_OF_PLATFORM, 40001, 4),
+        (TOKEN_OF_PLATFORM, 40164, 4),
+        (TOKEN_OF_PLATFORM, 61005, 4),
+        (TOKEN_OF_PLATFORM, 61011, 4),
+        (TOKEN_OF_PLATFORM, 45009, 75),
+        (TOKEN_OF_MERCHANT, 45009, 75),
+        (TOKEN_OF_MERCHANT, 61004, 4),
+        (SETTINGS, 61004, 4),
+    ],
+)
+def test_what_is_refused_to_all_is_asked_once(
+    merchants: "Merchants",
+    project: Project,
+    authorize: Callable[[str], None],
+    path: str,
+    errcode: int,
+    exit_code: int,
+) -> None:
+    """One call and one sentence, whatever the number of merchants."""
+    for appid in merchants.add(12):
+        authorize(appid)
+    listed = write_list(project, merchants.appids)
+    forget_access_tokens(project)
+    before = merchants.wx.count(path=path)
+    merchants.wx.inject(Fault(kind="errcode", path=path, errcode=errcode, times=None))
+    pace = replace(project.pace, workers=1, canary=0)
+    summary = Fleet(replace(listed, pace=pace), merchants.told).plan()
+    assert (summary.exit_code, merchants.wx.count(path=path) - before) == (exit_code, 1)
+    assert str(errcode) in str(summary.stopped_because)
+    assert len(merchants.told.results) == 1
+
+
+def test_without_a_ticket_nobody_is_asked(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None]
+) -> None:
+    """The sentence says where tickets come from."""
+    for appid in merchants.add(12):
+        authorize(appid)
+    path = project.state_dir / wechat_name(project.api_base_url) / "tokens.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("DELETE FROM records WHERE account = ?", (PLATFORM,))
+    forget_access_tokens(project)
+    summary = Fleet(write_list(project, merchants.appids), merchants.told).plan()
+    assert summary.exit_code == 4
+    assert "component_verify_ticket" in str(summary.stopped_because)
+
+
+def test_what_was_set_before_all_are_refused_exits_with_one(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None]
+) -> None:
+    """Something was sent, so it is not said that nothing was."""
+    for appid in merchants.add(12):
+        authorize(appid)
+        merchants.wx.put_settings(appid, {"is_pre_fetch_open": False})
+    merchants.wx.inject(Fault(kind="errcode", errcode=61004, after=6, times=None))
+    pace = replace(project.pace, workers=1, canary=0)
+    assert Fleet(project, merchants.told, pace=pace).apply().exit_code == 1
+
+
+def write_list(project: Project, appids: list[str]) -> Project:
+    """The same project, with a list of its own."""
+    path = project.path.with_name("apps.csv")
+    path.write_text("\n".join(["appid", *appids]))
+    return replace(project, apps=path)
+
+
+def forget_access_tokens(project: Project) -> None:
+    """Let those of the merchants, and the platform's own, have ended."""
+    path = project.state_dir / wechat_name(project.api_base_url) / "tokens.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        for appid, name, record in other.execute("SELECT account, name, record FROM records"):
+            if name.startswith("granted-to-") or name == "component_token":
+                ended = json.dumps(json.loads(record) | {"expires_at": 0})
+                where = "UPDATE records SET record = ? WHERE account = ? AND name = ?"
+                other.execute(where, (ended, appid, name))

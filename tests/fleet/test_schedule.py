@@ -242,7 +242,7 @@ def test_what_every_app_would_meet_stops_the_fleet_at_once() -> None:
     """Whatever the share of failures may be."""
     made = schedule(Apps(1000))
     made.finish(following(made), FAILED, says_of="all")
-    assert made.stopped_because == "each app would fail so: it cannot be"
+    assert made.stopped_because == "each app would end so: it cannot be"
 
 
 def test_the_same_quota_twenty_times_in_a_row_stops_the_fleet() -> None:
