@@ -1,4 +1,4 @@
-"""The calls of api.weixin.qq.com that the kit needs, as a WSGI application."""
+"""The calls of api.weixin.qq.com that are played, as a WSGI application."""
 
 import json
 import secrets
@@ -8,6 +8,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from werkzeug.wrappers import Response
 
+from prefetch_kit.sandbox.authorizer_api import AuthorizerApi
 from prefetch_kit.sandbox.call import Call
 from prefetch_kit.sandbox.component_api import ComponentApi
 from prefetch_kit.sandbox.components import Components
@@ -16,13 +17,14 @@ from prefetch_kit.sandbox.domain_api import DomainApi
 from prefetch_kit.sandbox.errors import ApiError
 from prefetch_kit.sandbox.faults import Fault, hang_up, pause, spoil
 from prefetch_kit.sandbox.platform import DENIALS, MINIPROGRAM
+from prefetch_kit.sandbox.server_domains import SERVER_DOMAINS, changed_lists
 from prefetch_kit.sandbox.settings import HALVES, parse_half, shown
 from prefetch_kit.sandbox.state import App, LoggedRequest
 from prefetch_kit.sandbox.third_party import FETCH_PERMISSION, Component
 
 
 class Api:
-    """Answers like the platform: 200 with JSON, refusals included; 404 for other paths."""
+    """Answers like the platform: 200 with JSON, for refusals and for unknown paths too."""
 
     def __init__(self, platform: Components) -> None:
         self._platform = platform
@@ -33,7 +35,11 @@ class Api:
             "/sns/jscode2session": self._jscode2session,
             "/sns/component/jscode2session": self._component_jscode2session,
             "/wxa/fetchdatasetting": self._fetchdatasetting,
+            "/wxa/modify_domain": self._modify_domain,
+            "/cgi-bin/clear_quota": self._clear_quota,
+            "/cgi-bin/clear_quota/v2": self._clear_quota_with_secret,
             **self._component_api.calls,
+            **AuthorizerApi(platform, self._component_api).calls,
         }
         self._unlocked = DomainApi(platform, self._platform_of, self._merchant_of).calls
 
@@ -54,19 +60,19 @@ class Api:
             elif unlocked is not None:
                 body = unlocked(call)
             else:
-                return self._refuse(call, 40066, "invalid url", status=404)
+                return self._refuse(call, ApiError(40066))
         except ApiError as refusal:
-            return self._refuse(call, refusal.errcode, refusal.errmsg)
+            return self._refuse(call, refusal)
         self._record(call, errcode=0)
         return _json(body)
 
-    def _refuse(self, call: Call, errcode: int, errmsg: str, *, status: int = 200) -> Response:
-        self._record(call, errcode=errcode)
-        return _json({"errcode": errcode, "errmsg": f"{errmsg} rid: {_rid()}"}, status=status)
+    def _refuse(self, call: Call, refusal: ApiError | Fault) -> Response:
+        self._record(call, errcode=refusal.errcode)
+        return _json({"errcode": refusal.errcode, "errmsg": f"{refusal.errmsg} rid: {_rid()}"})
 
     def _spoil(self, call: Call, fault: Fault, environ: WSGIEnvironment) -> Response:
         if fault.kind == "errcode":
-            return self._refuse(call, fault.errcode, fault.errmsg)
+            return self._refuse(call, fault)
         connection = environ["werkzeug.socket"]
         if fault.kind == "delay":
             if pause(connection, fault.delay_s):
@@ -136,7 +142,7 @@ class Api:
         if call.args.get("grant_type") != "authorization_code":
             raise ApiError(40002)
         given = call.args.get("component_appid")
-        component = self._component_api.authorized(call.args, given)
+        component = self._component_api.authorized(call.args, given, api="component_login")
         appid = call.args.get("appid", "")
         component.find_authorization(appid)
         call.appid = appid
@@ -171,6 +177,31 @@ class Api:
         kept = {name: value for name, value in app.settings.items() if name not in half}
         app.settings = {**kept, **stored}
         return ok
+
+    def _modify_domain(self, call: Call) -> dict[str, object]:
+        app = self._merchant_of(call)
+        body = call.posted()
+        if call.action != "get":
+            app.server_domains = changed_lists(app.server_domains, call.action, body)
+        lists = {name: app.server_domains.get(name, []) for name in SERVER_DOMAINS}
+        return {"errcode": 0, "errmsg": "ok", **lists}
+
+    def _clear_quota(self, call: Call) -> dict[str, object]:
+        body = call.posted()
+        app = self._bearer(call, "clear_quota", own_token=True)
+        if body.get("appid") != app.appid:
+            raise ApiError(40013)
+        return self._component_api.cleared(app.appid)
+
+    def _clear_quota_with_secret(self, call: Call) -> dict[str, object]:
+        body = call.posted()
+        app = self._platform.state.apps.get(str(body.get("appid")))
+        if app is None:
+            raise ApiError(40013)
+        call.appid = app.appid
+        if body.get("appsecret") != app.secret:
+            raise ApiError(40125)
+        return self._component_api.cleared(app.appid)
 
     def _account(self, call: Call, given: Mapping[str, object], *, grant_type: str) -> App:
         """The app whose appid and secret were given."""
@@ -255,5 +286,5 @@ def _rid() -> str:
     return f"{int(time.time()):08x}-{secrets.token_hex(4)}-{secrets.token_hex(4)}"
 
 
-def _json(body: Mapping[str, object], *, status: int = 200) -> Response:
-    return Response(json.dumps(body), status, content_type="application/json; encoding=utf-8")
+def _json(body: Mapping[str, object]) -> Response:
+    return Response(json.dumps(body), content_type="application/json; encoding=utf-8")

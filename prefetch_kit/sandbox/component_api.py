@@ -1,7 +1,8 @@
 """The calls that a third-party platform makes for its tokens and those of its merchants.
 
-Pages: developers.weixin.qq.com/doc/oplatform/openApi/ticket-token/ and
-/doc/oplatform/openApi/authorization-management/api_getauthorizerlist.html.
+Pages: developers.weixin.qq.com/doc/oplatform/openApi/ticket-token/,
+/doc/oplatform/openApi/authorization-management/api_getauthorizerlist.html and
+/doc/oplatform/openApi/openapi-management/clearComponentQuotaByAppSecret.html.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +12,12 @@ from prefetch_kit.sandbox.call import Call
 from prefetch_kit.sandbox.components import Components
 from prefetch_kit.sandbox.credentials import AccessToken
 from prefetch_kit.sandbox.errors import ApiError
-from prefetch_kit.sandbox.third_party import Authorization, Component
+from prefetch_kit.sandbox.platform import DENIALS
+from prefetch_kit.sandbox.third_party import (
+    PRE_AUTH_CODE_LIFETIME_S,
+    Authorization,
+    Component,
+)
 
 _MAX_LISTED: Final = 500
 _PREFIX: Final = "/cgi-bin/component/"
@@ -23,42 +29,76 @@ class ComponentApi:
     def __init__(self, platform: Components) -> None:
         self._platform = platform
         self.calls: dict[str, Callable[[Call], dict[str, object]]] = {
+            f"{_PREFIX}api_start_push_ticket": self._start_push_ticket,
             f"{_PREFIX}api_component_token": self._component_token,
+            f"{_PREFIX}api_create_preauthcode": self._create_preauthcode,
             f"{_PREFIX}api_query_auth": self._query_auth,
             f"{_PREFIX}api_authorizer_token": self._authorizer_token,
             f"{_PREFIX}api_get_authorizer_list": self._authorizer_list,
+            f"{_PREFIX}clear_quota": self._clear_quota,
         }
 
-    def authorized(self, query: Mapping[str, str], component_appid: object) -> Component:
+    def authorized(
+        self, query: Mapping[str, str], component_appid: object, *, api: str = "component"
+    ) -> Component:
         """The platform whose component token is in the query, and whose appid was given."""
-        component = self.bearer(query)
+        component = self.bearer(query, api=api)
         if component_appid != component.appid:
             raise ApiError(61011)
         return component
 
-    def bearer(self, query: Mapping[str, str]) -> Component:
+    def bearer(self, query: Mapping[str, str], *, api: str = "component") -> Component:
         """The platform whose component token is in the query."""
         value = query.get("component_access_token") or query.get("access_token", "")
         token = self._platform.state.tokens.find(value, now=self._platform.now())
         if token.issuer != "component":
             raise ApiError(61014)
-        return self._admitted(token.appid)
+        return self._admitted(token.appid, api)
 
-    def _admitted(self, appid: str) -> Component:
+    def _admitted(self, appid: str, api: str = "component") -> Component:
         component = self._platform.component(appid)
-        if component.denied is not None:
+        if component.denied is not None and api in DENIALS[component.denied]:
             raise ApiError(component.denied)
         return component
 
-    def _component_token(self, call: Call) -> dict[str, object]:
-        body, now = call.posted(), self._platform.now()
+    def cleared(self, appid: str) -> dict[str, object]:
+        """Clear the quotas of an account."""
+        platform = self._platform
+        platform.state.quotas.clear(
+            appid, now=platform.now(), per_month=platform.switches.clear_quota_per_month
+        )
+        return {"errcode": 0, "errmsg": "ok"}
+
+    def _account(self, call: Call, secret: str) -> Component:
+        """The platform whose appid and secret were posted, the latter in the member `secret`."""
+        body = call.posted()
         appid = body.get("component_appid")
         if not isinstance(appid, str) or appid not in self._platform.state.components:
             raise ApiError(61011)
         call.appid = appid
         component = self._admitted(appid)
-        if body.get("component_appsecret") != component.secret:
+        if body.get(secret) != component.secret:
             raise ApiError(40125)
+        return component
+
+    def _start_push_ticket(self, call: Call) -> dict[str, object]:
+        self._account(call, "component_secret").start_tickets()
+        return {"errcode": 0, "errmsg": "ok"}
+
+    def _create_preauthcode(self, call: Call) -> dict[str, object]:
+        component = self.authorized(call.args, call.posted().get("component_appid"))
+        call.appid = component.appid
+        code = component.issue_pre_auth_code(now=self._platform.now())
+        return {"pre_auth_code": code, "expires_in": PRE_AUTH_CODE_LIFETIME_S}
+
+    def _clear_quota(self, call: Call) -> dict[str, object]:
+        component = self.authorized(call.args, call.posted().get("component_appid"))
+        call.appid = component.appid
+        return self.cleared(component.appid)
+
+    def _component_token(self, call: Call) -> dict[str, object]:
+        component, now = self._account(call, "component_appsecret"), self._platform.now()
+        body, appid = call.posted(), component.appid
         component.check_ticket(str(body.get("component_verify_ticket")), now=now)
         token = self._issue(appid, component=None, now=now)
         return {"component_access_token": token.value, "expires_in": int(token.expires_at - now)}
@@ -74,7 +114,7 @@ class ComponentApi:
         info = {
             "authorizer_appid": code.appid,
             **self._given(component, code.appid, authorization.refresh_token),
-            "func_info": [{"funcscope_category": {"id": n}} for n in authorization.permissions],
+            "func_info": func_info(authorization),
         }
         return {"authorization_info": info}
 
@@ -132,3 +172,8 @@ class ComponentApi:
             overlap_s=self._platform.switches.component_token_overlap_s,
             component=component,
         )
+
+
+def func_info(authorization: Authorization) -> list[dict[str, object]]:
+    """The permission sets of an authorization, as WeChat writes them."""
+    return [{"funcscope_category": {"id": number}} for number in authorization.permissions]

@@ -48,17 +48,24 @@ class Components(Phones):
     def push_ticket(self, platform: str) -> Pushed:
         """Push a new `component_verify_ticket` now."""
         with self.lock:
-            ticket = self.component(platform).issue_ticket(now=self.now())
-        return self._push(platform, "component_verify_ticket", ComponentVerifyTicket=ticket)
+            component = self.component(platform)
+            ticket = component.issue_ticket(now=self.now())
+        pushed = self._push(platform, "component_verify_ticket", ComponentVerifyTicket=ticket)
+        with self.lock:
+            component.unanswered = 0 if pushed.accepted else component.unanswered + 1
+        return pushed
 
     def push_due_tickets(self) -> None:
         """Push to each platform whose last ticket is as old as `ticket_every_s` says."""
         with self.lock:
-            every_s = self.switches.ticket_every_s
+            every_s, limit = self.switches.ticket_every_s, self.switches.ticket_failures
             due = [
                 each.appid
                 for each in self.state.components.values()
-                if each.receive_url and every_s and self.now() - each.pushed_at >= every_s
+                if each.receive_url
+                and every_s
+                and self.now() - each.pushed_at >= every_s
+                and (limit is None or each.unanswered < limit)
             ]
         for appid in due:
             self.push_ticket(appid)
@@ -71,20 +78,52 @@ class Components(Phones):
         `permissions` are the permission sets, 18 alone if left out. Refresh tokens given
         before end.
         """
+        pushed, _ = self._authorize(platform, appid, "preauthcode@@@sandbox", permissions)
+        return pushed
+
+    def confirm_authorization(
+        self,
+        platform: str,
+        appid: str,
+        *,
+        pre_auth_code: str,
+        permissions: list[int] | None = None,
+    ) -> str:
+        """A merchant authorizes a platform on the page of its link; the `auth_code` it brings.
+
+        Pushes what `authorize` pushes.
+        """
+        with self.lock:
+            if not self.component(platform).admits(pre_auth_code, now=self.now()):
+                raise SandboxError(
+                    "pre_auth_code is not one of this platform's, or older than half an hour: "
+                    "call api_create_preauthcode."
+                )
+        _, code = self._authorize(platform, appid, pre_auth_code, permissions)
+        if not self.switches.own_redirect_code:
+            return code
+        with self.lock:
+            return self.component(platform).issue_code(appid, now=self.now())
+
+    def _authorize(
+        self, platform: str, appid: str, pre_auth_code: str, permissions: list[int] | None
+    ) -> tuple[Pushed, str]:
+        """The push, and the authorization code in it."""
         granted = (FETCH_PERMISSION,) if permissions is None else tuple(permissions)
         with self.lock:
             component, now = self.component(platform), self.now()
             again = self.app(appid).appid in component.authorizations
             component.authorizations[appid] = Authorization(granted, now, new_refresh_token())
             code = component.issue_code(appid, now=now)
-        return self._push(
+        pushed = self._push(
             platform,
             "updateauthorized" if again else "authorized",
             AuthorizerAppid=appid,
             AuthorizationCode=code,
             AuthorizationCodeExpiredTime=int(now + CODE_LIFETIME_S),
-            PreAuthCode="preauthcode@@@sandbox",
+            PreAuthCode=pre_auth_code,
         )
+        return pushed, code
 
     def revoke(self, platform: str, appid: str) -> Pushed:
         """A merchant withdraws its authorization; the platform's tokens for it end."""

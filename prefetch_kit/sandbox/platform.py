@@ -21,7 +21,8 @@ DENIALS: Final = {
     40243: frozenset({"token"}),
     48001: frozenset({"fetchdatasetting", "webviewdomain"}),
     61003: frozenset({"fetchdatasetting", "webviewdomain"}),
-    61004: frozenset({"fetchdatasetting", "webviewdomain", "component"}),
+    40090: frozenset({"component_login"}),
+    61004: frozenset({"fetchdatasetting", "webviewdomain", "component", "component_login"}),
     61007: frozenset({"fetchdatasetting", "webviewdomain"}),
     89231: frozenset({"webviewdomain"}),
 }
@@ -91,8 +92,8 @@ class Platform:
     def deny(self, appid: str, errcode: int | None) -> None:
         """Answer this app's calls with a refusal of its account or address; None: no longer.
 
-        A third-party platform can be denied with 61004 too.
-        40164 and 61004 stand for a caller's address, 40243 for a frozen secret, 48001, 61003
+        A third-party platform can be denied with 61004, or at logins alone with 40090.
+        40090, 40164 and 61004 stand for a caller's address, 40243 for a frozen secret, 48001, 61003
         and 61007 for a missing permission, 89231 for the account of a person.
         """
         if errcode is not None and errcode not in DENIALS:

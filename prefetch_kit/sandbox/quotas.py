@@ -1,5 +1,6 @@
 """Call quotas, for a minute and for a day."""
 
+from datetime import UTC, datetime
 from typing import Final
 
 from prefetch_kit.sandbox.errors import ApiError
@@ -30,6 +31,18 @@ class Quotas:
         minute = int(now // _MINUTE_S)
         if per_minute is not None and self._count(("minute", *name), minute) > per_minute:
             raise ApiError(45011)
+
+    def clear(self, appid: str, *, now: float, per_month: int | None) -> None:
+        """Forget the calls of an account; raises 48006 when that was done too often.
+
+        Page: developers.weixin.qq.com/doc/oplatform/openApi/openapi-management/clearQuota.html.
+        """
+        today = datetime.fromtimestamp(now + _BEIJING_OFFSET_S, UTC)
+        cleared = self._count(("month", "clear_quota", appid), today.year * 12 + today.month)
+        if per_month is not None and cleared > per_month:
+            raise ApiError(48006)
+        for key in [key for key in self._windows if key[0] != "month" and appid in key]:
+            del self._windows[key]
 
     def _count(self, key: tuple[str, ...], window: int) -> int:
         counted_in, calls = self._windows.get(key, (window, 0))

@@ -13,6 +13,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Request
 
 from prefetch_kit.sandbox.api import Api
+from prefetch_kit.sandbox.authorization_page import PATHS, AuthorizationPage
 from prefetch_kit.sandbox.components import Components
 from prefetch_kit.sandbox.control import PREFIX, Control, refuse_strangers
 from prefetch_kit.sandbox.errors import SandboxError
@@ -48,7 +49,8 @@ class Sandbox(Components):
         if self._server is not None:
             raise RuntimeError("The sandbox is running already: stop() it first.")
         with socket.create_server((_HOST, self._port), backlog=128) as listening:
-            self._server = _Server(listening, _route(Api(self), Control(self)))
+            app = _route(Api(self), Control(self), AuthorizationPage(self))
+            self._server = _Server(listening, app)
         self._stopping.clear()
         self._threads = [
             threading.Thread(target=work, args=args, name="sandbox", daemon=True)
@@ -86,10 +88,12 @@ class Sandbox(Components):
         self.stop()
 
 
-def _route(api: Api, control: Control) -> WSGIApplication:
+def _route(api: Api, control: Control, page: AuthorizationPage) -> WSGIApplication:
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        inside = f"{environ['PATH_INFO']}/".startswith(PREFIX)
-        answer = refuse_strangers(Request(environ)) or (control if inside else api)
+        path = environ["PATH_INFO"]
+        inside = f"{path}/".startswith(PREFIX)
+        asked = control if inside else page if path in PATHS else api
+        answer = refuse_strangers(Request(environ)) or asked
         return answer(environ, start_response)
 
     return app

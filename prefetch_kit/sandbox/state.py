@@ -47,6 +47,7 @@ class App:
     domains: Domains = field(default_factory=lambda: Domains(set(), set()))
     """Those that somebody entered by hand."""
     webview: MerchantDomains = field(default_factory=MerchantDomains)
+    server_domains: dict[str, list[str]] = field(default_factory=dict)
     users: dict[str, User] = field(default_factory=dict)
 
 

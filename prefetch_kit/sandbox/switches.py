@@ -20,6 +20,8 @@ class Switches:
     stable_token_per_minute: int | None = 10_000
     stable_token_per_day: int | None = 500_000
     force_refresh_per_day: int | None = 20
+    clear_quota_per_month: int | None = 10
+    """clear_quota calls for one account; one more answers 48006."""
     login_per_minute: int | None = 100
     """jscode2session calls for one user."""
 
@@ -31,8 +33,16 @@ class Switches:
     """How long a refresh token stays good once it was replaced."""
     listed_refresh_tokens: Literal["queried", "always", "never"] = "queried"
     """Whether the authorizer list shows them: only after api_query_auth was called, as seen."""
+    info_shows_refresh_token: bool = True
+    """api_get_authorizer_info shows the refresh token."""
+    own_redirect_code: bool = False
+    """After an authorization on the page, the redirect has another code than the push has. Each
+    code can be exchanged once."""
     ticket_every_s: float | None = 600.0
     """How often a ticket is pushed by itself; None is never."""
+    ticket_failures: int | None = None
+    """After so many tickets in a row that were not answered with `success`, none is pushed by
+    itself before api_start_push_ticket is called; None is never."""
     push_deadline_s: float = 5.0
     push_retries: int = 0
     """Repeats, at once, of a push that was not answered with `success`."""

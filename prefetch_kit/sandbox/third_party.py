@@ -13,6 +13,7 @@ from prefetch_kit.sandbox.errors import ApiError
 
 TICKET_LIFETIME_S: Final = 12 * 3600
 CODE_LIFETIME_S: Final = 3600
+PRE_AUTH_CODE_LIFETIME_S: Final = 1800
 # 小程序开发与数据分析: the permission set that fetchdatasetting needs.
 FETCH_PERMISSION: Final = 18
 
@@ -27,6 +28,7 @@ class Authorization:
     earlier: dict[str, float] = field(default_factory=dict, repr=False)
     # Seen by service providers: the list shows no refresh token before api_query_auth was called.
     was_queried: bool = False
+    options: dict[str, str] = field(default_factory=dict)
 
     def renew(self, given: str, *, now: float, rotates: bool, grace_s: float) -> str:
         """The refresh token to use from now on; raises 61023 for an invalid one."""
@@ -61,8 +63,10 @@ class Component:
     aes_key: str = field(repr=False)
     receive_url: str | None
     pushed_at: float
+    unanswered: int = 0
     denied: int | None = None
     tickets: dict[str, float] = field(default_factory=dict, repr=False)
+    pre_auth_codes: dict[str, float] = field(default_factory=dict, repr=False)
     codes: dict[str, AuthorizationCode] = field(default_factory=dict, repr=False)
     authorizations: dict[str, Authorization] = field(default_factory=dict)
     domains: PlatformDomains = field(default_factory=PlatformDomains)
@@ -80,6 +84,20 @@ class Component:
             raise ApiError(61006)
         if now >= issued_at + TICKET_LIFETIME_S:
             raise ApiError(61005)
+
+    def start_tickets(self) -> None:
+        """Push the next ticket at once, also where earlier ones were not answered."""
+        self.unanswered = 0
+        self.pushed_at = 0.0
+
+    def issue_pre_auth_code(self, *, now: float) -> str:
+        code = f"preauthcode@@@{secrets.token_urlsafe(48)}"
+        self.pre_auth_codes[code] = now + PRE_AUTH_CODE_LIFETIME_S
+        return code
+
+    def admits(self, pre_auth_code: str, *, now: float) -> bool:
+        """Whether the code is one of this platform's, and young enough."""
+        return now < self.pre_auth_codes.get(pre_auth_code, now)
 
     def issue_code(self, appid: str, *, now: float) -> str:
         code = f"queryauthcode@@@{secrets.token_urlsafe(48)}"

@@ -25,7 +25,7 @@ def test_stop_leaves_nothing_behind() -> None:
     before = set(threading.enumerate())
     with Sandbox() as wx:
         port = int(wx.base_url.rpartition(":")[2])
-        assert b"404" in exchange(wx, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"40066" in exchange(wx, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert not set(threading.enumerate()) - before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))

@@ -1,120 +1,20 @@
 """A third-party platform in the sandbox: pushes, tokens, authorizations, refusals."""
 
-import base64
-import hashlib
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
-from xml.etree import ElementTree as ET
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from prefetch_kit.sandbox import Sandbox, SandboxError
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import Client
+    from tests.sandbox.conftest import Client, Provider, Receiver
 
 APPID, COMPONENT = "wx01", "wxplatform"
 SECRET, TOKEN, AES_KEY = "canary-component-secret", "canary-message-token", "k" * 43
 
 
-class Receiver:
-    """A service provider's server: it remembers what was pushed and answers as it was told."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.answer = b"success"
-        self.received: list[tuple[dict[str, str], bytes]] = []
-
-    def event(self) -> dict[str, str | None]:
-        """The members of the last event, whose signature is right; decrypted by hand."""
-        query, body = self.received[-1]
-        sealed = ET.fromstring(body).findtext("Encrypt") or ""  # noqa: S314 (the sandbox's own XML)
-        parts = sorted([TOKEN, query["timestamp"], query["nonce"], sealed])
-        assert query["msg_signature"] == hashlib.sha1("".join(parts).encode()).hexdigest()  # noqa: S324 (WeChat's rule)
-        key = base64.b64decode(AES_KEY + "=")
-        aes = Cipher(algorithms.AES(key), modes.CBC(key[:16])).decryptor()
-        plain = aes.update(base64.b64decode(sealed)) + aes.finalize()
-        length = int.from_bytes(plain[16:20])
-        assert plain[20 + length : -plain[-1]] == COMPONENT.encode()
-        return {each.tag: each.text for each in ET.fromstring(plain[20 : 20 + length])}  # noqa: S314 (likewise)
-
-
-@pytest.fixture
-def receiver(wx: Sandbox) -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            hears.received.append((dict(parse_qsl(urlsplit(self.path).query)), body))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(hears.answer)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        hears = Receiver(f"http://127.0.0.1:{server.server_port}")
-        yield hears
-        server.shutdown()
-
-
-@pytest.fixture
-def platform(wx: Sandbox, receiver: Receiver) -> str:
-    """A third-party platform that receives every push."""
-    url = "https://provider.example/wechat"
-    wx.add_platform(COMPONENT, secret=SECRET, token=TOKEN, aes_key=AES_KEY, receive_url=url)
-    wx.map_origin("provider.example", receiver.url)
-    return COMPONENT
-
-
-class Provider:
-    """Makes a service provider's calls by hand."""
-
-    def __init__(self, wx: Sandbox, client: "Client", receiver: Receiver) -> None:
-        self.wx, self.client, self.receiver = wx, client, receiver
-
-    def ticket(self) -> str:
-        assert self.wx.push_ticket(COMPONENT).accepted
-        return str(self.receiver.event()["ComponentVerifyTicket"])
-
-    def component_token(self, ticket: str | None = None, **changed: str) -> dict[str, Any]:
-        body = {"component_appid": COMPONENT, "component_appsecret": SECRET, **changed}
-        body["component_verify_ticket"] = self.ticket() if ticket is None else ticket
-        return self.client.post("/cgi-bin/component/api_component_token", body)
-
-    def call(self, name: str, *, token: str | None = None, **body: object) -> dict[str, Any]:
-        token = token or self.component_token()["component_access_token"]
-        sent = {"component_appid": COMPONENT, **body}
-        path = f"/cgi-bin/component/{name}"
-        return self.client.post(path, sent, component_access_token=token)
-
-    def authorized(self, **options: Any) -> dict[str, Any]:
-        """What api_query_auth says of a merchant that has just authorized."""
-        assert self.wx.authorize(COMPONENT, APPID, **options).accepted
-        code = self.receiver.event()["AuthorizationCode"]
-        info = self.call("api_query_auth", authorization_code=code)["authorization_info"]
-        assert isinstance(info, dict)
-        return info
-
-    def refresh(self, refresh_token: str) -> dict[str, Any]:
-        given = {"authorizer_appid": APPID, "authorizer_refresh_token": refresh_token}
-        return self.call("api_authorizer_token", **given)
-
-    def settings(self, token: str) -> int:
-        answer = self.client.post("/wxa/fetchdatasetting", {"action": "get"}, access_token=token)
-        return int(answer["errcode"])
-
-
-@pytest.fixture
-def provider(wx: Sandbox, client: "Client", receiver: Receiver, platform: str) -> Provider:
-    return Provider(wx, client, receiver)
-
-
-def test_the_chain_from_ticket_to_settings(wx: Sandbox, provider: Provider) -> None:
+def test_the_chain_from_ticket_to_settings(wx: Sandbox, provider: "Provider") -> None:
     """Ticket, component token, merchant's token, and a call with it where an own one is refused."""
     wx.switches.own_token_accepted = False
     info = provider.authorized()
@@ -124,7 +24,7 @@ def test_the_chain_from_ticket_to_settings(wx: Sandbox, provider: Provider) -> N
     assert provider.settings(wx.access_token(APPID)) == 48001
 
 
-def test_a_refresh_token_rotates_and_the_old_one_ends(wx: Sandbox, provider: Provider) -> None:
+def test_a_refresh_token_rotates_and_the_old_one_ends(wx: Sandbox, provider: "Provider") -> None:
     """The new one is good, the old one answers 61023, after the grace there is."""
     first = provider.authorized()["authorizer_refresh_token"]
     wx.switches.refresh_token_grace_s = 60
@@ -138,7 +38,7 @@ def test_a_refresh_token_rotates_and_the_old_one_ends(wx: Sandbox, provider: Pro
 
 
 @pytest.mark.slow
-def test_the_list_is_paged(wx: Sandbox, provider: Provider) -> None:
+def test_the_list_is_paged(wx: Sandbox, provider: "Provider") -> None:
     """At most 500 at a time; refresh tokens of those whose code was exchanged."""
     info = provider.authorized()
     for n in range(501):
@@ -153,7 +53,7 @@ def test_the_list_is_paged(wx: Sandbox, provider: Provider) -> None:
     assert provider.call("api_get_authorizer_list", offset=0, count=501)["errcode"] == 47001
 
 
-def test_a_merchant_changes_its_mind(wx: Sandbox, provider: Provider) -> None:
+def test_a_merchant_changes_its_mind(wx: Sandbox, provider: "Provider") -> None:
     """Authorized, changed, withdrawn: a push each, and the earlier tokens are invalid."""
     info = provider.authorized()
     assert provider.receiver.event()["InfoType"] == "component_verify_ticket"  # by its own calls
@@ -168,36 +68,36 @@ def test_a_merchant_changes_its_mind(wx: Sandbox, provider: Provider) -> None:
         wx.revoke(COMPONENT, APPID)
 
 
-def old_ticket(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+def old_ticket(wx: Sandbox, provider: "Provider") -> dict[str, Any]:
     wx.switches.ticket_every_s = None
     ticket = provider.ticket()
     wx.advance(12 * 3600)
     return provider.component_token(ticket)
 
 
-def denied(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+def denied(wx: Sandbox, provider: "Provider") -> dict[str, Any]:
     wx.deny(COMPONENT, 61004)
     return provider.component_token()
 
 
-def used_code(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+def used_code(wx: Sandbox, provider: "Provider") -> dict[str, Any]:
     wx.authorize(COMPONENT, APPID)
     code = provider.receiver.event()["AuthorizationCode"]
     provider.call("api_query_auth", authorization_code=code)
     return provider.call("api_query_auth", authorization_code=code)
 
 
-def not_granted(wx: Sandbox, provider: Provider) -> dict[str, Any]:
+def not_granted(wx: Sandbox, provider: "Provider") -> dict[str, Any]:
     return {"errcode": provider.settings(provider.authorized(permissions=[1])[TOKEN_KEY])}
 
 
-def component_token_for_settings(_: Sandbox, provider: Provider) -> dict[str, Any]:
+def component_token_for_settings(_: Sandbox, provider: "Provider") -> dict[str, Any]:
     return {"errcode": provider.settings(provider.component_token()["component_access_token"])}
 
 
 TOKEN_KEY = "authorizer_access_token"
 LIST: dict[str, Any] = {"offset": 0, "count": 1}
-REFUSALS: dict[str, tuple[int, Callable[[Sandbox, Provider], dict[str, Any]]]] = {
+REFUSALS: dict[str, tuple[int, Callable[[Sandbox, "Provider"], dict[str, Any]]]] = {
     "old ticket": (61005, old_ticket),
     "wrong ticket": (61006, lambda _, provider: provider.component_token("nonsense")),
     "wrong secret": (
@@ -232,13 +132,13 @@ REFUSALS: dict[str, tuple[int, Callable[[Sandbox, Provider], dict[str, Any]]]] =
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(wx: Sandbox, provider: Provider, name: str) -> None:
+def test_refusals(wx: Sandbox, provider: "Provider", name: str) -> None:
     """Each has its own cause, the way the platform's table of codes tells."""
     errcode, provoke = REFUSALS[name]
     assert provoke(wx, provider)["errcode"] == errcode
 
 
-def test_login_through_the_platform(wx: Sandbox, provider: Provider, client: "Client") -> None:
+def test_login_through_the_platform(wx: Sandbox, provider: "Provider", client: "Client") -> None:
     """A code of an authorized mini program is exchanged without its secret."""
     query = {"appid": APPID, "grant_type": "authorization_code", "component_appid": COMPONENT}
     query["component_access_token"] = provider.component_token()["component_access_token"]
@@ -250,7 +150,7 @@ def test_login_through_the_platform(wx: Sandbox, provider: Provider, client: "Cl
 
 
 def test_a_push_that_is_not_answered_is_repeated_and_recorded(
-    wx: Sandbox, receiver: Receiver, platform: str
+    wx: Sandbox, receiver: "Receiver", platform: str
 ) -> None:
     """Anything but `success` is no answer; how often it is repeated is a switch."""
     wx.switches.push_retries = 2
@@ -271,7 +171,7 @@ def test_a_push_that_has_no_way(wx: Sandbox, url: str | None, reason: str) -> No
 
 
 def test_tickets_come_by_themselves(
-    wx: Sandbox, receiver: Receiver, platform: str, until: Callable[[Callable[[], object]], None]
+    wx: Sandbox, receiver: "Receiver", platform: str, until: Callable[[Callable[[], object]], None]
 ) -> None:
     """Ten minutes of the sandbox's time later, one is there."""
     wx.advance(601)
@@ -279,7 +179,7 @@ def test_tickets_come_by_themselves(
     assert receiver.event()["InfoType"] == "component_verify_ticket"
 
 
-def test_over_http(wx: Sandbox, client: "Client", receiver: Receiver) -> None:
+def test_over_http(wx: Sandbox, client: "Client", receiver: "Receiver") -> None:
     """The control API adds a platform, lets a merchant in and out, and tells of the pushes."""
     whole = {"appid": COMPONENT, "secret": SECRET, "token": TOKEN, "aes_key": AES_KEY}
     client.post("/_sandbox/platforms", whole)
@@ -293,7 +193,7 @@ def test_over_http(wx: Sandbox, client: "Client", receiver: Receiver) -> None:
 
 
 def test_nothing_secret_is_told(
-    wx: Sandbox, provider: Provider, receiver: Receiver, told: list[str]
+    wx: Sandbox, provider: "Provider", receiver: "Receiver", told: list[str]
 ) -> None:
     """Neither the lines nor the log contain a secret of a platform or of WeChat."""
     info = provider.authorized()
