@@ -4,6 +4,8 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from werkzeug.wrappers import Response
@@ -19,8 +21,10 @@ from prefetch_kit.sandbox.faults import Fault, hang_up, pause, spoil
 from prefetch_kit.sandbox.platform import DENIALS, MINIPROGRAM
 from prefetch_kit.sandbox.server_domains import SERVER_DOMAINS, changed_lists
 from prefetch_kit.sandbox.settings import HALVES, parse_half, shown
-from prefetch_kit.sandbox.state import App, LoggedRequest
+from prefetch_kit.sandbox.state import App, Earlier, LoggedRequest
 from prefetch_kit.sandbox.third_party import FETCH_PERMISSION, Component
+
+_LOGINS: Final = frozenset({"/sns/jscode2session", "/sns/component/jscode2session"})
 
 
 class Api:
@@ -45,34 +49,58 @@ class Api:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         call = Call(environ)
+        self._platform.take_late_effects()
         with self._platform.lock:
             fault = self._platform.state.faults.take(path=call.path, action=call.action)
         response = self._answer(call) if fault is None else self._spoil(call, fault, environ)
         return response(environ, start_response)
 
     def _answer(self, call: Call) -> Response:
-        answer = self._calls.get(call.path)
-        unlocked = self._unlocked.get(call.path)
         try:
-            if answer is not None:
-                with self._platform.lock:
-                    body = answer(call)
-            elif unlocked is not None:
-                body = unlocked(call)
-            else:
-                return self._refuse(call, ApiError(40066))
+            body = self._run(call)
         except ApiError as refusal:
             return self._refuse(call, refusal)
         self._record(call, errcode=0)
         return _json(body)
 
+    def _run(self, call: Call) -> dict[str, object]:
+        """The members of a success; raises ApiError."""
+        if (answer := self._calls.get(call.path)) is not None:
+            with self._platform.lock:
+                return answer(call)
+        if (unlocked := self._unlocked.get(call.path)) is not None:
+            return unlocked(call)
+        raise ApiError(40066)
+
+    def _take_effect(self, call: Call) -> None:
+        """Run a call whose answer nobody gets."""
+        with suppress(ApiError):
+            self._run(call)
+
     def _refuse(self, call: Call, refusal: ApiError | Fault) -> Response:
         self._record(call, errcode=refusal.errcode)
-        return _json({"errcode": refusal.errcode, "errmsg": f"{refusal.errmsg} rid: {_rid()}"})
+        errcode: object = refusal.errcode
+        if call.path in _LOGINS and self._platform.switches.login_errcodes_are_strings:
+            errcode = str(errcode)
+        return _json({"errcode": errcode, "errmsg": f"{refusal.errmsg} rid: {_rid()}"})
 
     def _spoil(self, call: Call, fault: Fault, environ: WSGIEnvironment) -> Response:
+        platform = self._platform
+        if fault.effect == "now":
+            self._take_effect(call)
+        elif fault.effect == "late":
+            with platform.lock:
+                due_at = platform.now() + fault.late_s
+                platform.state.late.append((due_at, lambda: self._take_effect(call)))
         if fault.kind == "errcode":
-            return self._refuse(call, fault)
+            response = self._refuse(call, fault)
+            response.headers.extend(dict(fault.headers))
+            return response
+        if fault.kind == "alter":
+            return self._alter(call, fault)
+        if fault.kind == "stale":
+            call.reads_before_last_set = True
+            return self._answer(call)
         connection = environ["werkzeug.socket"]
         if fault.kind == "delay":
             if pause(connection, fault.delay_s):
@@ -87,6 +115,11 @@ class Api:
         if fault.kind == "redirect":
             return Response(status=307, headers={"Location": fault.location})
         return Response(fault.body, fault.status, dict(fault.headers))
+
+    def _alter(self, call: Call, fault: Fault) -> Response:
+        response = self._answer(call)
+        body = json.loads(response.get_data()) | dict(fault.members)
+        return _json({name: value for name, value in body.items() if name not in fault.without})
 
     def _record(self, call: Call, *, errcode: int | None) -> None:
         # Any other path may be a mistyped URL with a token in it.
@@ -169,14 +202,20 @@ class Api:
             raise ApiError(40166)
         ok: dict[str, object] = {"errcode": 0, "errmsg": "ok"}
         if call.action == "get":
-            return {**ok, **shown(app.settings)}
+            return {**ok, **shown(self._seen(call, app))}
         half = HALVES.get(call.action or "")
         if half is None:
             raise ApiError(9410013)
         stored = parse_half(half, body, domains=self._platform.accepted(app))
         kept = {name: value for name, value in app.settings.items() if name not in half}
+        app.earlier.append(Earlier(self._platform.now(), app.settings))
         app.settings = {**kept, **stored}
         return ok
+
+    def _seen(self, call: Call, app: App) -> dict[str, object]:
+        if call.reads_before_last_set:
+            return app.before_last_set()
+        return app.as_seen_at(self._platform.now() - self._platform.switches.get_lag_s)
 
     def _modify_domain(self, call: Call) -> dict[str, object]:
         app = self._merchant_of(call)
@@ -188,7 +227,7 @@ class Api:
 
     def _clear_quota(self, call: Call) -> dict[str, object]:
         body = call.posted()
-        app = self._bearer(call, "clear_quota", own_token=True)
+        app = self._bearer(call, "clear_quota", own_token_errcode=None)
         if body.get("appid") != app.appid:
             raise ApiError(40013)
         return self._component_api.cleared(app.appid)
@@ -224,7 +263,8 @@ class Api:
     def _authorized(self, call: Call) -> App:
         """The app whose access token was given, for its settings."""
         switches = self._platform.switches
-        app = self._bearer(call, "fetchdatasetting", own_token=switches.own_token_accepted)
+        refused_with = None if switches.own_token_accepted else switches.own_token_errcode
+        app = self._bearer(call, "fetchdatasetting", own_token_errcode=refused_with)
         self._spend(
             "fetchdatasetting",
             app.appid,
@@ -240,9 +280,10 @@ class Api:
 
     def _merchant_of(self, call: Call) -> App:
         # By their documentation, only a third-party platform may make these calls.
-        return self._bearer(call, "webviewdomain", own_token=False)
+        return self._bearer(call, "webviewdomain", own_token_errcode=48001)
 
-    def _bearer(self, call: Call, api: str, *, own_token: bool) -> App:
+    def _bearer(self, call: Call, api: str, *, own_token_errcode: int | None) -> App:
+        """The app whose token was given; an app's own one is refused with this errcode."""
         platform = self._platform
         token = call.args.get("access_token", "")
         found = platform.state.tokens.find(token, now=platform.now())
@@ -253,8 +294,8 @@ class Api:
         _refuse_denied(app, api)
         if found.component is not None:
             self._refuse_unpermitted(found.component, app.appid)
-        elif not own_token:
-            raise ApiError(48001)
+        elif own_token_errcode is not None:
+            raise ApiError(own_token_errcode)
         return app
 
     def _refuse_unpermitted(self, component: str, appid: str) -> None:

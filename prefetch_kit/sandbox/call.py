@@ -21,7 +21,10 @@ _Scalar = str | int | float | bool | None
 
 
 class Call:
-    """A parsed call. `appid` is set once the caller is known."""
+    """A parsed call. `appid` is set once the caller is known.
+
+    `reads_before_last_set` is set by a fault.
+    """
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         request = Request(environ)
@@ -30,6 +33,7 @@ class Call:
         self.path = request.path
         self.args = request.args
         self.appid: str | None = None
+        self.reads_before_last_set = False
         self._is_empty = False
         self._body = self._read(request)
 

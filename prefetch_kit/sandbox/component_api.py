@@ -165,11 +165,17 @@ class ComponentApi:
         }
 
     def _issue(self, appid: str, *, component: str | None, now: float) -> AccessToken:
+        switches = self._platform.switches
+        overlap_s = (
+            switches.component_token_overlap_s
+            if component is None
+            else switches.authorizer_token_overlap_s
+        )
         return self._platform.state.tokens.replace(
             appid,
             issuer="component" if component is None else "authorizer",
             now=now,
-            overlap_s=self._platform.switches.component_token_overlap_s,
+            overlap_s=overlap_s,
             component=component,
         )
 

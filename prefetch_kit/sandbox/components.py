@@ -75,8 +75,8 @@ class Components(Phones):
     ) -> Pushed:
         """A merchant authorizes a platform for its mini program, or changes its permissions.
 
-        `permissions` are the permission sets, 18 alone if left out. Refresh tokens given
-        before end.
+        `permissions` are the permission sets, 18 alone if left out. Where they are those it
+        granted before, nothing is pushed.
         """
         pushed, _ = self._authorize(platform, appid, "preauthcode@@@sandbox", permissions)
         return pushed
@@ -112,12 +112,27 @@ class Components(Phones):
         granted = (FETCH_PERMISSION,) if permissions is None else tuple(permissions)
         with self.lock:
             component, now = self.component(platform), self.now()
-            again = self.app(appid).appid in component.authorizations
-            component.authorizations[appid] = Authorization(granted, now, new_refresh_token())
+            earlier = component.authorizations.get(self.app(appid).appid)
+            kept = earlier if self.switches.update_keeps_refresh_token else None
+            if kept is None:
+                kept = Authorization(granted, now, new_refresh_token())
+            changes = earlier is None or set(earlier.permissions) != set(granted)
+            kept.permissions, kept.authorized_at = granted, now
+            component.authorizations[appid] = kept
             code = component.issue_code(appid, now=now)
+        info_type = "authorized" if earlier is None else "updateauthorized"
+        if not (changes or self.switches.unchanged_update_is_pushed):
+            unchanged = Pushed(
+                platform=platform,
+                info_type=info_type,
+                appid=appid,
+                at=now,
+                reason="the permissions did not change",
+            )
+            return unchanged, code
         pushed = self._push(
             platform,
-            "updateauthorized" if again else "authorized",
+            info_type,
             AuthorizerAppid=appid,
             AuthorizationCode=code,
             AuthorizationCodeExpiredTime=int(now + CODE_LIFETIME_S),

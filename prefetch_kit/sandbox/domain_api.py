@@ -4,7 +4,7 @@ Pages: those of `domains`. Confirm files are really fetched, from where the host
 without the lock: their server may call the API meanwhile.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prefetch_kit.sandbox.call import Call
@@ -64,29 +64,36 @@ class DomainApi:
             component = self._component_of(call)
             body = call.posted()
         if call.action == "get":
-            return self._listed(component)
+            named = self._platform.switches.jump_domain_get_has_errcode
+            return {**(_OK if named else {}), **self._listed(component)}
         given = _split(body.get("wxa_jump_h5_domain"))
         hosts = [host for each in given if (host := bare_host(each))]
         if call.action != "delete":
             hosts = [host for host in hosts if self._proves(host, component.appid)]
         invalid = [each for each in given if each.lower() not in hosts]
-        if invalid and self._platform.switches.unproved_platform_domain == "86103":
-            raise ApiError(86103)
+        told_by = self._platform.switches.unproved_platform_domain
+        if invalid and told_by != "listed":
+            raise ApiError(int(told_by))
         with self._platform.lock:
             domains = component.domains
-            domains.testing = changed(domains.testing, call.action, hosts)
+            domains.testing = self._changed(domains.testing, call, hosts)
             if body.get("is_modify_published_together") is True:
-                domains.published = changed(domains.published, call.action, hosts)
+                domains.published = self._changed(domains.published, call, hosts)
         told = {"invalid_wxa_jump_h5_domain": ";".join(invalid)} if invalid else {}
-        return {**self._listed(component), **told}
+        return {**_OK, **self._listed(component), **told}
 
     def _listed(self, component: Component) -> dict[str, object]:
         with self._platform.lock:
-            return {
-                **_OK,
-                "testing_wxa_jump_h5_domain": ";".join(component.domains.testing),
-                "published_wxa_jump_h5_domain": ";".join(self._platform.published(component)),
+            lists = {
+                "testing_wxa_jump_h5_domain": component.domains.testing,
+                "published_wxa_jump_h5_domain": self._platform.published(component),
             }
+            written = urls if self._platform.switches.platform_domains_with_scheme else list
+            return {name: ";".join(written(hosts)) for name, hosts in lists.items()}
+
+    def _changed(self, stored: list[str], call: Call, given: Iterable[str]) -> list[str]:
+        limit = self._platform.switches.max_domains
+        return changed(stored, call.action, given, limit=limit)
 
     def _third_domains(self, call: Call) -> dict[str, object]:
         with self._platform.lock:
@@ -102,7 +109,8 @@ class DomainApi:
                 action, given = "add", sorted(accepted)
             if not all(covered(host, accepted) for host in given):
                 raise ApiError(89021)
-            after = changed(app.webview.third, action, given)
+            limit = self._platform.switches.max_domains
+            after = changed(app.webview.third, action, given, limit=limit)
             if after == app.webview.third:
                 raise ApiError(89019)
             app.webview.third = after
@@ -118,7 +126,7 @@ class DomainApi:
         if call.action != "delete" and not all(self._proves(h, app.appid) for h in given):
             raise ApiError(86103)
         with self._platform.lock:
-            after = changed(app.webview.direct, call.action, given)
+            after = self._changed(app.webview.direct, call, given)
             for host in set(after) - set(app.webview.direct):
                 self._refuse_crowded(host)
             app.webview.direct = after

@@ -13,7 +13,6 @@ from typing import Final
 
 from prefetch_kit.sandbox.errors import ApiError, SandboxError
 
-MAX_DOMAINS: Final = 300
 _SCHEME: Final = "https://"
 _HOST: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
 
@@ -53,7 +52,9 @@ class MerchantDomains:
     released: list[str] = field(default_factory=list)
 
 
-def changed(stored: Iterable[str], action: str | None, given: Iterable[str]) -> list[str]:
+def changed(
+    stored: Iterable[str], action: str | None, given: Iterable[str], *, limit: int
+) -> list[str]:
     """The list after `add`, `delete` or `set`; raises 47001 for another action."""
     before, hosts = dict.fromkeys(stored), dict.fromkeys(given)
     if action == "add":
@@ -64,7 +65,7 @@ def changed(stored: Iterable[str], action: str | None, given: Iterable[str]) -> 
         after = hosts
     else:
         raise ApiError(47001, "action must be add, delete, set or get")
-    if len(after) > MAX_DOMAINS:
+    if len(after) > limit:
         raise ApiError(89029)
     return list(after)
 

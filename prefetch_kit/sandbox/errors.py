@@ -63,7 +63,8 @@ class ApiError(Exception):
 
     def __init__(self, errcode: int, reason: str = "") -> None:
         self.errcode = errcode
-        self.errmsg = f"{MESSAGES[errcode]}: {reason}" if reason else MESSAGES[errcode]
+        message = MESSAGES.get(errcode, "refused")
+        self.errmsg = f"{message}: {reason}" if reason else message
         super().__init__(errcode, self.errmsg)
 
 

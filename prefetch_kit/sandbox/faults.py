@@ -1,6 +1,7 @@
 """Scripted misbehaviour of the sandbox's API."""
 
 import os
+import random
 import socket
 import struct
 import zlib
@@ -15,6 +16,8 @@ FaultKind = Literal[
     "errcode",
     "raw",
     "redirect",
+    "alter",
+    "stale",
     "delay",
     "lose",
     "drip_headers",
@@ -37,10 +40,13 @@ _CHUNK: Final = b" " * 65_536
 class Fault:
     """One scripted misbehaviour of one API path.
 
-    It lets `after` matching calls through, then applies to `times` of them (None: all).
+    It lets `after` matching calls through, then applies to `times` of them (None: all). With a
+    `chance` below 1 it applies to that share of the calls, by chance; the others are not counted.
 
-    - `errcode`: the refusal `errcode`, `errmsg`, without taking effect
+    - `errcode`: the refusal `errcode`, `errmsg`, with `headers`
     - `raw`: `status`, `headers` and `body` as given
+    - `alter`: the ordinary answer, with these `members` and `without` those
+    - `stale`: the ordinary answer, in which `get` shows what was stored before the last `set`
     - `redirect`: 307 to `location`
     - `delay`: the ordinary answer, `delay_s` late
     - `lose`: the call takes effect, the connection closes without an answer
@@ -50,6 +56,9 @@ class Fault:
     - `cut`: a Content-Length larger than what is sent
     - `huge`: a JSON answer of `size_bytes`, most of it white space
     - `gzip_bomb`: the same, compressed to about a thousandth
+
+    The calls of the kinds `alter`, `stale`, `delay` and `lose` take effect; those of the others
+    do so with `effect`: "now", or "late", `late_s` seconds of the sandbox's clock after the call.
     """
 
     kind: FaultKind
@@ -57,12 +66,17 @@ class Fault:
     action: str | None = None
     times: int | None = 1
     after: int = 0
+    chance: float = 1.0
+    effect: Literal["none", "now", "late"] = "none"
+    late_s: float = 1.0
     errcode: int = -1
     errmsg: str = "system error"
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | str = b""
     location: str = ""
+    members: Mapping[str, object] = field(default_factory=dict)
+    without: list[str] = field(default_factory=list)
     delay_s: float = 0.0
     interval_s: float = 0.1
     size_bytes: int = 64 * 2**20
@@ -75,6 +89,10 @@ class Fault:
             raise SandboxError("times must be at least 1 or null, and after at least 0.")
         if not (0 <= self.delay_s <= MAX_WAIT_S and 0 <= self.interval_s <= MAX_WAIT_S):
             raise SandboxError(f"delay_s and interval_s must be from 0 to {MAX_WAIT_S}.")
+        if self.effect != "none" and self.kind in ("alter", "stale", "delay", "lose"):
+            raise SandboxError(f"effect is not for the kind {self.kind}, which always has one.")
+        if not (0 < self.chance <= 1 and 0 <= self.late_s <= MAX_WAIT_S):
+            raise SandboxError(f"chance must be above 0, to 1, and late_s from 0 to {MAX_WAIT_S}.")
         if self.size_bytes < 0:
             raise SandboxError("size_bytes must not be negative.")
         if not 200 <= self.status <= 599:
@@ -90,7 +108,9 @@ class _Pending:
     seen: int = 0
 
     def matches(self, path: str, action: str | None) -> bool:
-        return self.fault.path == path and self.fault.action in (None, action)
+        fault = self.fault
+        asked_for = fault.path == path and fault.action in (None, action)
+        return asked_for and (fault.chance == 1 or random.random() < fault.chance)
 
     def is_spent(self) -> bool:
         times = self.fault.times

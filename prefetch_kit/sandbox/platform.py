@@ -84,10 +84,16 @@ class Platform:
                     accepting.add(name)
 
     def release(self, appid: str) -> None:
-        """A new version goes online: business domains that were set directly become effective."""
+        """A new version goes online: business domains that were set directly become effective.
+
+        Those that were set in the console are deleted, where a platform serves the mini program.
+        """
         with self.lock:
-            webview = self.app(appid).webview
-            webview.released = list(webview.direct)
+            app = self.app(appid)
+            app.webview.released = list(app.webview.direct)
+            served = any(appid in each.authorizations for each in self.state.components.values())
+            if served and self.switches.release_deletes_console_domains:
+                app.domains.miniprogram.clear()
 
     def deny(self, appid: str, errcode: int | None) -> None:
         """Answer this app's calls with a refusal of its account or address; None: no longer.
@@ -104,6 +110,7 @@ class Platform:
 
     def settings(self, appid: str) -> dict[str, object]:
         """A copy of the stored wire fields."""
+        self.take_late_effects()
         with self.lock:
             return dict(self.app(appid).settings)
 
@@ -116,7 +123,9 @@ class Platform:
                 f"{', '.join(sorted(FIELDS))}."
             )
         with self.lock:
-            self.app(appid).settings = dict(settings)
+            app = self.app(appid)
+            app.settings = dict(settings)
+            app.earlier.clear()
 
     def access_token(self, appid: str) -> str:
         """A valid access token, without a call."""
@@ -140,6 +149,15 @@ class Platform:
         """Script a misbehaviour, after those scripted before."""
         with self.lock:
             self.state.faults.add(fault)
+
+    def take_late_effects(self) -> None:
+        """Let the calls take effect whose fault delayed that until now."""
+        with self.lock:
+            now, waiting = self.now(), self.state.late
+            due = [run for due_at, run in waiting if due_at <= now]
+            waiting[:] = [each for each in waiting if each[0] > now]
+        for run in due:
+            run()
 
     def requests(self) -> list[LoggedRequest]:
         """The last 10,000 API calls, oldest first."""

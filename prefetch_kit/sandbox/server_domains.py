@@ -12,6 +12,7 @@ from typing import Final
 from prefetch_kit.sandbox.domains import changed
 from prefetch_kit.sandbox.errors import ApiError
 
+MAX_SERVER_DOMAINS: Final = 200
 SERVER_DOMAINS: Final[Mapping[str, str]] = {
     "requestdomain": "https",
     "wsrequestdomain": "wss",
@@ -30,7 +31,9 @@ def changed_lists(
 ) -> dict[str, list[str]]:
     """The lists after `add`, `delete` or `set`; raises 47001, and 85017 where nothing changes."""
     after = {
-        name: changed(stored.get(name, []), action, _origins(name, scheme, body))
+        name: changed(
+            stored.get(name, []), action, _origins(name, scheme, body), limit=MAX_SERVER_DOMAINS
+        )
         for name, scheme in SERVER_DOMAINS.items()
     }
     if action == "add" and after == {name: stored.get(name, []) for name in SERVER_DOMAINS}:

@@ -1,8 +1,9 @@
 """The records of the platform and its phones."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from prefetch_kit.sandbox.credentials import AccessTokens, LoginCodes
 from prefetch_kit.sandbox.domains import MerchantDomains
@@ -16,6 +17,7 @@ FetchType = Literal["pre", "periodic"]
 
 # A load test against the sandbox must not fill the memory with its log.
 MAX_REQUESTS: Final = 10_000
+MAX_EARLIER: Final = 100
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class User:
     kept: dict[FetchType, Kept] = field(default_factory=dict)
 
 
+class Earlier(NamedTuple):
+    """What was stored until a `set`."""
+
+    until: float
+    settings: dict[str, object]
+
+
 @dataclass
 class App:
     appid: str
@@ -44,11 +53,21 @@ class App:
     kind: str
     denied: int | None = None
     settings: dict[str, object] = field(default_factory=dict)
+    earlier: deque[Earlier] = field(default_factory=lambda: deque(maxlen=MAX_EARLIER))
     domains: Domains = field(default_factory=lambda: Domains(set(), set()))
     """Those that somebody entered by hand."""
     webview: MerchantDomains = field(default_factory=MerchantDomains)
     server_domains: dict[str, list[str]] = field(default_factory=dict)
     users: dict[str, User] = field(default_factory=dict)
+
+    def as_seen_at(self, at: float) -> dict[str, object]:
+        """The settings as they were at this time."""
+        seen = (each.settings for each in self.earlier if each.until > at)
+        return next(seen, self.settings)
+
+    def before_last_set(self) -> dict[str, object]:
+        """What was stored before the last `set`, as if it had not been."""
+        return self.earlier[-1].settings if self.earlier else self.settings
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,8 @@ class State:
     codes: LoginCodes = field(default_factory=LoginCodes)
     quotas: Quotas = field(default_factory=Quotas)
     faults: FaultScript = field(default_factory=FaultScript)
+    late: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    """Calls that take effect later, and when."""
     origins: dict[str, str] = field(default_factory=dict)
     requests: deque[LoggedRequest] = field(default_factory=lambda: deque(maxlen=MAX_REQUESTS))
     pushes: deque[Pushed] = field(default_factory=lambda: deque(maxlen=MAX_REQUESTS))

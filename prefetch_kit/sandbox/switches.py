@@ -12,7 +12,11 @@ class Switches:
     """
 
     own_token_accepted: bool = True
-    """fetchdatasetting takes a mini program's own token; otherwise it answers 48001."""
+    """fetchdatasetting takes a mini program's own token."""
+    own_token_errcode: int = 48001
+    """What fetchdatasetting answers to such a token where it does not take it."""
+    get_lag_s: float = 0.0
+    """How long fetchdatasetting's `get` shows what was there before a `set`."""
     fetchdatasetting_per_minute: int | None = None
     fetchdatasetting_per_day: int | None = None
 
@@ -24,13 +28,21 @@ class Switches:
     """clear_quota calls for one account; one more answers 48006."""
     login_per_minute: int | None = 100
     """jscode2session calls for one user."""
+    login_errcodes_are_strings: bool = False
+    """jscode2session writes `"40029"` for 40029, as older pages have it."""
 
-    component_token_overlap_s: float = 0.0
-    """How long a token of the third-party chain stays good once the next one is given out."""
+    component_token_overlap_s: float = 300.0
+    """How long a platform's own token stays good once the next one is given out."""
+    authorizer_token_overlap_s: float = 300.0
+    """The same for the token that a platform has for a merchant."""
     refresh_token_rotates: bool = True
     """Each api_authorizer_token gives a new refresh token; otherwise it stays the same."""
-    refresh_token_grace_s: float = 0.0
+    refresh_token_grace_s: float = 300.0
     """How long a refresh token stays good once it was replaced."""
+    update_keeps_refresh_token: bool = True
+    """A merchant that authorizes again keeps its refresh token; otherwise it gets a new one."""
+    unchanged_update_is_pushed: bool = False
+    """`updateauthorized` is pushed too where the merchant granted what it had granted before."""
     listed_refresh_tokens: Literal["queried", "always", "never"] = "queried"
     """Whether the authorizer list shows them: only after api_query_auth was called, as seen."""
     info_shows_refresh_token: bool = True
@@ -47,11 +59,20 @@ class Switches:
     push_retries: int = 0
     """Repeats, at once, of a push that was not answered with `success`."""
 
-    unproved_platform_domain: Literal["listed", "86103"] = "listed"
+    unproved_platform_domain: Literal["listed", "86103", "-1"] = "listed"
     """How modify_wxa_jump_domain tells that a confirm file is not there: in the field for invalid
     domains of a success, or by a refusal."""
-    apps_per_domain: int = 20
+    jump_domain_get_has_errcode: bool = True
+    """The lists that modify_wxa_jump_domain gives for `get` come with an errcode."""
+    platform_domains_with_scheme: bool = False
+    """The lists of modify_wxa_jump_domain have `https://` in front of each host."""
+    max_domains: int = 300
+    """Business domains of a platform, and of a mini program; one more answers 89029."""
+    apps_per_domain: int = 100
     """How many mini programs a domain can be set for directly before it answers 506015."""
+    release_deletes_console_domains: bool = True
+    """A release of a mini program that a platform serves deletes the business domains that were
+    set in its console."""
 
     timestamp_unit: Literal["s", "ms"] = "ms"
     custom_miniprogram_version: str | None = "1.0.0"

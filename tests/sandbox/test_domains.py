@@ -106,8 +106,9 @@ def test_confirm_files_are_compared_byte_for_byte(
     answer = provider.jump("add")
     assert (answer["errcode"], answer["invalid_wxa_jump_h5_domain"]) == (0, HOST)
     assert answer["published_wxa_jump_h5_domain"] == ""
-    wx.switches.unproved_platform_domain = "86103"
-    assert provider.jump("add")["errcode"] == 86103
+    for errcode in ("86103", "-1"):
+        wx.switches.unproved_platform_domain = errcode
+        assert provider.jump("add")["errcode"] == int(errcode)
 
 
 def test_a_status_other_than_200_proves_nothing(provider: Provider, origin: "Origin") -> None:
@@ -176,6 +177,9 @@ def test_limits(wx: Sandbox, provider: Provider, origin: "Origin") -> None:
     provider.serve_file(origin, JUMP)
     provider.jump("add")
     assert provider.webview("add", *(f"a{n}.{HOST}" for n in range(301)))["errcode"] == 89029
+    wx.switches.max_domains = 1
+    wx.map_origin("b.example", origin.url)
+    assert provider.jump("add", "b.example")["errcode"] == 89029
     wx.switches.apps_per_domain = 0
     provider.serve_file(origin, DIRECT)
     assert provider.webview("add", HOST, path=DIRECT)["errcode"] == 506015
@@ -200,6 +204,37 @@ def test_bodies_that_are_none(client: "Client", provider: Provider) -> None:
     assert client.send("GET", f"{FILES[JUMP]}?access_token=x").json()["errcode"] == 43002
     assert provider.call(DIRECT, action="add", webviewdomain=HOST)["errcode"] == 47001
     assert provider.call(JUMP, action="add", wxa_jump_h5_domain=[HOST])["errcode"] == 47001
+
+
+def test_the_platforms_lists_as_seen_in_the_field(
+    wx: Sandbox, provider: Provider, origin: "Origin"
+) -> None:
+    """With a scheme in front of each host, and `get` without an errcode."""
+    provider.serve_file(origin, JUMP)
+    wx.switches.platform_domains_with_scheme = True
+    wx.switches.jump_domain_get_has_errcode = False
+    assert provider.jump("add")["published_wxa_jump_h5_domain"] == f"https://{HOST}"
+    shown = provider.jump("get")
+    assert shown["testing_wxa_jump_h5_domain"] == f"https://{HOST}"
+    assert "errcode" not in shown
+
+
+def test_a_release_through_the_platform_deletes_domains_of_the_console(
+    wx: Sandbox, provider: Provider
+) -> None:
+    """Those that a person entered are gone, but not where no platform serves the mini program."""
+    wx.add_domain(APPID, HOST)
+    wx.switches.release_deletes_console_domains = False
+    wx.release(APPID)
+    assert provider.sets() == 0
+    wx.switches.release_deletes_console_domains = True
+    wx.release(APPID)
+    assert provider.sets() == 9410016
+    wx.revoke(COMPONENT, APPID)
+    wx.add_domain(APPID, HOST)
+    wx.release(APPID)
+    assert provider.call(EFFECTIVE, unused=1)["errcode"] == 61003
+    assert wx.app(APPID).domains.miniprogram == {HOST}
 
 
 def test_over_http(client: "Client", provider: Provider, origin: "Origin") -> None:

@@ -164,6 +164,102 @@ def test_stop_ends_a_fault_in_the_middle(
     connection.close()
 
 
+@pytest.mark.parametrize("kind", ["errcode", "raw", "close", "reset", "cut"])
+def test_a_fault_with_effect(wx: Sandbox, client: "Client", kind: Any) -> None:
+    """The set is stored, and what the caller gets does not say so."""
+    wx.inject(Fault(kind=kind, status=503, effect="now"))
+    with suppress(http.client.HTTPException, OSError, ValueError):
+        assert client.set_pre_fetch()["errcode"] == -1
+    assert wx.settings(APPID)["is_pre_fetch_open"] is True
+    (logged,) = wx.requests()
+    assert logged.errcode == (-1 if kind == "errcode" else None)
+
+
+def test_an_effect_that_comes_after_the_answer(wx: Sandbox, client: "Client") -> None:
+    """The set is stored once the time is over, even over a later one."""
+    late = "https://shop.example/late"
+    wx.inject(Fault(kind="errcode", effect="late", late_s=60))
+    assert client.set_pre_fetch(pre_fetch_url=late)["errcode"] == -1
+    assert wx.settings(APPID) == {}
+    assert client.set_pre_fetch()["errcode"] == 0
+    wx.advance(60)
+    assert client.fetchdatasetting(action="get")["pre_fetch_url"] == late
+    assert wx.settings(APPID)["pre_fetch_url"] == late
+
+
+def test_a_get_that_lags(wx: Sandbox, client: "Client") -> None:
+    """For so long it shows what was there before; what is stored is another matter."""
+    wx.switches.get_lag_s = 60
+    first, second = "https://shop.example/1", "https://shop.example/2"
+    client.set_pre_fetch(pre_fetch_url=first)
+    wx.advance(30)
+    client.set_pre_fetch(pre_fetch_url=second)
+    assert wx.settings(APPID)["pre_fetch_url"] == second
+    shown = []
+    for _ in range(3):
+        shown.append(client.fetchdatasetting(action="get").get("pre_fetch_url"))
+        wx.advance(31)
+    assert shown == [None, first, second]
+
+
+def test_a_read_that_goes_back(wx: Sandbox, client: "Client") -> None:
+    """Old, new, old, new: what two servers of WeChat would answer in turn."""
+    client.set_pre_fetch()
+    wx.inject(Fault(kind="stale", action="get"))
+    wx.inject(Fault(kind="stale", action="get", after=1))
+    shown = [client.fetchdatasetting(action="get") for _ in range(4)]
+    assert ["pre_fetch_url" in each for each in shown] == [False, True, False, True]
+
+
+def test_an_answer_that_contradicts_itself(wx: Sandbox, client: "Client") -> None:
+    """Open, but from nowhere; the log and the store know nothing of it."""
+    client.set_pre_fetch()
+    wx.inject(Fault(kind="alter", action="get", without=["pre_fetch_type", "pre_fetch_url"]))
+    wx.inject(Fault(kind="alter", action="get", members={"is_pre_fetch_open": "true"}))
+    assert client.fetchdatasetting(action="get") == {
+        "errcode": 0,
+        "errmsg": "ok",
+        "is_pre_fetch_open": True,
+    }
+    assert client.fetchdatasetting(action="get")["is_pre_fetch_open"] == "true"
+    assert wx.settings(APPID)["is_pre_fetch_open"] is True
+
+
+def test_a_rotation_beside_an_unreadable_field(wx: Sandbox, client: "Client") -> None:
+    """The answer has the new refresh token, and an `expires_in` that nobody can read."""
+    wx.add_platform("wxplatform", secret="s", token="t", aes_key="k" * 43)
+    wx.authorize("wxplatform", APPID)
+    with wx.lock:
+        ticket = wx.component("wxplatform").issue_ticket(now=wx.now())
+    body = {"component_appid": "wxplatform", "component_appsecret": "s"}
+    path = "/cgi-bin/component/"
+    answer = client.post(f"{path}api_component_token", body | {"component_verify_ticket": ticket})
+    members: dict[str, Any] = {"expires_in": [], "authorizer_access_token": None}
+    wx.inject(Fault(kind="alter", path=f"{path}api_authorizer_token", members=members))
+    body |= {"authorizer_appid": APPID}
+    body["authorizer_refresh_token"] = wx.refresh_token("wxplatform", APPID)
+    token = answer["component_access_token"]
+    answer = client.post(f"{path}api_authorizer_token", body, component_access_token=token)
+    assert answer["authorizer_refresh_token"] == wx.refresh_token("wxplatform", APPID)
+    assert (answer["expires_in"], answer["authorizer_access_token"]) == ([], None)
+
+
+def test_an_errcode_with_retry_after(wx: Sandbox, client: "Client") -> None:
+    """The headers of a refusal are those of the script."""
+    wx.inject(Fault(kind="errcode", errcode=45011, headers={"Retry-After": "7"}))
+    reply = ask(client)
+    assert (reply.json()["errcode"], reply.headers["Retry-After"]) == (45011, "7")
+
+
+def test_a_fault_by_chance(wx: Sandbox, client: "Client", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that it spares are not counted."""
+    thrown = iter([0.9, 0.1, 0.5, 0.0])
+    monkeypatch.setattr("prefetch_kit.sandbox.faults.random.random", lambda: next(thrown))
+    wx.inject(Fault(kind="errcode", chance=0.5, times=2))
+    codes = [ask(client).json()["errcode"] for _ in range(5)]
+    assert codes == [0, -1, 0, -1, 0]
+
+
 def test_faults_are_used_up_in_order(wx: Sandbox, client: "Client") -> None:
     """The second fault waits until the first has let through and spoiled its calls."""
     wx.inject(Fault(kind="errcode", errcode=-1, after=1, times=2))
@@ -199,6 +295,9 @@ def test_fault_concerns_its_path_and_action(wx: Sandbox, client: "Client") -> No
         {"status": 100},
         {"headers": {"X": "a\r\nY: b"}},
         {"location": "/\n"},
+        {"chance": 0.0},
+        {"late_s": -1.0},
+        {"effect": "now", "kind": "lose"},
     ],
 )
 def test_fault_that_cannot_be_played(wrong: dict[str, Any]) -> None:

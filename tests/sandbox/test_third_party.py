@@ -54,18 +54,60 @@ def test_the_list_is_paged(wx: Sandbox, provider: "Provider") -> None:
 
 
 def test_a_merchant_changes_its_mind(wx: Sandbox, provider: "Provider") -> None:
-    """Authorized, changed, withdrawn: a push each, and the earlier tokens are invalid."""
+    """Authorized, changed, withdrawn: a push each; then the earlier tokens are invalid."""
     info = provider.authorized()
     assert provider.receiver.event()["InfoType"] == "component_verify_ticket"  # by its own calls
-    wx.authorize(COMPONENT, APPID)
+    wx.authorize(COMPONENT, APPID, permissions=[18, 1])
     assert provider.receiver.event()["InfoType"] == "updateauthorized"
-    assert provider.refresh(info["authorizer_refresh_token"])["errcode"] == 61023
     wx.revoke(COMPONENT, APPID)
     event = provider.receiver.event()
     assert (event["InfoType"], event["AuthorizerAppid"]) == ("unauthorized", APPID)
     assert provider.settings(info["authorizer_access_token"]) == 61003
     with pytest.raises(SandboxError, match="has not authorized"):
         wx.revoke(COMPONENT, APPID)
+
+
+def test_an_update_that_changes_nothing(wx: Sandbox, provider: "Provider") -> None:
+    """Nothing is pushed, and the refresh token stays; both are switches."""
+    first = provider.authorized()["authorizer_refresh_token"]
+    count = len(provider.receiver.received)
+    unchanged = wx.authorize(COMPONENT, APPID)
+    assert (unchanged.accepted, unchanged.attempts) == (False, 0)
+    assert len(provider.receiver.received) == count
+    assert wx.refresh_token(COMPONENT, APPID) == first
+    wx.switches.unchanged_update_is_pushed = True
+    wx.switches.update_keeps_refresh_token = False
+    assert wx.authorize(COMPONENT, APPID).accepted
+    assert wx.refresh_token(COMPONENT, APPID) != first
+    assert provider.refresh(first)["errcode"] == 61023
+
+
+def test_a_merchant_that_withdrew_gets_a_new_refresh_token(
+    wx: Sandbox, provider: "Provider"
+) -> None:
+    """Only cancelling and authorizing anew replaces it."""
+    first = provider.authorized()["authorizer_refresh_token"]
+    wx.revoke(COMPONENT, APPID)
+    assert provider.authorized()["authorizer_refresh_token"] != first
+
+
+def test_replaced_tokens_stay_good_for_five_minutes(wx: Sandbox, provider: "Provider") -> None:
+    """The platform's own, a merchant's, and the refresh token; then each has its own code."""
+    component = provider.component_token()["component_access_token"]
+    first = provider.authorized()
+    given = {"authorizer_appid": APPID}
+    given["authorizer_refresh_token"] = first["authorizer_refresh_token"]
+    token = provider.component_token()["component_access_token"]
+    second = provider.call("api_authorizer_token", token=token, **given)
+    assert second["authorizer_refresh_token"] != first["authorizer_refresh_token"]
+    wx.advance(299)
+    assert "pre_auth_code" in provider.call("api_create_preauthcode", token=component)
+    assert provider.settings(first["authorizer_access_token"]) == 0
+    assert "expires_in" in provider.call("api_authorizer_token", token=token, **given)
+    wx.advance(300)
+    assert provider.call("api_create_preauthcode", token=component)["errcode"] == 40001
+    assert provider.settings(first["authorizer_access_token"]) == 40001
+    assert provider.call("api_authorizer_token", token=token, **given)["errcode"] == 61023
 
 
 def old_ticket(wx: Sandbox, provider: "Provider") -> dict[str, Any]:
@@ -147,6 +189,8 @@ def test_login_through_the_platform(wx: Sandbox, provider: "Provider", client: "
     wx.authorize(COMPONENT, APPID)
     assert client.get(path, js_code=code, **query)["openid"] == "o1"
     assert client.get(path, js_code=code, **query)["errcode"] == 40163
+    wx.switches.login_errcodes_are_strings = True
+    assert client.get(path, js_code=code, **query)["errcode"] == "40163"
 
 
 def test_a_push_that_is_not_answered_is_repeated_and_recorded(

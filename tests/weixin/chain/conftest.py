@@ -18,7 +18,13 @@ SECRET = "canary-component-secret"
 
 @pytest.fixture
 def wx(wx: Sandbox) -> Sandbox:
-    """With one mini program and one platform, which has no ticket yet."""
+    """With one mini program and one platform, which has no ticket yet.
+
+    Replaced tokens end at once, so that no test passes because one was still good.
+    """
+    wx.switches.component_token_overlap_s = 0.0
+    wx.switches.authorizer_token_overlap_s = 0.0
+    wx.switches.refresh_token_grace_s = 0.0
     wx.add_app(APPID, secret="s")
     wx.add_user(APPID, "o1", unionid="u1")
     wx.add_platform(COMPONENT, secret=SECRET, token="t", aes_key="k" * 43)
