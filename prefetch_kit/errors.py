@@ -5,7 +5,7 @@ Callers decide from the class and its attributes; the sentence is for people.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from prefetch_kit.refusals import MALFORMED, REFUSALS, Refusal
 
@@ -105,6 +105,18 @@ class Refused(WeixinError):
         trace = f" (rid {rid})" if rid else ""
         super().__init__(
             f"WeChat refused {action}: {errcode}, {meaning}; it said {errmsg!r}{trace}. {remedy}."
+        )
+
+    def with_remedy(self, remedy: str) -> Self:
+        """The same refusal for a caller who can do something else about it."""
+        return type(self)(
+            self.action,
+            errcode=self.errcode,
+            errmsg=self.errmsg,
+            rid=self.rid,
+            kind=self.kind,
+            meaning=self.meaning,
+            remedy=remedy,
         )
 
 

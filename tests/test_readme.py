@@ -94,18 +94,61 @@ def serving(
         shop.wait(timeout=30)
 
 
-def test_the_local_wechat_and_the_register_block(
-    folder: Path, second_terminal: Terminal, local_wechat: Callable[[str, Path], str]
+@pytest.mark.parametrize("own_token", ["taken", "refused"])
+def test_the_whole_flow_against_each_wechat(
+    folder: Path,
+    second_terminal: Terminal,
+    local_wechat: Callable[[str, Path], str],
+    own_token: str,
 ) -> None:
-    """The sandbox command starts a WeChat against which the pipeline's commands register."""
+    """A WeChat, a shop, its URLs set by the pipeline or by hand, a login, a launch with data."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        start = LOCAL_WECHAT.replace(":8000", f":{listening.getsockname()[1]}")
-        api = local_wechat(start, folder)
+        origin = f"127.0.0.1:{listening.getsockname()[1]}"
+        start = LOCAL_WECHAT.replace("127.0.0.1:8000", origin).rstrip()
+        api = local_wechat(start + " --refuse-own-token" * (own_token == "refused"), folder)
         env = second_terminal(api)
         with serving(folder, listening, env):
-            check_register_block(folder, env)
-        curl = CURL.replace("http://127.0.0.1:9000", api)
-        assert run("bash", "-ec", curl, folder=folder, env=env) == "{}\n"
+            if own_token == "taken":
+                check_register_block(folder, env)
+            else:
+                set_by_hand(folder, env, api)
+            curl = CURL.replace("http://127.0.0.1:9000", api)
+            assert run("bash", "-ec", curl, folder=folder, env=env) == "{}\n"
+            alice = f"{api}/_sandbox/apps/{APPID}/users/{ALICE}"
+            code = send(f"{alice}/login_code")["login_code"]
+            token = send(f"http://{origin}/login", {"code": code})
+            send(f"{alice}/background_fetch_token", token)
+            assert send(f"{alice}/cold_start", {"path": "pages/index/index"})["pulled"]["kept"]
+    data = send(f"{alice}/background_fetch_data?fetch_type=pre", method="GET")["data"]
+    assert json.loads(data["fetchedData"])["cart"] == ["1"]
+
+
+def send(url: str, body: object = None, *, method: str = "POST") -> Any:
+    raw = json.dumps(body or {}).encode() if method != "GET" else None
+    request = Request(url, raw, {"Content-Type": "application/json"}, method=method)
+    with urlopen(request, timeout=30) as reply:
+        return json.load(reply)
+
+
+def set_by_hand(folder: Path, env: dict[str, str], api: str) -> None:
+    """What a person does whose token is refused: paste what the named command prints."""
+    apply = ["flask", "--app", "shop", "prefetch", "apply", "--yes"]
+    refused = subprocess.run(apply, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "48001" in refused.stderr
+    assert "`prefetch-kit urls`" in refused.stderr
+    said = run("prefetch-kit", "--app", "shop", "urls", "--json", folder=folder, env=env)
+    records = [json.loads(each) for each in said.splitlines()]
+    urls = {each["kind"]: each["url"] for each in records if each["type"] == "url"}
+    typed = {
+        "is_pre_fetch_open": True,
+        "pre_fetch_type": 0,
+        "pre_fetch_url": urls["pre_fetch"],
+        "is_period_fetch_open": True,
+        "period_fetch_type": 0,
+        "period_fetch_url": urls["period_fetch"],
+    }
+    send(f"{api}/_sandbox/apps/{APPID}/settings", {"settings": typed}, method="PUT")
 
 
 def check_register_block(folder: Path, env: dict[str, str]) -> None:

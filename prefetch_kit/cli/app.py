@@ -183,6 +183,15 @@ class LoadedApp:
     def tokens(self) -> TokenSources:
         return TokenSources(self.config, self.transport)
 
+    @property
+    def uses_own_token(self) -> bool:
+        """Whether the access token is the mini program's own: WeChat may refuse those.
+
+        What a program prints, or a ready token, may be a platform's.
+        """
+        given = (self.config.access_token, self.config.token_command)
+        return given == (None, None) and not self.tokens.are_of_platform(self.appid)
+
     def domains(self, host: str) -> HostDomains:
         """The business domains of a host. Raises `ConfigError` without a platform."""
         if (platform := self.tokens.platform) is None:

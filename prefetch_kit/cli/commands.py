@@ -33,15 +33,22 @@ from prefetch_kit.cli.output import (
     print_settings,
 )
 from prefetch_kit.endpoint.app_state import process_of, state_of
-from prefetch_kit.errors import ProbeFailed, TokenSourceError, WeixinError
+from prefetch_kit.errors import ProbeFailed, Refused, TokenSourceError, WeixinError
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, write_project
 from prefetch_kit.fleet.run import Fleet
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
+from prefetch_kit.weixin.errcodes import SET_BY_HAND
 
 _Command = Callable[..., Any]
+# With which of these WeChat refuses a mini program's own token, if it does, is not known.
+_NOT_PERMITTED: Final = frozenset({48001, 61003, 61007, 61014, 61015})
+_OWN_TOKEN_NOTE: Final = (
+    "Not known before it is tried: whether WeChat takes the mini program's own access token for "
+    f"a change. {SET_BY_HAND}."
+)
 
 
 @click.group("prefetch", cls=CommandGroup)
@@ -62,7 +69,17 @@ def with_app(function: _Command) -> _Command:
     def command(
         info: ScriptInfo, /, *args: Any, appid: str | None, endpoint: str | None, **kwargs: Any
     ) -> None:
-        function(LoadedApp(load_app(info), appid=appid, endpoint=endpoint), *args, **kwargs)
+        loaded = LoadedApp(load_app(info), appid=appid, endpoint=endpoint)
+        try:
+            function(loaded, *args, **kwargs)
+        except Refused as error:
+            if error.errcode not in _NOT_PERMITTED or not loaded.uses_own_token:
+                raise
+            refused = error
+        else:
+            return
+        # Outside of the handler, so that no traceback leads to the first error.
+        raise refused.with_remedy(SET_BY_HAND)
 
     return command
 
@@ -112,6 +129,8 @@ def plan(
     if out is not None:
         write_plans(out, [(found.appid, found.changes)], wechat=loaded.wechat)
     print_plan(found, as_json=as_json)
+    if found.changes and loaded.uses_own_token:
+        click.echo(_OWN_TOKEN_NOTE, err=True)
     if detailed_exitcode and found.changes:
         sys.exit(CHANGES_FOUND)
 

@@ -29,11 +29,20 @@ if TYPE_CHECKING:
 @click.option(
     "--origin", metavar="URL", help="Where the app listens, such as http://127.0.0.1:8000."
 )
+@click.option(
+    "--refuse-own-token",
+    is_flag=True,
+    help="Refuse a mini program's own access token for its settings (48001): nobody knows "
+    "whether the real WeChat does.",
+)
 @pass_script_info
-def sandbox(info: ScriptInfo, *, port: int, origin: str | None) -> None:
+def sandbox(info: ScriptInfo, *, port: int, origin: str | None, refuse_own_token: bool) -> None:
     """Run a local WeChat until Ctrl-C.
 
     With an app, it knows the mini programs, secrets and domain of that app from the start.
+    GET /_sandbox/ lists what else can be done there: users, pulls, a clock that can be moved,
+    switches for what is unknown about WeChat, and faults, such as a get that lags, a "system
+    busy" although the call took effect, a connection that drops.
     """
     # Imported here: no other command needs it.
     from prefetch_kit.sandbox import Sandbox
@@ -41,6 +50,7 @@ def sandbox(info: ScriptInfo, *, port: int, origin: str | None) -> None:
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     wechat = Sandbox(port=port, log=lambda text: click.echo(text, err=True))
+    wechat.switches.own_token_accepted = not refuse_own_token
     try:
         wechat.start()
     except OSError as error:

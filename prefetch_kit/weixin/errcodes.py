@@ -37,6 +37,11 @@ _NEXT_TICKET = (
 )
 _NEW_AUTH_CODE = "Let the merchant authorize the platform again: its code works once, for an hour"
 _NEW_CODE = "Call wx.login again: a code works once, for five minutes"
+# Whether WeChat takes a mini program's own token for fetchdatasetting is not known.
+SET_BY_HAND: Final = (
+    "Without a platform, set the URLs by hand: `prefetch-kit urls` prints what to paste into "
+    "WeChat's console (mp.weixin.qq.com → 开发管理 → 开发设置)"
+)
 _OTHER_LIST = "the server domains (服务器域名) are another list"
 _PLATFORM_DOMAIN = (
     "Add the host to the business domains (业务域名) of the third-party platform first, and write "
@@ -79,7 +84,8 @@ ERRCODES: Final[Mapping[int, Errcode]] = {
     47001: Errcode("the body is not JSON", _REPORT),
     48001: Errcode(
         "the account may not use this API",
-        "Call with an authorizer_access_token, or ask WeChat to open the API to the account",
+        f"It may take calls from third-party platforms alone. {SET_BY_HAND}; through a "
+        "platform, call with an authorizer_access_token",
     ),
     61003: Errcode("the platform is not authorized by this account", _AUTHORIZE),
     61004: Errcode("this machine's IP address is not allowed", _ALLOW_IP),

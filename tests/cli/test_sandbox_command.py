@@ -100,6 +100,18 @@ def test_without_an_app(shell: "Shell", run: Run) -> None:
     assert end(shell, process, signal.SIGTERM).status == 0
 
 
+def test_it_can_refuse_own_tokens(shell: "Shell", run: Run) -> None:
+    """As the WeChat does, perhaps, that takes settings from third-party platforms alone."""
+    words = ["--app", "shop_app:create_app()", "sandbox", "--port", "0", "--refuse-own-token"]
+    url, process = run("prefetch_kit", *words)
+    client = {"grant_type": "client_credential", "appid": APPID, "secret": shell.leaks.secrets[0]}
+    token = ask(url, "/cgi-bin/stable_token", **client)["access_token"]
+    shell.leaks.secrets.append(token)
+    path = f"/wxa/fetchdatasetting?access_token={token}"
+    assert ask(url, path, action="get")["errcode"] == 48001
+    assert end(shell, process, signal.SIGTERM).status == 0
+
+
 def test_a_port_that_is_taken(shell: "Shell") -> None:
     """The sentence names the port and the way out."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
