@@ -28,10 +28,14 @@ class Printer:
         self.has_changes = False
         self._as_json = as_json
         self._begun = Begun("", 0)
+        self._listing = _Lines()
         self._progress: _Lines | _Bar | None = None
         if as_json:
             program = {"program": "prefetch-kit", "version": version("prefetch-kit")}
             print_json({"type": "version", "format": 1, **program})
+
+    def listed(self, merchants: int, total: int) -> None:
+        self._listing.step(f"{merchants} of {total} merchants of the platform read.")
 
     def begun(self, begun: Begun) -> None:
         self._begun = begun

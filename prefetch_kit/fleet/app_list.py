@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
@@ -20,16 +20,24 @@ from prefetch_kit.fleet.targets import Targets, wanted_text
 from prefetch_kit.registrar.plan import OffIfFrom
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.authorizers import Authorizers
-from prefetch_kit.weixin.token_sources import has_source
+from prefetch_kit.weixin.token_sources import source_of
 
 _LONGEST_LINE: Final = 65_536
 _SHOWN: Final = 10
 
 # Where an app is named, and what is said of it, or what is wrong there.
 Listed = tuple[str, Mapping[str, str] | str]
+# Is told how many of the platform's merchants were read, and how many there are.
+Shown = Callable[[int, int], object]
 
 
-def fill_targets(project: Project, authorizers: Authorizers | None, targets: Targets) -> None:
+def fill_targets(
+    project: Project,
+    authorizers: Authorizers | None,
+    targets: Targets,
+    *,
+    shown: Shown = lambda _read, _total: None,
+) -> None:
     """Add what is wanted of each app's pulls.
 
     All of it is read and checked before anything is sent. Raises `ListRefused`, which names the
@@ -45,7 +53,7 @@ def fill_targets(project: Project, authorizers: Authorizers | None, targets: Tar
         source, listed = str(project.apps), read_list(project.apps)
     else:
         source = "the platform's list of merchants"
-        listed = ((appid, {"appid": appid}) for appid in merchants(authorizers))
+        listed = ((appid, {"appid": appid}) for appid in merchants(authorizers, shown))
     problems: list[str] = []
     for where, cells in listed:
         problem = cells if isinstance(cells, str) else _add(project, cells, targets)
@@ -58,23 +66,30 @@ def fill_targets(project: Project, authorizers: Authorizers | None, targets: Tar
     if problems:
         raise ListRefused(source, problems)
     if project.apps is not None and authorizers is not None:
-        # An app that needs the platform's list says so itself; others have their own AppSecret.
+        served = (appid for appid, _ in targets if source_of(project, appid) == "platform")
+        # Whoever has no refresh token after that asks for it alone, and says what is wrong.
         with suppress(WeixinError, TokenSourceError):
-            authorizers.recover()
+            authorizers.recover(served, shown=shown)
 
 
-def merchants(authorizers: Authorizers | None) -> Iterator[str]:
-    """The appids of all who authorized the platform. Raises `ConfigError` without a platform."""
+def merchants(authorizers: Authorizers | None, shown: Shown) -> Iterator[str]:
+    """The appids of all who authorized the platform. Raises `ConfigError` without a platform.
+
+    The refresh token of each is kept first if it is missing here, so that it need not be asked for.
+    """
     if authorizers is None:
         raise ConfigError(
             "component_appid",
             "is missing, so there is no list of merchants",
             remedy="Name the third-party platform",
         )
-    # First their refresh tokens, else they would be searched in the list, which may take long.
-    authorizers.recover()
-    for merchant in authorizers.listed():
-        yield merchant.appid
+    read = 0
+    for total, page in authorizers.listing.pages():
+        read += len(page)
+        shown(read, total)
+        for merchant in page:
+            authorizers.keep_missing(merchant)
+            yield merchant.appid
 
 
 def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | None:
@@ -82,7 +97,7 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
     appid = cells.get("appid", "")
     if not APPID_SHAPE.match(appid):
         return f"{appid[:64]!r} is no appid"
-    if not has_source(project, appid):
+    if source_of(project, appid) is None:
         return f"there is no AppSecret for {appid} where [tokens] app_secrets leads"
     wanted: dict[Kind, FetchSetting | OffIfFrom] = {}
     try:

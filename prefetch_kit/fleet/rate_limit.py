@@ -10,7 +10,7 @@ from prefetch_kit.weixin.transport import Transport
 
 _TOKEN_CALLS: Final = frozenset(
     {"token", "stable_token", "api_component_token", "api_authorizer_token", "api_query_auth"}
-    | {"api_get_authorizer_list"}
+    | {"api_get_authorizer_info", "api_get_authorizer_list"}
 )
 
 

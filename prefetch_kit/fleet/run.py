@@ -68,6 +68,9 @@ class Report(Protocol):
 
     def app(self, result: Result) -> None: ...
 
+    def listed(self, merchants: int, total: int) -> None:
+        """So many of the platform's merchants were read so far, before anything is begun."""
+
 
 class _Silent:
     """For those to whom the summary is enough."""
@@ -75,6 +78,8 @@ class _Silent:
     def begun(self, begun: Begun) -> None: ...
 
     def app(self, result: Result) -> None: ...
+
+    def listed(self, merchants: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class Fleet:
         if out is not None:
             check_directory(out)
         with Targets() as targets, ExitStack() as stack:
-            fill_targets(self._project, self._authorizers, targets)
+            fill_targets(self._project, self._authorizers, targets, shown=self._report.listed)
             is_known = self.history.exists()
             if is_known:
                 stack.enter_context(self.history)
@@ -169,7 +174,8 @@ class Fleet:
         that was interrupted.
         """
         with Targets() as targets:
-            for appid in merchants(self._authorizers) if appids is None else appids:
+            every = merchants(self._authorizers, self._report.listed)
+            for appid in every if appids is None else appids:
                 targets.add(appid)
 
             def work(task: Task) -> Plan:
@@ -191,7 +197,7 @@ class Fleet:
         """
         with self._locks.hold(FLEET), Targets() as targets:
             if saved is None:
-                fill_targets(self._project, self._authorizers, targets)
+                fill_targets(self._project, self._authorizers, targets, shown=self._report.listed)
                 return self._change("apply", targets, limits, plan_of_wanted)
             path, unread = Path(saved), list[int]()
             wechat = wechat_name(self._project.api_base_url)

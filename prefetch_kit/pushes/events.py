@@ -65,12 +65,12 @@ class Receiver:
         merchants = self.platform.authorizers
         merchants.note(appid, code, since=since)
         try:
-            appid = merchants.accept(code, since=since)
+            appid = merchants.accept(code, since=since, merchant=appid)
         except Refused as refused:
             if refused.errcode not in SPENT_CODE:
                 raise
             if not merchants.holds(appid, since=since):
-                # The answer to an earlier push was lost; the list of merchants has the token.
+                # The answer to an earlier push was lost, but WeChat shows the token.
                 merchants.token(appid).get()
         self.logger.info("%s has authorized the platform", appid)
         self.authorized(appid)

@@ -5,7 +5,8 @@ developers.weixin.qq.com: the getAuthorizerRefreshToken and getAuthorizerAccessT
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,11 +17,13 @@ from prefetch_kit.weixin.token_stores.records import (
     decode_secret,
     decode_token,
 )
-from prefetch_kit.weixin.tokens import read_token
 
 # An appid becomes part of a file's name.
 APPID_SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MOST_REFRESH_TOKENS: Final = 3
+_MEMBER: Final = rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")'
+_APPIDS: Final = re.compile(_MEMBER % b"authorizer_appid")
+_REFRESH_TOKENS: Final = re.compile(_MEMBER % b"authorizer_refresh_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,15 @@ class Authorization:
     def with_fallback(self, refresh_token: Secret) -> "Authorization":
         """The same, with a refresh token to try where the newest is refused."""
         newest, *older = self.refresh_tokens
-        known = tuple(dict.fromkeys((newest, refresh_token, *older)))
-        return replace(self, refresh_tokens=known[:_MOST_REFRESH_TOKENS])
+        return replace(self, refresh_tokens=_newest((newest, refresh_token, *older)))
+
+    def with_newest(self, *refresh_tokens: Secret) -> "Authorization":
+        """The same, with refresh tokens to try before those it had."""
+        return replace(self, refresh_tokens=_newest((*refresh_tokens, *self.refresh_tokens)))
+
+
+def _newest(refresh_tokens: Iterable[Secret]) -> tuple[Secret, ...]:
+    return tuple(dict.fromkeys(refresh_tokens))[:_MOST_REFRESH_TOKENS]
 
 
 def _encode(authorization: Authorization) -> str:
@@ -87,30 +97,28 @@ def _age(authorization: Authorization) -> tuple[float, float]:
 AUTHORIZATION_CODEC: Final = Codec(_encode, _decode, _merge)
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """What WeChat gives for a code or a refresh token.
+class Rescued:
+    """The refresh tokens in the bytes of an answer, and the merchant they are for.
 
-    `refresh_token` is None where the one that was used stays valid.
+    They are looked for in the bytes: WeChat may have taken the earlier one out of use with this
+    very answer, so nothing else in it, not even that it is JSON, may matter for their sake.
     """
 
-    appid: str | None
-    access: StoredToken
-    refresh_token: Secret | None
+    def __init__(self) -> None:
+        self.appid: str | None = None
+        self.refresh_tokens: tuple[Secret, ...] = ()
+
+    def take(self, body: bytes) -> None:
+        """Keep what is in the body of an answer, the last of several first."""
+        found = filter(None, map(decode_secret, _texts(_REFRESH_TOKENS, body)))
+        self.refresh_tokens = (*reversed(list(found)), *self.refresh_tokens)
+        named = filter(APPID_SHAPE.match, _texts(_APPIDS, body))
+        self.appid = next(named, self.appid)
 
 
-def read_issued(answer: object, asked_at: float) -> Issued | None:
-    """What api_authorizer_token answers, and what is inside api_query_auth's; None if unreadable.
-
-    A refresh token that cannot be one makes it unreadable: without it, the merchant is lost.
-    """
-    if not isinstance(answer, dict):
-        return None
-    access = read_token(answer, asked_at, name="authorizer_access_token")
-    appid, refresh_token = answer.get("authorizer_appid"), answer.get("authorizer_refresh_token")
-    if appid is not None and not (isinstance(appid, str) and APPID_SHAPE.match(appid)):
-        return None
-    secret = decode_secret(refresh_token)
-    if access is None or (secret is None and refresh_token not in (None, "")):
-        return None
-    return Issued(appid, access, secret)
+def _texts(member: re.Pattern[bytes], body: bytes) -> list[str]:
+    texts = []
+    for literal in member.findall(body):
+        with suppress(ValueError):
+            texts.append(str(json.loads(literal)))
+    return texts

@@ -1,54 +1,51 @@
 """The merchants of a third-party platform: their tokens, and refresh tokens that must not be lost.
 
-A platform that loses a refresh token has to ask the merchant to authorize again.
+developers.weixin.qq.com: the getAuthorizerAccessToken, getAuthorizerRefreshToken and
+getAuthorizerInfo pages.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from marshmallow import fields, validate
-
-from prefetch_kit.errors import NotAuthorized, OutcomeUnknown, Refused, SystemBusy, TokenSourceError
+from prefetch_kit.errors import NotAuthorized, OutcomeUnknown, Refused, TokenSourceError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.answers import answer_schema, promised, read
-from prefetch_kit.weixin.authorizations import APPID_SHAPE, Authorization, read_issued
+from prefetch_kit.weixin.answers import promised
+from prefetch_kit.weixin.authorizations import Authorization, Rescued
 from prefetch_kit.weixin.component import ComponentCalls
-from prefetch_kit.weixin.retry import REPEATS_OF_A_PAGE, pause_s
-from prefetch_kit.weixin.token_stores.records import MemoryStore, Store, decode_secret
-from prefetch_kit.weixin.tokens import SharedToken
+from prefetch_kit.weixin.errcodes import AUTHORIZE
+from prefetch_kit.weixin.merchant_list import PAGE, ListedMerchant, MerchantList
+from prefetch_kit.weixin.token_stores.records import Store, StoredToken
+from prefetch_kit.weixin.tokens import SharedToken, read_token
 
+_RENEWAL: Final = "api_authorizer_token"
+_INFO: Final = "api_get_authorizer_info"
+_NOT_AUTHORIZED: Final = 61003
 _BAD_REFRESH_TOKEN: Final = 61023
 # The code was exchanged before, or is too old.
 SPENT_CODE: Final = frozenset({61009, 61010})
+_PASSING: Final = frozenset({"transient", "quota_minute"})
 
-# The getAuthorizerList page allows 500: some 70 KB with refresh tokens, more than is read.
-_PAGE: Final = 200
-_FOUND_S: Final = 60.0
-_MERCHANT: Final = answer_schema(
-    authorizer_appid=fields.String(required=True, validate=validate.Regexp(APPID_SHAPE)),
-    refresh_token=fields.String(load_default=None),
-    auth_time=fields.Integer(strict=True, load_default=0),
-)
-_LIST: Final = answer_schema(
-    total_count=fields.Integer(required=True, strict=True),
-    list=fields.List(fields.Nested(_MERCHANT), required=True),
-)
+# So few are asked for one by one rather than looked for in the list.
+_FEW: Final = 10
+# An authorization that changed later than this, in seconds from now, did so by another clock.
+_AHEAD_S: Final = 300.0
+
+# How often what the list shows is tried: another process may renew at the same time.
+_ROUNDS: Final = 3
+
+_ABSENT: Final = "the merchant has not authorized the platform, or took that back"
+_REFUSED: Final = "WeChat refuses the very refresh token that it shows"
+_ASKED: Final = "api_get_authorizer_info and api_get_authorizer_list were asked for another"
 
 
-@dataclass(frozen=True, slots=True)
-class ListedMerchant:
-    """One merchant in the platform's list.
+class _AllRefusedError(Exception):
+    """WeChat takes none of the refresh tokens that are kept, or it shows itself."""
 
-    `refresh_token` is None where WeChat shows none, as it does until api_query_auth was called
-    once. `since` is when the merchant authorized, in WeChat's seconds.
-    """
-
-    appid: str
-    refresh_token: Secret | None
-    since: float
+    def __init__(self, refused: Collection[Secret]) -> None:
+        self.refused = refused
 
 
 class AuthorizerToken(SharedToken[Authorization]):
@@ -57,9 +54,12 @@ class AuthorizerToken(SharedToken[Authorization]):
     A renewal may give a new refresh token. That is stored, durably and in one step with the
     access token, before the access token is used anywhere; the refresh token before it, and one
     that came when the lock was lost, are kept and tried where the newest is refused. Where all
-    are refused, because an answer or the store was lost, the platform's list of merchants is
-    asked. Raises TokenSourceError where that does not help.
+    are refused, because an answer or the store was lost, WeChat is asked for the one it takes:
+    for this merchant alone, and if that fails, in the platform's list of merchants. Raises
+    NotAuthorized where that does not help.
     """
+
+    _action = _RENEWAL
 
     def __init__(
         self,
@@ -72,9 +72,26 @@ class AuthorizerToken(SharedToken[Authorization]):
         self._appid = appid
         self._merchants = merchants
 
+    def renew(self, failed: Secret | None) -> Secret:
+        refused: set[Secret] = set()
+        for _ in range(_ROUNDS):
+            try:
+                return super().renew(failed)
+            except _AllRefusedError as error:
+                refused.update(error.refused)
+            # The list may take long to read: nobody has to wait for that at the store's lock.
+            self._merchants.keep_newest(self._appid, *self._listed(refused))
+        raise self._lost(_REFUSED)
+
     def _issued(self, kept: Authorization | None) -> Authorization:
         known = Authorization((), None, 0.0) if kept is None else kept
-        return self._by_code(known) or self._by_kept(known) or self._by_list(known)
+        refused: list[Secret] = []
+        issued = (
+            self._by_code(known) or self._by_kept(known, refused) or self._by_info(known, refused)
+        )
+        if issued is None:
+            raise _AllRefusedError(refused)
+        return issued
 
     def _came_late(self, issued: Authorization) -> None:
         def rescued(kept: Authorization | None) -> Authorization | None:
@@ -91,49 +108,73 @@ class AuthorizerToken(SharedToken[Authorization]):
         if known.code is None:
             return None
         try:
-            appid, issued = self._merchants.exchanged(known.code, since=known.since)
+            appid, issued = self._merchants.exchanged(
+                known.code, since=known.since, merchant=self._appid
+            )
         except Refused as refused:
             if refused.errcode not in SPENT_CODE:
                 raise
             return None
         return issued if appid == self._appid else None
 
-    def _by_kept(self, known: Authorization) -> Authorization | None:
-        tried: list[Secret] = []
-        while untried := [each for each in known.refresh_tokens if each not in tried]:
+    def _by_kept(self, known: Authorization, refused: list[Secret]) -> Authorization | None:
+        while untried := [each for each in known.refresh_tokens if each not in refused]:
             for refresh_token in untried:
-                try:
-                    return self._merchants.refreshed(self._appid, known.since, refresh_token)
-                except Refused as refused:
-                    if refused.errcode != _BAD_REFRESH_TOKEN:
-                        raise
-            tried += untried
+                if (issued := self._by(refresh_token, known, refused)) is not None:
+                    return issued
             # Processes of the first version hold other locks, and may have renewed meanwhile.
             known = self._store.load() or known
         return None
 
-    def _by_list(self, known: Authorization) -> Authorization:
-        listed = self._merchants.find(self._appid)
+    def _by_info(self, known: Authorization, refused: list[Secret]) -> Authorization | None:
+        """By what WeChat shows of this merchant; None where it shows nothing that it takes."""
+        errcode, shown = 0, tuple[Secret, ...]()
+        try:
+            shown = self._merchants.shown(self._appid)
+        except Refused as error:
+            if error.action != _INFO or error.kind in _PASSING:
+                raise
+            errcode = error.errcode
+        except OutcomeUnknown as error:
+            if error.action != _INFO:
+                raise
+        if errcode == _NOT_AUTHORIZED:
+            raise self._lost(_ABSENT)
+        untried = next((each for each in shown if each not in refused), None)
+        return None if untried is None else self._by(untried, known, refused)
+
+    def _by(
+        self, refresh_token: Secret, known: Authorization, refused: list[Secret]
+    ) -> Authorization | None:
+        """By one refresh token; None where it is refused, and noted as that."""
+        try:
+            return self._merchants.refreshed(self._appid, known.since, refresh_token)
+        except Refused as error:
+            if error.errcode != _BAD_REFRESH_TOKEN:
+                raise
+        refused.append(refresh_token)
+        return None
+
+    def _listed(self, refused: Collection[Secret]) -> tuple[Secret, float]:
+        """The refresh token that the list shows, and since when; never a refused one."""
+        listed = self._merchants.listing.find(self._appid, refused=refused)
         if listed is None:
-            raise self._lost("the merchant has not authorized the platform, or took that back")
+            raise self._lost(_ABSENT)
         if listed.refresh_token is None:
-            raise self._lost("no refresh token is kept here, and the list of merchants shows none")
-        if listed.refresh_token in known.refresh_tokens:
-            raise self._lost("WeChat refuses the very refresh token that its list shows")
-        since = max(known.since, listed.since)
-        return self._merchants.refreshed(self._appid, since, listed.refresh_token)
+            raise self._lost("no refresh token is kept here, and WeChat shows none")
+        if listed.refresh_token in refused:
+            raise self._lost(_REFUSED)
+        return listed.refresh_token, listed.since
 
     def _lost(self, problem: str) -> NotAuthorized:
-        return NotAuthorized(
-            f"the third-party platform for {self._appid}",
-            problem,
-            remedy="Let the merchant authorize the platform, again if it has before; the list is "
-            "read once a minute",
-        )
+        source = f"the third-party platform for {self._appid}"
+        # WeChat pushes nothing if what is granted stays the same, so only the link's code helps.
+        remedy = AUTHORIZE if problem == _ABSENT else f"{_ASKED}. {AUTHORIZE}"
+        return NotAuthorized(source, problem, remedy=remedy)
 
 
 class Authorizers:
-    """All merchants of one third-party platform.
+    """All merchants of one third-party platform; `listing` is WeChat's list of them.
 
     `store_of` opens the store of an appid's authorization.
     """
@@ -144,72 +185,88 @@ class Authorizers:
         store_of: Callable[[str], Store[Authorization]],
         *,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.listing: Final = MerchantList(calls)
         self._calls = calls
         self._store_of = store_of
         self._clock = clock
-        self._sleep = sleep
-        # When the list was read, and all in it: hundreds of merchants may be looked for at once.
-        self._found: MemoryStore[tuple[float, dict[str, ListedMerchant]]] = MemoryStore()
 
     def token(self, appid: str) -> AuthorizerToken:
         """Where the tokens of one merchant's mini program come from."""
         return AuthorizerToken(appid, self, self._store_of(appid), self._clock)
-
-    def listed(self, *, repeats: int = REPEATS_OF_A_PAGE) -> Iterator[ListedMerchant]:
-        """Every merchant there is. A page is asked for again at most `repeats` times."""
-        offset = 0
-        while True:
-            total, page = self._page(offset, repeats)
-            yield from page
-            offset += _PAGE
-            if offset >= total or not page:
-                return
-
-    def find(self, appid: str) -> ListedMerchant | None:
-        """One merchant, in a list that is read once a minute at most; None where it is missing."""
-        with self._found.lock():
-            kept = self._found.load()
-            if kept is None or not 0 <= self._clock() - kept[0] < _FOUND_S:
-                # One try: others wait for this, and the caller may hold a lock.
-                found = {each.appid: each for each in self.listed(repeats=0)}
-                kept = self._found.save((self._clock(), found))
-        return kept[1].get(appid)
 
     def note(self, appid: str, code: Secret, *, since: float) -> None:
         """Keep the authorization code that a merchant gave at `since`, in WeChat's seconds.
 
         Where it cannot be exchanged now, the merchant's next token comes from it.
         """
+        since = self._believed(since)
 
         def noted(kept: Authorization | None) -> Authorization | None:
             if kept is None:
                 return Authorization((), None, since, code)
-            return replace(kept, since=since, code=code) if kept.since < since else None
+            return replace(kept, since=since, code=code) if self._age(kept) < since else None
 
         _change(self._store_of(appid), noted)
 
-    def accept(self, code: Secret, *, since: float) -> str:
+    def accept(self, code: Secret, *, since: float, merchant: str | None = None) -> str:
         """Exchange an authorization code for its refresh token, keep that, and return the appid.
 
-        Raises Refused (61009 and 61010: the code is no good) and OutcomeUnknown.
+        `merchant` is the appid it is said to be of. Raises Refused (61009 and 61010: the code is
+        no good) and OutcomeUnknown.
         """
-        appid, issued = self.exchanged(code, since=since)
+        appid, issued = self.exchanged(code, since=since, merchant=merchant)
         self._keep(appid, issued)
         return appid
 
-    def exchanged(self, code: Secret, *, since: float) -> tuple[str, Authorization]:
-        """Whose an authorization code is, and what it gives; nothing is kept."""
-        action, asked_at = "api_query_auth", self._clock()
-        issued = read_issued(
-            self._calls.post(action, {"authorization_code": code}).get("authorization_info"),
-            asked_at,
-        )
-        issued = promised(action, issued, what="authorization_info with its tokens")
-        appid = promised(action, issued.appid, what="authorizer_appid")
-        refresh_token = promised(action, issued.refresh_token, what="authorizer_refresh_token")
-        return appid, Authorization((refresh_token,), issued.access, since)
+    def exchanged(
+        self, code: Secret, *, since: float, merchant: str | None = None
+    ) -> tuple[str, Authorization]:
+        """Whose an authorization code is, and what it gives; nothing is kept.
+
+        Where the answer does not say whose it is, it is the `merchant`'s.
+        """
+        action = "api_query_auth"
+        rescued, access = self._asked(action, {"authorization_code": code})
+        appid = promised(action, rescued.appid or merchant, what="authorizer_appid")
+        if not rescued.refresh_tokens:
+            promised(action, None, what="authorizer_refresh_token")
+        return appid, Authorization(rescued.refresh_tokens, access, self._believed(since))
+
+    def refreshed(self, appid: str, since: float, refresh_token: Secret) -> Authorization:
+        """What a refresh token gives; nothing is kept. Raises Refused and OutcomeUnknown.
+
+        Without an access token where that cannot be used, but something new can be kept.
+        """
+        body = {"authorizer_appid": appid, "authorizer_refresh_token": refresh_token}
+        rescued, access = self._asked(_RENEWAL, body)
+        if rescued.appid not in (None, appid):
+            access = None  # one merchant's settings are never written with another's token
+        # The one that was used stays behind the new one.
+        return Authorization((refresh_token,), access, since).with_newest(*rescued.refresh_tokens)
+
+    def shown(self, appid: str) -> tuple[Secret, ...]:
+        """The refresh token that WeChat shows of one merchant; empty where it shows none.
+
+        Raises Refused (61003: it has not authorized the platform) and OutcomeUnknown.
+        """
+        rescued = Rescued()
+        self._calls.post(_INFO, {"authorizer_appid": appid}, on_answer=rescued.take)
+        return rescued.refresh_tokens
+
+    def _asked(self, action: str, body: Mapping[str, object]) -> tuple[Rescued, StoredToken | None]:
+        """What WeChat gives for a code or a refresh token. The one is used up by that, and the
+        other may be: so whatever can be kept of the answer makes it one that is not an error."""
+        rescued, asked_at = Rescued(), self._clock()
+        failure: Refused | OutcomeUnknown | None = None
+        access = None
+        try:
+            access = _read_access(self._calls.post(action, body, on_answer=rescued.take), asked_at)
+        except (Refused, OutcomeUnknown) as error:
+            failure = error
+        if access is None and not rescued.refresh_tokens:
+            raise failure or promised(action, None, what="authorizer_access_token")
+        return rescued, access
 
     def holds(self, appid: str, *, since: float) -> bool:
         """Whether the tokens of what a merchant authorized at `since`, or later, are kept here."""
@@ -221,44 +278,46 @@ class Authorizers:
 
         False where the merchant has authorized again meanwhile: then nothing is forgotten.
         """
-        return self._keep(appid, Authorization((), None, since))
+        return self._keep(appid, Authorization((), None, self._believed(since)))
 
-    def _keep(self, appid: str, authorization: Authorization) -> bool:
-        """Save an authorization; False where a newer one is there."""
+    def keep_newest(self, appid: str, refresh_token: Secret, since: float) -> None:
+        """Keep the refresh token that WeChat shows, to be tried before all others."""
 
-        def newer(kept: Authorization | None) -> Authorization | None:
-            return authorization if kept is None or kept.since <= authorization.since else None
+        def added(kept: Authorization | None) -> Authorization:
+            known = Authorization((), None, since) if kept is None else kept
+            return replace(known, since=max(known.since, since)).with_newest(refresh_token)
 
-        return _change(self._store_of(appid), newer)
+        _change(self._store_of(appid), added)
 
-    def recover(self) -> int:
-        """Keep the refresh token of each listed merchant that has none here.
+    def recover(self, appids: Iterable[str], *, shown: Callable[[int, int], object]) -> int:
+        """Keep the refresh tokens that the list shows of these merchants and that are missing here.
 
-        For a store that was lost: one call for 200 merchants. Returns how many were kept. A
-        merchant whose store cannot be used is passed over: its token will say why.
+        For a store that was lost. Where fewer are missing than the list has pages, none is kept:
+        the token of each asks for it alone. `shown` is told with each page how many merchants
+        were read, and how many there are. Returns how many were kept.
         """
-        return sum(self._kept_if_missing(each) for each in self.listed())
+        missing = {appid for appid in appids if self._is_missing(appid)}
+        kept = read = 0
+        for total, page in self.listing.pages() if len(missing) > _FEW else ():
+            read += len(page)
+            shown(read, total)
+            kept += sum(self.keep_missing(each) for each in page if each.appid in missing)
+            missing.difference_update(each.appid for each in page)
+            if len(missing) <= max(0, total - read) / PAGE:
+                break
+        return kept
 
-    def refreshed(self, appid: str, since: float, refresh_token: Secret) -> Authorization:
-        """What a refresh token gives; nothing is kept. Raises Refused and OutcomeUnknown."""
-        action, asked_at = "api_authorizer_token", self._clock()
-        body = {"authorizer_appid": appid, "authorizer_refresh_token": refresh_token}
-        issued = promised(
-            action,
-            read_issued(self._calls.post(action, body), asked_at),
-            what="authorizer_access_token with its refresh token",
-        )
-        # The one that was used stays behind the new one.
-        newest = issued.refresh_token or refresh_token
-        return Authorization(tuple(dict.fromkeys((newest, refresh_token))), issued.access, since)
+    def keep_missing(self, listed: ListedMerchant) -> bool:
+        """Keep the refresh token that the list shows of a merchant if none is kept here.
 
-    def _kept_if_missing(self, listed: ListedMerchant) -> bool:
+        A merchant whose store cannot be used is passed over: its token will say why.
+        """
         if listed.refresh_token is None:
             return False
-        found = Authorization((listed.refresh_token,), None, listed.since)
+        found = Authorization((listed.refresh_token,), None, self._believed(listed.since))
 
         def missing(kept: Authorization | None) -> Authorization | None:
-            is_there = kept is not None and (kept.refresh_tokens or kept.since > listed.since)
+            is_there = kept is not None and (kept.refresh_tokens or self._age(kept) > found.since)
             return None if is_there else found
 
         store = self._store_of(listed.appid)
@@ -267,19 +326,41 @@ class Authorizers:
             return missing(store.load()) is not None and _change(store, missing)
         return False
 
-    def _page(self, offset: int, repeats: int) -> tuple[int, list[ListedMerchant]]:
-        action, wanted = "api_get_authorizer_list", {"offset": offset, "count": _PAGE}
-        tries = 0
-        while True:
-            try:
-                page = _read_page(self._calls.post(action, wanted))
-                return promised(action, page, what="list of merchants")
-            except (SystemBusy, OutcomeUnknown) as error:
-                wait_s = pause_s(error, tries)
-                if wait_s is None or tries == repeats:
-                    raise
-            tries += 1
-            self._sleep(wait_s)
+    def _is_missing(self, appid: str) -> bool:
+        with suppress(TokenSourceError):
+            kept = self._store_of(appid).load()
+            return kept is None or not (kept.refresh_tokens or kept.code)
+        return False
+
+    def _keep(self, appid: str, authorization: Authorization) -> bool:
+        """Save an authorization; False where a newer one is there."""
+
+        def newer(kept: Authorization | None) -> Authorization | None:
+            is_newer = kept is None or self._age(kept) <= authorization.since
+            return authorization if is_newer else None
+
+        return _change(self._store_of(appid), newer)
+
+    def _believed(self, since: float) -> float:
+        """When an authorization changed: what is said to be in the future is no later than now.
+
+        Else what one wrong clock said, WeChat's or that of a sandbox, would outlast all that
+        really comes after it.
+        """
+        now = self._clock()
+        return since if since <= now + _AHEAD_S else float(int(now))
+
+    def _age(self, kept: Authorization) -> float:
+        """When what is kept changed; long ago where that was said by another clock."""
+        return kept.since if kept.since <= self._clock() + _AHEAD_S else 0.0
+
+
+def _read_access(answer: Mapping[str, object], asked_at: float) -> StoredToken | None:
+    """The access token of api_authorizer_token, or the one inside of api_query_auth's answer."""
+    inside = answer.get("authorization_info", answer)
+    if not isinstance(inside, dict):
+        return None
+    return read_token(inside, asked_at, name="authorizer_access_token")
 
 
 def _change(
@@ -297,16 +378,3 @@ def _change(
                 return False
             if store.save(authorization) == authorization:
                 return True
-
-
-def _read_page(answer: dict[str, object]) -> tuple[int, list[ListedMerchant]] | None:
-    """How many merchants there are, and those on this page; None if unreadable."""
-    page = read(_LIST, answer)
-    if page is None:
-        return None
-    return page["total_count"], [
-        ListedMerchant(
-            each["authorizer_appid"], decode_secret(each["refresh_token"]), each["auth_time"]
-        )
-        for each in page["list"]
-    ]

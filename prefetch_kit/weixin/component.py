@@ -3,7 +3,7 @@
 developers.weixin.qq.com: the component_verify_ticket and getComponentAccessToken pages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prefetch_kit.errors import PlatformUnusable
@@ -81,8 +81,19 @@ class ComponentCalls:
         self._appid = appid
         self._tokens = tokens
 
-    def post(self, action: str, body: Mapping[str, object]) -> dict[str, object]:
-        """POST to `/cgi-bin/component/{action}`, with a renewed token if need be."""
+    def post(
+        self,
+        action: str,
+        body: Mapping[str, object],
+        *,
+        on_answer: Callable[[bytes], object] | None = None,
+    ) -> dict[str, object]:
+        """POST to `/cgi-bin/component/{action}`, with a renewed token if need be.
+
+        `on_answer` is as in `Transport.call`. The token is sent under its old name: newer pages
+        call it `access_token`, but every known client sends this one, and nobody knows of WeChat
+        refusing it.
+        """
         return with_token(
             self._tokens,
             lambda token: self._transport.call(
@@ -91,6 +102,7 @@ class ComponentCalls:
                 f"/cgi-bin/component/{action}",
                 query={"component_access_token": token},
                 body={"component_appid": self._appid, **body},
+                on_answer=on_answer,
             ),
         )
 

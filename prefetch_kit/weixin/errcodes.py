@@ -30,12 +30,19 @@ _ALLOW_IP = "Add this machine's public address to the IP allow-list (IP白名单
 _ASK_ADMIN = "An administrator of the app must confirm this machine's address in WeChat"
 _PERMISSION = "Let the merchant grant permission set 18, then authorize the platform again"
 _APP_KEY = "Check the app secret: it can be seen only when it is reset, under 开发管理"
-_AUTHORIZE = "Let the merchant authorize the platform"
+AUTHORIZE: Final = (
+    "Let the merchant authorize the platform: `prefetch-kit platform authorize-url` makes the "
+    "link, and `prefetch-kit platform authorize` takes the auth_code that the merchant comes "
+    "back with"
+)
 _NEXT_TICKET = (
     "WeChat pushes a ticket each ten minutes: check that the push URL (授权事件接收URL) answers "
     "success, and that api_start_push_ticket was called"
 )
-_NEW_AUTH_CODE = "Let the merchant authorize the platform again: its code works once, for an hour"
+_NEW_AUTH_CODE = (
+    "A code works once, for an hour. If it was used here before, nothing has to be done: WeChat "
+    "shows the refresh token it gave. Else let the merchant authorize the platform again"
+)
 _NEW_CODE = "Call wx.login again: a code works once, for five minutes"
 # Whether WeChat takes a mini program's own token for fetchdatasetting is not known.
 SET_BY_HAND: Final = (
@@ -87,7 +94,7 @@ ERRCODES: Final[Mapping[int, Errcode]] = {
         f"It may take calls from third-party platforms alone. {SET_BY_HAND}; through a "
         "platform, call with an authorizer_access_token",
     ),
-    61003: Errcode("the platform is not authorized by this account", _AUTHORIZE),
+    61003: Errcode("the platform is not authorized by this account", AUTHORIZE),
     61004: Errcode("this machine's IP address is not allowed", _ALLOW_IP),
     61005: Errcode("the component_verify_ticket is too old", _NEXT_TICKET),
     61006: Errcode("the component_verify_ticket is wrong", _NEXT_TICKET),
@@ -106,7 +113,10 @@ ERRCODES: Final[Mapping[int, Errcode]] = {
         "the call needs a merchant's token, not the third-party platform's",
         "Use the authorizer_access_token of the mini program",
     ),
-    61023: Errcode("the refresh token is wrong", _AUTHORIZE),
+    61023: Errcode(
+        "the refresh token is wrong",
+        "WeChat shows the one it takes in api_get_authorizer_info and api_get_authorizer_list",
+    ),
     89501: Errcode("this IP address waits for confirmation", _ASK_ADMIN),
     89503: Errcode("this IP address needs an administrator", _ASK_ADMIN),
     89506: Errcode(

@@ -1,9 +1,9 @@
-"""Where the access tokens of a mini program come from: `TokenSources.of` is the list, in order."""
+"""Where the access tokens of a mini program come from: `_named` is the list, in order."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from prefetch_kit.errors import ConfigError, TokenSourceError
 from prefetch_kit.secret import Secret
@@ -13,6 +13,8 @@ from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, Stores, decode
 from prefetch_kit.weixin.token_stores.settings import stores_of
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken, TokenSource
 from prefetch_kit.weixin.transport import Transport
+
+Source = Literal["access_token", "token_command", "app_secret", "platform"]
 
 # PREFETCH_TOKEN_CALL: the source, and the name of its record.
 _APP_TOKENS: Final = {
@@ -63,20 +65,16 @@ class TokenSources:
         return stores_of(self._settings)
 
     def of(self, appid: str) -> TokenSource:
-        """Where one mini program's tokens come from: the first of these that the settings name.
-
-        Raises ConfigError where they name none.
-        """
-        settings = self._settings
-        if settings.access_token is not None:
-            return StaticToken(settings.access_token)
-        if settings.token_command is not None:
-            return CommandToken([word.replace("{appid}", appid) for word in settings.token_command])
-        secret = settings.app_secrets.get(appid)
-        if secret is not None:
-            token, name = _APP_TOKENS[settings.token_call]
-            store = self._stores.open(appid, name, TOKEN_CODEC)
-            return token(self._transport, appid, secret, store)
+        """Where one mini program's tokens come from. Raises ConfigError where nothing says so."""
+        match _named(self._settings, appid):
+            case "access_token", token:
+                return StaticToken(token)
+            case "token_command", command:
+                return CommandToken([word.replace("{appid}", appid) for word in command])
+            case "app_secret", secret:
+                token, name = _APP_TOKENS[self._settings.token_call]
+                store = self._stores.open(appid, name, TOKEN_CODEC)
+                return token(self._transport, appid, secret, store)
         if self.platform is not None:
             return self.platform.authorizers.token(appid)
         raise ConfigError(
@@ -89,21 +87,23 @@ class TokenSources:
 
     def are_of_platform(self, appid: str) -> bool:
         """Whether one mini program's tokens come through the third-party platform."""
-        return _has_platform(self._settings) and not _has_own_source(self._settings, appid)
+        return source_of(self._settings, appid) == "platform"
 
 
-def has_source(settings: Settings, appid: str) -> bool:
-    """Whether the settings say where one mini program's tokens come from."""
-    return _has_own_source(settings, appid) or _has_platform(settings)
+def source_of(settings: Settings, appid: str) -> Source | None:
+    """What gives one mini program's tokens; None where the settings do not say."""
+    return _named(settings, appid)[0]
 
 
-def _has_own_source(settings: Settings, appid: str) -> bool:
-    given = (settings.access_token, settings.token_command, settings.app_secrets.get(appid))
-    return any(each is not None for each in given)
-
-
-def _has_platform(settings: Settings) -> bool:
-    return settings.component_appid is not None and settings.component_secret is not None
+def _named(settings: Settings, appid: str) -> tuple[Source | None, Any]:
+    """The first of the sources that the settings name for one mini program, and what they say."""
+    said: dict[Source, object] = {
+        "access_token": settings.access_token,
+        "token_command": settings.token_command,
+        "app_secret": settings.app_secrets.get(appid),
+        "platform": settings.component_appid if settings.component_secret else None,
+    }
+    return next((each for each in said.items() if each[1] is not None), (None, None))
 
 
 class TokenFunction:

@@ -1,26 +1,24 @@
 """Access tokens: what gives them, and how a rejected one is renewed."""
 
 import logging
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
-from marshmallow import fields, validate
-
-from prefetch_kit.errors import TokenRejected, TokenSourceError
+from prefetch_kit.errors import OutcomeUnknown, TokenRejected, TokenSourceError
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin.answers import answer_schema, promised, read
-from prefetch_kit.weixin.token_stores.records import TOKEN_SHAPE, Store, StoredToken, TokenStore
+from prefetch_kit.weixin.answers import promised
+from prefetch_kit.weixin.token_stores.records import Store, StoredToken, TokenStore, decode_secret
 from prefetch_kit.weixin.transport import Transport
 
 # /doc/offiaccount getStableAccessToken: expires_in is 300 to 7200; getComponentAccessToken and
 # getAuthorizerAccessToken say 7200.
 LONGEST_S: Final = 7200
-_ISSUED: Final = answer_schema(
-    access_token=fields.String(required=True, validate=validate.Regexp(TOKEN_SHAPE)),
-    expires_in=fields.Integer(required=True, strict=True, validate=validate.Range(min=1)),
-)
+# Assumed where expires_in cannot be read, as it is the shortest of these: one that ends later is
+# renewed too early, one that ended before is rejected and then renewed at once.
+_ASSUMED_S: Final = 300
 
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
@@ -70,6 +68,8 @@ class SharedToken(ABC, Generic[_R]):
     is the very one that failed, and stays until the new one is there. `clock` is wall time.
     """
 
+    _action: ClassVar[str]
+
     def __init__(self, store: Store[_R], *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
@@ -89,6 +89,9 @@ class SharedToken(ABC, Generic[_R]):
                 access = kept.access
         if issued is not None and kept != issued:
             self._came_late(issued)
+        if issued is not None and issued.access is None:
+            problem = "the answer holds no access token that can be used; the rest of it is kept"
+            raise OutcomeUnknown(self._action, problem, sent=True, remedy="Try again")
         if access is None:
             problem = "what it held was taken away meanwhile"
             raise TokenSourceError("the store", problem, remedy="Try again")
@@ -112,7 +115,6 @@ class SharedToken(ABC, Generic[_R]):
 class SecretToken(SharedToken[StoredToken]):
     """A token that WeChat gives for the secret of an account."""
 
-    _action: ClassVar[str]
     _name: ClassVar[str] = "access_token"
 
     def __init__(
@@ -136,7 +138,7 @@ class SecretToken(SharedToken[StoredToken]):
     def _issued(self, kept: StoredToken | None) -> StoredToken:  # noqa: ARG002 (nothing of it is needed)
         asked_at = self._clock()
         token = read_token(self._answer(), asked_at, name=self._name)
-        return promised(self._action, token, what=f"{self._name} with its expires_in")
+        return promised(self._action, token, what=self._name)
 
 
 class StableToken(SecretToken):
@@ -203,9 +205,17 @@ def with_token(tokens: TokenSource, call: Callable[[Secret], _T]) -> _T:
 
 
 def read_token(answer: Mapping[str, object], asked_at: float, *, name: str) -> StoredToken | None:
-    """The token under this name in an answer, with its end; None where it is not as promised."""
-    given = read(_ISSUED, {**answer, "access_token": answer.get(name)})
-    if given is None:
+    """The token under this name in an answer, with its end; None where there is none."""
+    value = decode_secret(answer.get(name))
+    if value is None:
         return None
-    lasts_s = min(given["expires_in"], LONGEST_S)
-    return StoredToken(Secret(given["access_token"]), asked_at + lasts_s)
+    return StoredToken(value, asked_at + _lasts_s(answer.get("expires_in")))
+
+
+def _lasts_s(expires_in: object) -> float:
+    """The seconds that an answer gives a token, or those that are assumed."""
+    if isinstance(expires_in, str) and re.fullmatch("[0-9]{1,9}", expires_in):
+        expires_in = int(expires_in)
+    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool):
+        return min(expires_in, LONGEST_S) if expires_in >= 1 else _ASSUMED_S
+    return _ASSUMED_S

@@ -1,8 +1,9 @@
 """The one module that sends anything to WeChat."""
 
+import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
@@ -21,6 +22,7 @@ from prefetch_kit.weixin.sessions import Sessions
 _NO_QUERY: Mapping[str, str] = MappingProxyType({})
 _UNKNOWN = "Whether it took effect is unknown: read back before repeating"
 _AGAIN = "Try again"
+_ERRCODE = re.compile(r"-?[0-9]{1,10}\Z")
 _NOT_SENT = "check the network and the address, then try again"
 _NO_SANDBOX = "start `prefetch-kit sandbox`, or correct PREFETCH_API_BASE_URL"
 
@@ -100,13 +102,15 @@ class Transport:
         *,
         query: Mapping[str, str | Secret],
         body: Mapping[str, object] | None = None,
+        on_answer: Callable[[bytes], object] | None = None,
     ) -> dict[str, object]:
         """Make one JSON call and return the answer of a success.
 
         `action` names the call in errors. Secrets in `query` and in the first level of `body`
-        are revealed only on the wire. Raises Refused or OutcomeUnknown.
+        are revealed only on the wire. `on_answer` is given the body of any answer, before
+        anything in it is judged. Raises Refused or OutcomeUnknown.
         """
-        outcome = self._outcome(action, method, path, query, body)
+        outcome = self._outcome(action, method, path, query, body, on_answer)
         if isinstance(outcome, WeixinError):
             raise outcome
         return outcome
@@ -147,6 +151,7 @@ class Transport:
         path: str,
         query: Mapping[str, str | Secret],
         body: Mapping[str, object] | None,
+        on_answer: Callable[[bytes], object] | None,
     ) -> dict[str, object] | WeixinError:
         """The answer or the error, as a value: an error raised here would carry these frames."""
         reply = self._exchange(
@@ -160,6 +165,8 @@ class Transport:
         if isinstance(reply, _NoReply):
             remedy = remedy if reply.sent else self._not_sent()
             return OutcomeUnknown(action, reply.cause, sent=reply.sent, remedy=remedy)
+        if on_answer is not None:
+            on_answer(reply.body)
         try:
             errcode, answer = _read_answer(reply, self._max_bytes)
         except UnreadableError as error:
@@ -249,6 +256,9 @@ def _read_answer(reply: Reply, max_bytes: int) -> tuple[int, dict[str, object]]:
         raise UnreadableError(f"the answer is longer than {max_bytes} bytes")
     answer = parse(reply.body)
     errcode = answer.get("errcode", 0)
+    if isinstance(errcode, str) and _ERRCODE.match(errcode):  # as login pages of old print it
+        errcode = int(errcode)
+        answer["errcode"] = errcode
     if not isinstance(errcode, int) or isinstance(errcode, bool) or abs(errcode) >= 2**31:
         raise UnreadableError("the errcode of the answer is not a number of 32 bits")
     return errcode, answer

@@ -36,10 +36,14 @@ class Told:
 
     def __init__(self) -> None:
         self.fleets: list[Begun] = []
+        self.read_of_list: list[tuple[int, int]] = []
         self.results: dict[str, Result] = {}
 
     def begun(self, begun: Begun) -> None:
         self.fleets.append(begun)
+
+    def listed(self, merchants: int, total: int) -> None:
+        self.read_of_list.append((merchants, total))
 
     def app(self, result: Result) -> None:
         self.results[result.appid] = result

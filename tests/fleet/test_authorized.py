@@ -20,7 +20,7 @@ from prefetch_kit.fleet.targets import Targets
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
-from prefetch_kit.weixin import authorizers
+from prefetch_kit.weixin import merchant_list
 from prefetch_kit.weixin.domains import PlatformDomains
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.token_sources import TokenSources
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 LIST = "/cgi-bin/component/api_get_authorizer_list"
+INFO = "/cgi-bin/component/api_get_authorizer_info"
 PLATFORM, SECRET = "wxplatform", "canary-platform-secret"
 TOML = """
 api_base_url = "{base_url}"
@@ -101,27 +102,64 @@ def lose_authorizations(project: Project) -> None:
 def test_lost_refresh_tokens_are_had_by_pages(
     merchants: "Merchants", project: Project, authorize: Callable[[str], None]
 ) -> None:
-    """With all that was kept gone, two pages are enough for all merchants, not one each."""
+    """With all that was kept gone, the one reading that names the merchants is enough."""
     for appid in merchants.add(5):
         authorize(appid)
     lose_authorizations(project)
     assert Fleet(project, merchants.told).plan().exit_code == 0
-    assert merchants.wx.count(path="/cgi-bin/component/api_get_authorizer_list") == 2
+    assert merchants.wx.count(path=LIST) == 1
+    assert merchants.told.read_of_list == [(5, 5)]
+
+
+def of_a_file(project: Project, appids: list[str]) -> Project:
+    """The same project, with a list of these mini programs."""
+    apps = project.path.parent / "apps.csv"
+    apps.write_text("\n".join(["appid", *appids]))
+    return replace(project, apps=apps)
 
 
 @pytest.mark.usefixtures("platform")
-def test_those_of_a_file_are_looked_for_together(
+def test_many_of_a_file_are_looked_for_together(
     merchants: "Merchants", project: Project, authorize: Callable[[str], None]
 ) -> None:
-    """One page for what was lost, one for all who never authorized, and none for each."""
+    """One reading before anything is begun, and shown; nobody is looked for on the way."""
+    for appid in merchants.add(15):
+        authorize(appid)
+    lose_authorizations(project)
+    Fleet(of_a_file(project, merchants.appids), merchants.told).plan()
+    assert {result.outcome for result in merchants.told.results.values()} == {"done"}
+    assert merchants.told.read_of_list == [(15, 15)]
+    assert merchants.wx.count(path=INFO) == 0
+
+
+@pytest.mark.usefixtures("platform")
+def test_who_never_authorized_is_not_waited_for(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None]
+) -> None:
+    """The list is read once at most for all of them."""
     for appid in merchants.add(6)[:3]:
         authorize(appid)
     lose_authorizations(project)
-    (project.path.parent / "apps.csv").write_text("\n".join(["appid", *merchants.appids]))
-    Fleet(replace(project, apps=project.path.parent / "apps.csv"), merchants.told).plan()
+    Fleet(of_a_file(project, merchants.appids), merchants.told).plan()
     outcomes = [merchants.told.results[appid].outcome for appid in merchants.appids]
     assert outcomes == ["done"] * 3 + ["failed"] * 3
-    assert merchants.wx.count(path="/cgi-bin/component/api_get_authorizer_list") == 2
+    assert merchants.wx.count(path=LIST) <= 1
+
+
+def test_one_of_a_large_platform_needs_no_list(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None]
+) -> None:
+    """Its refresh token is asked for alone, however many the platform has."""
+    for appid in merchants.add(450):
+        merchants.wx.authorize(PLATFORM, appid)
+    authorize(merchants.appids[0])
+    lose_authorizations(project)
+    token = merchants.wx.refresh_token(PLATFORM, merchants.appids[0])
+    body = json.dumps({"authorization_info": {"authorizer_refresh_token": token}})
+    merchants.wx.inject(Fault(kind="raw", path=INFO, body=body))
+    Fleet(of_a_file(project, merchants.appids[:1]), merchants.told).plan()
+    assert merchants.told.results[merchants.appids[0]].outcome == "done"
+    assert (merchants.wx.count(path=LIST), merchants.told.read_of_list) == (0, [])
 
 
 def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
@@ -165,7 +203,7 @@ def test_a_merchant_on_two_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another came to the front of the list between its pages: nobody is left out for that."""
-    monkeypatch.setattr(authorizers, "_PAGE", 2)
+    monkeypatch.setattr(merchant_list, "PAGE", 2)
     first, *rest = merchants.add(4)
     for appid in rest:
         authorize(appid)

@@ -18,6 +18,7 @@ from prefetch_kit.weixin.authorizations import Authorization
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.component import ComponentCalls, ComponentToken, Tickets
 from prefetch_kit.weixin.login import CodeExchange, PlatformCodeExchange
+from prefetch_kit.weixin.merchant_list import MerchantList
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_stores.records import MemoryStore, StoredToken
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken
@@ -56,12 +57,12 @@ def refusal(text: str, errcode: int = 48001) -> bytes:
 ALL = " ".join(SECRETS)
 PACKED = json.dumps(
     {
-        "access_token": FRESH,
-        "component_access_token": FRESH,
-        "authorizer_access_token": FRESH,
+        "access_token": [FRESH],
+        "component_access_token": [FRESH],
+        "authorizer_access_token": [FRESH],
         "authorizer_refresh_token": NEW_REFRESH,
         "authorization_info": {"authorizer_refresh_token": NEW_REFRESH, "expires_in": 7200},
-        "list": [{"authorizer_appid": "wx01", "refresh_token": NEW_REFRESH}],
+        "list": [{"refresh_token": NEW_REFRESH}],
         "session_key": SESSION_KEY,
         "echo": [TOKEN, APP_SECRET, CODE, TICKET, REFRESH, AUTH_CODE],
     }
@@ -129,7 +130,7 @@ class Caller:
         self.calls = ComponentCalls(self.transport, "wx9", self.source)
         self.authorization: MemoryStore[Authorization] = MemoryStore()
         self.authorization.save(Authorization((Secret(REFRESH),), None, 0.0))
-        self.merchants = Authorizers(self.calls, lambda _: self.authorization, sleep=lambda _: None)
+        self.merchants = Authorizers(self.calls, lambda _: self.authorization)
         self.platform_exchange = PlatformCodeExchange(self.calls)
 
     def get(self) -> object:
@@ -157,7 +158,7 @@ class Caller:
         return self.merchants.accept(Secret(AUTH_CODE), since=1.0)
 
     def recover(self) -> object:
-        return self.merchants.recover()
+        return [*MerchantList(self.calls, sleep=lambda _: None).pages()]
 
     def log_in(self) -> object:
         return self.platform_exchange.exchange("wx01", Secret(CODE))

@@ -14,7 +14,7 @@ from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC, Authorization
-from prefetch_kit.weixin.authorizers import Authorizers, AuthorizerToken
+from prefetch_kit.weixin.authorizers import AuthorizerToken
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.third_party import ThirdParty, record_name
 from prefetch_kit.weixin.token_stores import redis as redis_store
@@ -318,26 +318,6 @@ def test_a_lease_that_is_lost_while_a_merchant_leaves(
     assert in_redis().refresh_tokens == ()
 
 
-def test_a_lost_store_is_filled_from_the_list(
-    wx: Sandbox,
-    provider: ThirdParty,
-    authorize: Authorize,
-    store: AuthorizationStore,
-    calls: Calls,
-) -> None:
-    """One call for every 500 merchants brings back all that are missing, and only those."""
-    for n in range(3):
-        wx.add_app(f"wx1{n}", secret="s")
-        authorize(f"wx1{n}")
-    authorize()
-    with store.lock():
-        store.save(Authorization((), None, 0.0))
-    assert provider.authorizers.recover() == 1
-    assert provider.authorizers.recover() == 0
-    assert (calls("api_get_authorizer_list"), calls(REFRESH)) == (2, 0)
-    assert kept(store).refresh_tokens == (Secret(wx.refresh_token(COMPONENT, APPID)),)
-
-
 def test_what_the_list_does_not_show_is_lost(
     wx: Sandbox, provider: ThirdParty, authorize: Authorize
 ) -> None:
@@ -348,7 +328,8 @@ def test_what_the_list_does_not_show_is_lost(
     wx.switches.listed_refresh_tokens = "never"
     with pytest.raises(TokenSourceError, match="no refresh token is kept here") as caught:
         source.renew(source.get())
-    assert caught.value.remedy.startswith("Let the merchant authorize the platform")
+    assert caught.value.remedy.startswith("api_get_authorizer_info and api_get_authorizer_list")
+    assert "`prefetch-kit platform authorize-url`" in caught.value.remedy
 
 
 def test_a_list_that_helps_nothing(
@@ -359,7 +340,7 @@ def test_a_list_that_helps_nothing(
     path = f"/cgi-bin/component/{REFRESH}"
     wx.inject(Fault(kind="errcode", path=path, errcode=61023, times=None))
     source = provider.authorizers.token(APPID)
-    with pytest.raises(TokenSourceError, match="the very refresh token that its list shows"):
+    with pytest.raises(TokenSourceError, match="the very refresh token that it shows"):
         source.renew(source.get())
     assert calls(REFRESH) == 1
 
@@ -408,45 +389,8 @@ def test_a_merchant_who_never_authorized(provider: ThirdParty, calls: Calls) -> 
 def test_a_merchant_nobody_asked_about_yet(wx: Sandbox, provider: ThirdParty) -> None:
     """It is in the list without a refresh token, since its code was never exchanged."""
     wx.authorize(COMPONENT, APPID)
-    with pytest.raises(TokenSourceError, match="the list of merchants shows none"):
+    with pytest.raises(TokenSourceError, match="WeChat shows none"):
         provider.authorizers.token(APPID).get()
-
-
-def test_the_list_is_read_to_its_end(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, calls: Calls
-) -> None:
-    """1,100 merchants are six calls; those whose code was exchanged come with a token."""
-    for n in range(1099):
-        wx.add_app(f"wx1{n:04}", secret="s")
-        wx.authorize(COMPONENT, f"wx1{n:04}")
-    authorize()
-    listed = list(provider.authorizers.listed())
-    assert (len({each.appid for each in listed}), calls("api_get_authorizer_list")) == (1100, 6)
-    assert [each.appid for each in listed if each.refresh_token] == [APPID]
-
-
-def test_a_page_of_refresh_tokens_can_be_read(wx: Sandbox, provider: ThirdParty) -> None:
-    """However long they are here, no page is longer than what is read of an answer."""
-    wx.switches.listed_refresh_tokens = "always"
-    for n in range(600):
-        wx.add_app(f"wx5e0f00d5ca1a{n:04}", secret="s")
-        wx.authorize(COMPONENT, f"wx5e0f00d5ca1a{n:04}")
-    assert sum(each.refresh_token is not None for each in provider.authorizers.listed()) == 600
-
-
-def test_the_list_is_searched_once_a_minute(
-    wx: Sandbox, provider: ThirdParty, store: AuthorizationStore, calls: Calls
-) -> None:
-    """Many that look at once share one reading; a minute later it is read again."""
-    now = 1_900_000_000.0
-    merchants = Authorizers(provider.calls, lambda _: store, clock=lambda: now)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(merchants.find, [APPID] * 8))
-    wx.authorize(COMPONENT, APPID)
-    assert (*found, merchants.find(APPID)) == (None,) * 9
-    assert calls("api_get_authorizer_list") == 1
-    now += 60
-    assert merchants.find(APPID) is not None
 
 
 def test_a_merchant_takes_it_back(
@@ -534,48 +478,6 @@ def test_a_ticket_that_is_too_old_is_named(wx: Sandbox, provider: ThirdParty) ->
     with pytest.raises(Refused, match="too old") as caught:
         provider.token.get()
     assert (caught.value.errcode, "each ten minutes" in caught.value.remedy) == (61005, True)
-
-
-UNREADABLE = [
-    "{}",
-    '{"authorizer_access_token": "abc", "expires_in": 7200, "authorizer_refresh_token": 7}',
-    '{"authorizer_access_token": "abc", "expires_in": 7200, "authorizer_refresh_token": "a b"}',
-    '{"authorizer_access_token": "", "expires_in": 7200, "authorizer_refresh_token": "r"}',
-    '{"authorizer_access_token": "abc", "authorizer_refresh_token": "r"}',
-]
-
-
-@pytest.mark.parametrize("body", UNREADABLE)
-def test_an_unreadable_renewal_changes_nothing(
-    wx: Sandbox, provider: ThirdParty, authorize: Authorize, store: AuthorizationStore, body: str
-) -> None:
-    """The outcome is unknown; what is stored stays, and the next renewal works."""
-    authorize()
-    before = kept(store)
-    source = provider.authorizers.token(APPID)
-    wx.inject(Fault(kind="raw", path=f"/cgi-bin/component/{REFRESH}", body=body))
-    with pytest.raises(OutcomeUnknown):
-        source.renew(source.get())
-    assert kept(store) == before
-    source.renew(source.get())
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "{}",
-        '{"total_count": "1", "list": []}',
-        '{"total_count": 1, "list": [{"authorizer_appid": "../x"}]}',
-        '{"total_count": 1, "list": [7]}',
-        '{"total_count": 1, "list": {}}',
-    ],
-)
-def test_an_unreadable_list_is_said_to_be(wx: Sandbox, provider: ThirdParty, body: str) -> None:
-    """No merchant is taken for one who left, and no name for a path."""
-    path = "/cgi-bin/component/api_get_authorizer_list"
-    wx.inject(Fault(kind="raw", path=path, body=body))
-    with pytest.raises(OutcomeUnknown, match="no list of merchants"):
-        provider.authorizers.find(APPID)
 
 
 AUTHORIZATIONS = [

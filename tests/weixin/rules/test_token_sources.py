@@ -10,7 +10,7 @@ from prefetch_kit.errors import ConfigError, TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizers import AuthorizerToken
 from prefetch_kit.weixin.command_token import CommandToken
-from prefetch_kit.weixin.token_sources import TokenSources, has_source, token_source_of
+from prefetch_kit.weixin.token_sources import TokenSources, source_of, token_source_of
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken
 from prefetch_kit.weixin.transport import Transport
 
@@ -59,7 +59,7 @@ def test_the_first_in_the_list_counts(
 ) -> None:
     """Each of these settings says all that the one before it says, and one thing more."""
     assert type(sources(said).of(APPID)) is kind
-    assert has_source(said, APPID)
+    assert source_of(said, APPID) is not None
     assert sources(said).are_of_platform(APPID) is (kind is AuthorizerToken)
 
 
@@ -75,7 +75,7 @@ def test_nothing_says_where_tokens_come_from(sources: Callable[[Said], TokenSour
     """The error names the settings that would."""
     with pytest.raises(ConfigError, match="PREFETCH_TOKEN_COMMAND, PREFETCH_ACCESS_TOKEN"):
         sources(Said()).of(APPID)
-    assert not has_source(Said(), APPID)
+    assert source_of(Said(), APPID) is None
     assert not sources(Said()).are_of_platform(APPID)
 
 

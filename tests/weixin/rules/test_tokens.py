@@ -252,20 +252,32 @@ def test_a_wrong_secret_is_permanent_and_says_what_to_do(
     assert SECRET not in f"{caught.value!r}{caught.value}"
 
 
+@pytest.mark.parametrize("members", [{}, {"expires_in": 0}, {"expires_in": True}])
+def test_a_token_without_a_lifetime_is_used_for_five_minutes(
+    wx: Sandbox,
+    stable: Callable[[TokenStore], StableToken],
+    store: TokenStore,
+    members: dict[str, object],
+) -> None:
+    """It came, and whether it is good WeChat says with the next call."""
+    body = json.dumps({"access_token": "abc", **members})
+    wx.inject(Fault(kind="raw", path=STABLE_TOKEN, body=body))
+    assert stable(store).get() == Secret("abc")
+    kept = store.load()
+    assert kept is not None
+    assert kept.expires_at == pytest.approx(wx.now() + 300, abs=20)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         {},
         {"errcode": 0, "errmsg": "ok"},
-        {"access_token": "abc"},
         {"access_token": "", "expires_in": 7200},
         {"access_token": "abc\n", "expires_in": 7200},
         {"access_token": "a b", "expires_in": 7200},
         {"access_token": "x" * 1025, "expires_in": 7200},
         {"access_token": 7, "expires_in": 7200},
-        {"access_token": "abc", "expires_in": 0},
-        {"access_token": "abc", "expires_in": "7200"},
-        {"access_token": "abc", "expires_in": True},
     ],
 )
 def test_an_answer_that_is_no_token_is_not_stored(

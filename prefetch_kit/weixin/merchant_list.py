@@ -1,0 +1,159 @@
+"""The list of all merchants that authorized a third-party platform.
+
+developers.weixin.qq.com: the getAuthorizerList page. The list of a large platform takes a hundred
+calls and more, so it is for many merchants at once, and for those of whom WeChat tells nothing
+when it is asked for them alone.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from marshmallow import fields, validate
+
+from prefetch_kit.errors import OutcomeUnknown, SystemBusy
+from prefetch_kit.secret import Secret
+from prefetch_kit.weixin.answers import answer_schema, promised, read
+from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.component import ComponentCalls
+from prefetch_kit.weixin.retry import REPEATS_OF_A_PAGE, pause_s
+from prefetch_kit.weixin.token_stores.records import decode_secret
+
+_ACTION: Final = "api_get_authorizer_list"
+# The page allows 500: some 70 KB with refresh tokens, more than is read.
+PAGE: Final = 200
+# Who is not in a list read so shortly ago is not looked for in another.
+_ABSENT_S: Final = 60.0
+_SEARCH_S: Final = 15.0
+_NEVER: Final = float("-inf")
+
+_MERCHANT: Final = answer_schema(
+    authorizer_appid=fields.String(required=True, validate=validate.Regexp(APPID_SHAPE)),
+    # Whatever these are, the others on the page can be read.
+    refresh_token=fields.Raw(load_default=None),
+    auth_time=fields.Raw(load_default=None, allow_none=True),
+)
+_LIST: Final = answer_schema(
+    total_count=fields.Integer(required=True, strict=True),
+    list=fields.List(fields.Nested(_MERCHANT), required=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedMerchant:
+    """One merchant in the platform's list.
+
+    `refresh_token` is None where WeChat shows none, as it does until api_query_auth was called
+    once. `since` is when the merchant authorized, in WeChat's seconds.
+    """
+
+    appid: str
+    refresh_token: Secret | None
+    since: float
+
+
+class MerchantList:
+    """The list, page by page; methods raise what its calls raise. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        calls: ComponentCalls,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = threading.Lock()
+        # When each merchant was read, and what of it.
+        self._found: dict[str, tuple[float, ListedMerchant]] = {}
+        self._began = self._read_at = _NEVER
+        self._offset: int | None = None  # of the next page; None where there is none
+
+    def pages(self) -> Iterator[tuple[int, list[ListedMerchant]]]:
+        """Every merchant there is, page by page, each with the number of merchants in all."""
+        offset = 0
+        while True:
+            total, page = self._page(offset, REPEATS_OF_A_PAGE)
+            yield total, page
+            offset += PAGE
+            if offset >= total or not page:
+                return
+
+    def find(
+        self, appid: str, *, refused: Collection[Secret] = (), wait_s: float = _SEARCH_S
+    ) -> ListedMerchant | None:
+        """One merchant; None where it is missing.
+
+        All who search at once read one list: each reads a page in its turn, until its merchant has
+        come, and a later search goes on where they stopped. Of a merchant whose refresh token is
+        among the `refused` ones, only what was read since this search began counts: it may have
+        been rotated after the list was read. Raises OutcomeUnknown if `wait_s` is not enough.
+        """
+        asked_at = self._clock()
+        until = asked_at + wait_s
+        while (left_s := until - self._clock()) > 0 and self._turn.acquire(timeout=left_s):
+            try:
+                read_at, listed = self._found.get(appid, (_NEVER, None))
+                token = None if listed is None else listed.refresh_token
+                if token is not None and token not in refused:
+                    return listed
+                counts_from = asked_at if token is not None else asked_at - _ABSENT_S
+                if read_at >= counts_from or (self._offset is None and self._began >= counts_from):
+                    return listed
+                self._read_on()
+            finally:
+                self._turn.release()
+        raise OutcomeUnknown(
+            _ACTION,
+            f"the merchant was not found within {wait_s:g} s, and there are more pages",
+            sent=False,
+            remedy="Try again, which goes on from there",
+        )
+
+    def _read_on(self) -> None:
+        """Read the next page, or the first one of another reading."""
+        now = self._clock()
+        if self._offset is None or now - self._read_at > _ABSENT_S:
+            self._began, self._offset = now, 0
+        # One try: others wait for this.
+        total, page = self._page(self._offset, 0)
+        self._read_at = now
+        self._found.update((each.appid, (now, each)) for each in page)
+        self._offset += PAGE
+        if self._offset >= total or not page:
+            self._offset = None
+            self._found = {
+                appid: found for appid, found in self._found.items() if found[0] >= self._began
+            }
+
+    def _page(self, offset: int, repeats: int) -> tuple[int, list[ListedMerchant]]:
+        wanted, tries = {"offset": offset, "count": PAGE}, 0
+        while True:
+            try:
+                page = _read_page(self._calls.post(_ACTION, wanted))
+                return promised(_ACTION, page, what="list of merchants")
+            except (SystemBusy, OutcomeUnknown) as error:
+                wait_s = pause_s(error, tries)
+                if wait_s is None or tries == repeats:
+                    raise
+            tries += 1
+            self._sleep(wait_s)
+
+
+def _read_page(answer: dict[str, object]) -> tuple[int, list[ListedMerchant]] | None:
+    """How many merchants there are, and those on this page; None if unreadable."""
+    page = read(_LIST, answer)
+    if page is None:
+        return None
+    return page["total_count"], [
+        ListedMerchant(
+            each["authorizer_appid"],
+            decode_secret(each["refresh_token"]),
+            since=each["auth_time"] if type(each["auth_time"]) is int else 0,
+        )
+        for each in page["list"]
+    ]
