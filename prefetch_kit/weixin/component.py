@@ -3,6 +3,7 @@
 developers.weixin.qq.com: the component_verify_ticket and getComponentAccessToken pages.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -13,20 +14,34 @@ from prefetch_kit.weixin.tokens import SecretToken, TokenSource, with_token
 from prefetch_kit.weixin.transport import Transport
 
 TICKET_LASTS_S: Final = 12 * 3600
+_PUSHED_EVERY_S: Final = 600.0
+# No two clocks that are set right are further apart.
+_AHEAD_S: Final = 300.0
 
 
 class Tickets:
-    """The newest `component_verify_ticket`. Others are pushed each ten minutes."""
+    """The newest `component_verify_ticket`; others are pushed each ten minutes."""
 
-    def __init__(self, store: TokenStore) -> None:
+    def __init__(self, store: TokenStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._clock = clock
 
     def keep(self, ticket: Secret, *, pushed_at: float) -> None:
-        """Keep a pushed ticket, unless a newer one came before. Seconds of WeChat's clock."""
+        """Keep a pushed ticket, unless a newer one came before. Seconds of WeChat's clock.
+
+        One from the future counts as one that was pushed ten minutes ago, the one before the
+        newest: so it shuts out none that comes with the right time, and if it is this machine's
+        clock that is wrong, each still replaces the one before it. One that is kept and ends
+        later than any can was kept by another clock, and is replaced.
+        """
+        now = self._clock()
+        if pushed_at > now + _AHEAD_S:
+            pushed_at = now - _PUSHED_EVERY_S
         fresh = StoredToken(ticket, pushed_at + TICKET_LASTS_S)
         with self._store.lock():
             kept = self._store.load()
-            if kept is None or kept.expires_at < fresh.expires_at:
+            latest = now + _AHEAD_S + TICKET_LASTS_S
+            if kept is None or not fresh.expires_at < kept.expires_at <= latest:
                 self._store.save(fresh)
 
     def newest(self) -> Secret:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,13 +15,17 @@ from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC, Authorization
 from prefetch_kit.weixin.authorizers import AuthorizerToken
+from prefetch_kit.weixin.component import Tickets
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.third_party import ThirdParty, record_name
 from prefetch_kit.weixin.token_stores import redis as redis_store
 from prefetch_kit.weixin.token_stores.file import FileStores
-from prefetch_kit.weixin.token_stores.records import Store, StoredToken
+from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, Store, StoredToken
 from prefetch_kit.weixin.token_stores.redis import RedisStores
 from prefetch_kit.weixin.transport import Transport
+
+if TYPE_CHECKING:
+    from tests.weixin.conftest import Clock
 
 APPID, COMPONENT = "wx01", "wxplatform"
 REFRESH = "api_authorizer_token"
@@ -470,6 +474,67 @@ def test_the_newest_ticket_is_kept(wx: Sandbox, started: ThirdParty) -> None:
     started.tickets.keep(Secret("second"), pushed_at=wx.now())
     started.tickets.keep(Secret("first"), pushed_at=wx.now() - 600)
     assert started.tickets.newest() == Secret("second")
+
+
+def test_a_ticket_from_the_future_shuts_out_no_real_one(
+    wx: Sandbox, provider: ThirdParty, stores: FileStores
+) -> None:
+    """Neither the one that is pushed next, nor the one that was pushed just before."""
+    tickets = provider.tickets
+    real = tickets.newest()
+    tickets.keep(Secret("future"), pushed_at=wx.now() + 10 * 366 * 86_400)
+    assert tickets.newest() == real
+    tickets.keep(Secret("next"), pushed_at=wx.now() + 1)
+    assert tickets.newest() == Secret("next")
+
+
+def test_the_first_ticket_is_from_the_future(wx: Sandbox, started: ThirdParty) -> None:
+    """It is kept, since there is no other, and the next real one replaces it."""
+    started.tickets.keep(Secret("future"), pushed_at=wx.now() + 86_400)
+    assert started.tickets.newest() == Secret("future")
+    started.tickets.keep(Secret("real"), pushed_at=wx.now() - 60)
+    assert started.tickets.newest() == Secret("real")
+
+
+def test_on_a_machine_whose_clock_is_behind_each_ticket_replaces_the_one_before(
+    stores: FileStores, clock: "Clock"
+) -> None:
+    """All of them are from the future there."""
+    tickets = Tickets(stores.open(COMPONENT, "ticket", TOKEN_CODEC), clock=clock)
+    for number in range(3):
+        tickets.keep(Secret(f"ticket-{number}"), pushed_at=clock.now + 86_400)
+        assert tickets.newest() == Secret(f"ticket-{number}")
+        clock.now += 600
+
+
+def test_what_a_moved_clock_left_behind_shuts_out_nothing(
+    wx: Sandbox, provider: ThirdParty, stores: FileStores
+) -> None:
+    """A ticket of a sandbox that was moved a month ahead, kept by an earlier version."""
+    store = stores.open(COMPONENT, "ticket", TOKEN_CODEC)
+    with store.lock():
+        store.save(StoredToken(Secret("moved"), wx.now() + 30 * 86_400))
+    provider.tickets.keep(Secret("real"), pushed_at=wx.now())
+    assert provider.tickets.newest() == Secret("real")
+
+
+def test_an_authorization_from_the_future_shuts_out_no_later_one(
+    wx: Sandbox, provider: ThirdParty, store: AuthorizationStore
+) -> None:
+    """Nor does one that was kept by a clock that was moved: the merchant's new tokens count."""
+    ahead = wx.now() + 366 * 86_400
+    wx.authorize(COMPONENT, APPID)
+    (code,) = map(Secret, wx.component(COMPONENT).codes)
+    provider.authorizers.accept(code, since=ahead)
+    for since in (None, ahead):
+        if since is not None:
+            with store.lock():
+                store.save(replace(kept(store), since=since))
+        wx.authorize(COMPONENT, APPID)
+        *_, code = map(Secret, wx.component(COMPONENT).codes)
+        provider.authorizers.accept(code, since=wx.now())
+        assert kept(store).refresh_tokens == (Secret(wx.refresh_token(COMPONENT, APPID)),)
+    assert provider.authorizers.drop(APPID, since=wx.now())
 
 
 def test_a_ticket_that_is_too_old_is_named(wx: Sandbox, provider: ThirdParty) -> None:
