@@ -112,6 +112,14 @@ class Config:
     component_aes_key: Secret | None = setting(
         values.read_aes_key, secret=True, meaning="its 消息加解密Key, 43 letters and digits"
     )
+    component_previous_message_token: Secret | None = setting(
+        values.read_secret,
+        secret=True,
+        meaning="the 消息校验Token before it was changed, for pushes made with that one",
+    )
+    component_previous_aes_key: Secret | None = setting(
+        values.read_aes_key, secret=True, meaning="the 消息加解密Key before it was changed"
+    )
     base_url: str | None = setting(
         values.read_base_url,
         meaning="the public https origin, with a mount path if there is one",

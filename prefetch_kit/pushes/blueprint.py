@@ -115,6 +115,8 @@ def _keys(config: Config) -> Keys:
         _given("PREFETCH_COMPONENT_APPID", config.component_appid),
         _given("PREFETCH_COMPONENT_MESSAGE_TOKEN", config.component_message_token),
         _given("PREFETCH_COMPONENT_AES_KEY", config.component_aes_key),
+        config.component_previous_message_token,
+        config.component_previous_aes_key,
     )
 
 

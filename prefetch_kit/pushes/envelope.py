@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,11 +39,16 @@ class NotAcceptedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The secrets that verify and decrypt a push to the platform of this appid."""
+    """The secrets that verify and decrypt a push to the platform of this appid.
+
+    Once they were changed on the platform, pushes may come that were made with the previous ones.
+    """
 
     appid: str
     message_token: Secret
     aes_key: Secret
+    previous_message_token: Secret | None = None
+    previous_aes_key: Secret | None = None
 
 
 def opened(keys: Keys, query: Mapping[str, str], body: bytes) -> dict[str, str]:
@@ -56,7 +61,10 @@ def opened(keys: Keys, query: Mapping[str, str], body: bytes) -> dict[str, str]:
     # his own decrypted would learn from how that fails.
     if not _is_signed(keys, query, sealed):
         raise NotAcceptedError(403, "the signature is wrong: check the message token")
-    message = _decrypted(keys, sealed)
+    tried = (
+        _decrypted(keys.appid, key, sealed) for key in _given(keys.aes_key, keys.previous_aes_key)
+    )
+    message = next(filter(None, tried), None)
     if message is None:
         raise NotAcceptedError(400, "it cannot be decrypted: check the AES key and the appid")
     event = read_members(message)
@@ -68,12 +76,22 @@ def opened(keys: Keys, query: Mapping[str, str], body: bytes) -> dict[str, str]:
 def _is_signed(keys: Keys, query: Mapping[str, str], sealed: str) -> bool:
     if not all(shape.match(query.get(name, "")) for name, shape in _SHAPES.items()):
         return False
-    parts = sorted((keys.message_token.reveal(), query["timestamp"], query["nonce"], sealed))
-    right = hashlib.sha1("".join(parts).encode(errors="replace")).hexdigest()  # noqa: S324 (theirs)
-    return hmac.compare_digest(right, query["msg_signature"])
+    return any(
+        hmac.compare_digest(_signature(token, query, sealed), query["msg_signature"])
+        for token in _given(keys.message_token, keys.previous_message_token)
+    )
 
 
-def _decrypted(keys: Keys, sealed: str) -> bytes | None:
+def _signature(message_token: Secret, query: Mapping[str, str], sealed: str) -> str:
+    parts = sorted((message_token.reveal(), query["timestamp"], query["nonce"], sealed))
+    return hashlib.sha1("".join(parts).encode(errors="replace")).hexdigest()  # noqa: S324 (theirs)
+
+
+def _given(*secrets: Secret | None) -> Iterator[Secret]:
+    return (secret for secret in secrets if secret is not None)
+
+
+def _decrypted(appid: str, aes_key: Secret, sealed: str) -> bytes | None:
     # Imported with the first push: an app without pushes does not need [crypto].
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -84,7 +102,7 @@ def _decrypted(keys: Keys, sealed: str) -> bytes | None:
     if not content or len(content) % _BLOCK:
         return None
     # 43 characters are 258 bits; the two too many may be anything.
-    key = b64decode(keys.aes_key.reveal() + "=")
+    key = b64decode(aes_key.reveal() + "=")
     aes = Cipher(algorithms.AES(key), modes.CBC(key[:_BLOCK])).decryptor()
     plain = aes.update(content) + aes.finalize()
     padding = plain[-1]
@@ -92,6 +110,6 @@ def _decrypted(keys: Keys, sealed: str) -> bytes | None:
         return None
     whole = plain[:-padding]
     end = _HEAD + int.from_bytes(whole[16:_HEAD])
-    if len(whole) < end or not hmac.compare_digest(whole[end:], keys.appid.encode()):
+    if len(whole) < end or not hmac.compare_digest(whole[end:], appid.encode()):
         return None
     return whole[_HEAD:end]

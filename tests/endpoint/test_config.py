@@ -43,6 +43,8 @@ WRONG: Mapping[str, list[object]] = {
     "PREFETCH_COMPONENT_SECRET": ["", 7],
     "PREFETCH_COMPONENT_MESSAGE_TOKEN": ["", 7],
     "PREFETCH_COMPONENT_AES_KEY": ["", 7, "k" * 42, "k" * 44, "k" * 42 + "+", "k" * 43 + "\nk"],
+    "PREFETCH_COMPONENT_PREVIOUS_MESSAGE_TOKEN": ["", 7],
+    "PREFETCH_COMPONENT_PREVIOUS_AES_KEY": ["", 7, "k" * 42],
     "PREFETCH_BASE_URL": [7, "", "http://a.example", "https://a.example:1", b"x"],
     "PREFETCH_PRE_FETCH": ["", 7, [], {}, "on", "cloud:e", {"env": "e"}, "http://a.example"],
     "PREFETCH_PERIOD_FETCH": ["", 7, [], {}, "on", "cloud:e", {"env": "e"}, "http://a.example"],
@@ -166,6 +168,7 @@ def test_environment_is_read_by_exact_name(key: str) -> None:
     texts |= dict.fromkeys(("PREFETCH_CACHE_URL", "PREFETCH_TOKEN_STORE_URL"), "redis://127.0.0.1")
     texts |= {"PREFETCH_CONFIRM_FILES": '{"x.txt": "x"}'}
     texts |= {"PREFETCH_TOKEN_CALL": "token", "PREFETCH_COMPONENT_AES_KEY": "k" * 43}
+    texts |= {"PREFETCH_COMPONENT_PREVIOUS_AES_KEY": "k" * 43}
     texts |= dict.fromkeys(("PREFETCH_BASE_URL", "PREFETCH_API_BASE_URL"), "https://b.example")
     texts |= dict.fromkeys(("PREFETCH_PRE_FETCH", "PREFETCH_PERIOD_FETCH"), "cloud:e/f")
     text = texts.get(key, "3600")
@@ -245,6 +248,7 @@ def test_unreadable_secret_file_names_its_variable(tmp_path: Path, content: byte
         {"PREFETCH_ACCESS_TOKEN": CANARY, "PREFETCH_TOKEN_COMMAND": "tool"},
         {"PREFETCH_ACCESS_TOKEN": {"token": CANARY}},
         {"PREFETCH_COMPONENT_AES_KEY": CANARY},
+        {"PREFETCH_COMPONENT_PREVIOUS_AES_KEY": CANARY},
         {"PREFETCH_COMPONENT_SECRET": [CANARY]},
         {"PREFETCH_TOKEN_STORE_URL": f"redis://:{CANARY}/@host"},
         {"PREFETCH_COMPONENT_APPID": "wx9", "PREFETCH_COMPONENT_MESSAGE_TOKEN": CANARY},

@@ -5,6 +5,7 @@ import hashlib
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
+from prefetch_kit.pushes import PlatformPushes
 from prefetch_kit.pushes.envelope import Keys, NotAcceptedError, opened
 from prefetch_kit.pushes.xml import MAX_BYTES, read_members
 from prefetch_kit.sandbox import Fault, Sandbox
@@ -85,6 +87,41 @@ SAMPLE = (
 def test_a_good_push_opens() -> None:
     """The base of all that follows."""
     assert opened(KEYS, *pushed())["ComponentVerifyTicket"] == TICKET
+
+
+OLD_TOKEN, OLD_KEY = "canary-old-message-token", "canary1old1key1canary1old1key1canary1old1ke"
+
+
+@pytest.mark.parametrize("token", [TOKEN, OLD_TOKEN])
+@pytest.mark.parametrize("key", [AES_KEY, OLD_KEY])
+def test_a_push_made_with_the_previous_secrets(token: str, key: str) -> None:
+    """Each of the two may have been changed, and not at the same moment."""
+    keys = replace(KEYS, previous_message_token=Secret(OLD_TOKEN), previous_aes_key=Secret(OLD_KEY))
+    push = pushed(wechat=Component(COMPONENT, SECRET, token, key, None, 0.0))
+    assert opened(keys, *push)["ComponentVerifyTicket"] == TICKET
+    if (token, key) != (TOKEN, AES_KEY):
+        with pytest.raises(NotAcceptedError):
+            opened(KEYS, *push)
+
+
+def test_the_secrets_before_the_previous_ones_open_nothing() -> None:
+    """A stranger may know them by now."""
+    keys = replace(KEYS, previous_message_token=Secret("t"), previous_aes_key=Secret("k" * 43))
+    for token, key in ((OLD_TOKEN, AES_KEY), (TOKEN, OLD_KEY)):
+        with pytest.raises(NotAcceptedError):
+            opened(keys, *pushed(wechat=Component(COMPONENT, SECRET, token, key, None, 0.0)))
+
+
+def test_the_settings_of_the_previous_secrets(settings: dict[str, Any]) -> None:
+    """A platform that was given new secrets: a push on its way is still taken."""
+    settings["PREFETCH_COMPONENT_PREVIOUS_AES_KEY"] = OLD_KEY
+    settings["PREFETCH_COMPONENT_PREVIOUS_MESSAGE_TOKEN"] = OLD_TOKEN
+    app = Flask("provider")
+    app.config.update(settings)
+    app.register_blueprint(PlatformPushes("wechat", __name__, url_prefix="/wechat"))
+    query, body = pushed(wechat=Component(COMPONENT, SECRET, OLD_TOKEN, OLD_KEY, None, 0.0))
+    answer = app.test_client().post(f"/wechat/events?{urlencode(query)}", data=body)
+    assert (answer.status_code, answer.data) == (200, b"success")
 
 
 @pytest.mark.parametrize("name", ["msg_signature", "timestamp", "nonce"])
