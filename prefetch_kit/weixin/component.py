@@ -52,7 +52,8 @@ class Tickets:
                 "the third-party platform",
                 "no component_verify_ticket came yet",
                 remedy="WeChat pushes one each ten minutes to the platform's push URL "
-                "(授权事件接收URL): serve prefetch_kit.pushes there",
+                "(授权事件接收URL): serve prefetch_kit.pushes there, then run "
+                "`prefetch-kit platform start-push`",
             )
         return kept.value
 
@@ -85,6 +86,20 @@ class ComponentToken(SecretToken):
                 "component_appsecret": self._secret,
                 "component_verify_ticket": self._tickets.newest(),
             },
+        )
+
+    def start_push(self) -> None:
+        """Let WeChat push tickets, which it does no more after some that were not answered.
+
+        developers.weixin.qq.com: the startPushTicket page. It needs no token, which could not be
+        had without a ticket. Raises Refused and OutcomeUnknown.
+        """
+        self._transport.call(
+            "api_start_push_ticket",
+            "POST",
+            "/cgi-bin/component/api_start_push_ticket",
+            query={},
+            body={"component_appid": self._appid, "component_secret": self._secret},
         )
 
 

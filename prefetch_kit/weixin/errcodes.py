@@ -37,7 +37,7 @@ AUTHORIZE: Final = (
 )
 _NEXT_TICKET = (
     "WeChat pushes a ticket each ten minutes: check that the push URL (授权事件接收URL) answers "
-    "success, and that api_start_push_ticket was called"
+    "success, and run `prefetch-kit platform start-push`"
 )
 _NEW_AUTH_CODE = (
     "A code works once, for an hour. If it was used here before, nothing has to be done: WeChat "
@@ -168,7 +168,9 @@ _NOT_LISTED: Final = Errcode(
 )
 
 # These calls carry the app secret and no token: there 40001 is about the secret.
-_SECRET_CALLS = frozenset({"stable_token", "token", "jscode2session", "api_component_token"})
+_SECRET_CALLS = frozenset(
+    {"stable_token", "token", "jscode2session", "api_component_token", "api_start_push_ticket"}
+)
 
 _CLASSES: Final[Mapping[ErrcodeKind, type[Refused]]] = {
     "transient": SystemBusy,

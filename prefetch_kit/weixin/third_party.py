@@ -23,6 +23,7 @@ class ThirdParty:
 
     def __init__(self, transport: Transport, appid: str, secret: Secret, stores: Stores) -> None:
         self.appid = appid
+        self.transport = transport
         self.tickets = Tickets(stores.open(appid, "ticket", TOKEN_CODEC))
         store = stores.open(appid, "component_token", TOKEN_CODEC)
         self.token = ComponentToken(transport, appid, secret, self.tickets, store)
