@@ -16,6 +16,7 @@ from prefetch_kit.errors import (
     NotFetched,
     OutcomeUnknown,
     Refused,
+    SystemBusy,
 )
 from prefetch_kit.registrar.probe import DEADLINE_S, Verdict, failed, locate, passed
 from prefetch_kit.weixin.domains import (
@@ -146,10 +147,10 @@ class HostDomains:
         self._add(self.mini_program.add_directly, lambda: self.mini_program.hosts().direct)
 
     def _add(self, add: Callable[[str], None], read: Callable[[], frozenset[str]]) -> None:
-        unknown: OutcomeUnknown | None = None
+        unknown: OutcomeUnknown | SystemBusy | None = None
         try:
             add(self.host)
-        except OutcomeUnknown as error:
+        except (OutcomeUnknown, SystemBusy) as error:
             unknown = error
         if self.host not in read():
             raise unknown or NotConfirmed(self.appid, [f"{self.host} is not where it was added"])

@@ -6,7 +6,7 @@ calls can also overwrite and delete, and one with no action hands out every doma
 nothing but `add` and `get` is ever sent from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -28,7 +28,8 @@ _FILE: Final = answer_schema(
     file_name=fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_NAME)),
     file_content=fields.String(required=True, validate=validate.Regexp(CONFIRM_FILE_CONTENT)),
 )
-# Hosts with a semicolon between them.
+# Hosts with a semicolon between them, seen with and without https:// in front. The answer to
+# `get` may come without an errcode.
 _JUMP: Final = answer_schema(
     testing_wxa_jump_h5_domain=fields.String(load_default=""),
     published_wxa_jump_h5_domain=fields.String(load_default=None),
@@ -179,9 +180,10 @@ def _refuse_other_than_host(host: str) -> None:
         raise UrlRefused(url, problem[0], remedy=problem[1])
 
 
-def _bare(urls: list[str]) -> frozenset[str]:
-    return frozenset(url.removeprefix("https://").rstrip("/").lower() for url in urls)
+def _bare(urls: Iterable[str]) -> frozenset[str]:
+    hosts = (url.strip().lower().removeprefix("https://").rstrip("/") for url in urls)
+    return frozenset(filter(None, hosts))
 
 
-def _split(hosts: str) -> frozenset[str]:
-    return frozenset(filter(None, hosts.lower().split(";")))
+def _split(urls: str) -> frozenset[str]:
+    return _bare(urls.split(";"))

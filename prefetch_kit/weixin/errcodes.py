@@ -26,7 +26,10 @@ class Errcode:
 
 _REPORT = "This is a fault of prefetch_kit: please report it with the rid"
 _RENEW = "Get a fresh access token; if this one is fresh, check that it belongs to this appid"
-_ALLOW_IP = "Add this machine's public address to the IP allow-list (IP白名单) of the app"
+_ALLOW_IP = (
+    "Add the public address that WeChat sees, of this machine or of PREFETCH_PROXY, to the IP "
+    "allow-list (IP白名单) of the app or the third-party platform"
+)
 _ASK_ADMIN = "An administrator of the app must confirm this machine's address in WeChat"
 _PERMISSION = "Let the merchant grant permission set 18, then authorize the platform again"
 _APP_KEY = "Check the app secret: it can be seen only when it is reset, under 开发管理"
@@ -65,6 +68,7 @@ ERRCODES: Final[Mapping[int, Errcode]] = {
     40013: Errcode("the appid is wrong", "Check the appid and that the secret belongs to it"),
     40014: Errcode("the access token is invalid", _RENEW, "renew"),
     40029: Errcode("the login code is wrong or expired", _NEW_CODE),
+    40090: Errcode("this machine's IP address is not allowed", _ALLOW_IP),
     40125: Errcode("the app secret is wrong", _APP_KEY),
     40163: Errcode("the login code was used before", _NEW_CODE),
     40164: Errcode("this machine's IP address is not allowed", _ALLOW_IP),
@@ -167,6 +171,17 @@ _NOT_LISTED: Final = Errcode(
     "Look the code up on developers.weixin.qq.com; the rid helps WeChat's support",
 )
 
+# What staff of WeChat say of a call in answer to questions about it; the kind stays, since the
+# code itself rules nothing out.
+_OF_CALLS: Final[Mapping[tuple[str, int], Errcode]] = {
+    ("modify_wxa_jump_domain", -1): Errcode(
+        "the system is busy, which for this call mostly means the confirm file (校验文件)",
+        "Look at the confirm file at the root of the domain: it has to be the one of "
+        "get_domain_confirmfile, byte for byte. If it is, try again in a moment",
+        "transient",
+    ),
+}
+
 # These calls carry the app secret and no token: there 40001 is about the secret.
 _SECRET_CALLS = frozenset(
     {"stable_token", "token", "jscode2session", "api_component_token", "api_start_push_ticket"}
@@ -190,7 +205,7 @@ def refusal(action: str, errcode: int, errmsg: str, *, secrets: Iterable[Secret]
     if errcode == 40001 and action in _SECRET_CALLS:
         row = ERRCODES[40125]
     else:
-        row = ERRCODES.get(errcode, _NOT_LISTED)
+        row = _OF_CALLS.get((action, errcode)) or ERRCODES.get(errcode, _NOT_LISTED)
     shown = scrub(errmsg, secrets)
     found = _RID.search(shown)
     error = DomainRefused if errcode == 9410016 else _CLASSES[row.kind]

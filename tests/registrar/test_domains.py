@@ -215,6 +215,22 @@ def test_an_answer_that_is_lost(
     assert wx.count(path=path, action="add") == 1
 
 
+def test_a_busy_system_that_added_it_all_the_same(
+    wx: Sandbox, domains: HostDomains, platform: PlatformDomains, origin: "Origin"
+) -> None:
+    """-1 rules nothing out: what is there when it is read back was added."""
+    serve(origin, platform.confirm_file())
+    add = domains.platform.add
+
+    def busy(host: str) -> None:
+        add(host)
+        wx.inject(Fault(kind="errcode", path=JUMP, action="add", errcode=-1))
+        add(host)
+
+    object.__setattr__(domains.platform, "add", busy)
+    assert broken(domains.ensure(directly=False)) == []
+
+
 def test_an_addition_that_never_came(
     wx: Sandbox, domains: HostDomains, platform: PlatformDomains, origin: "Origin"
 ) -> None:

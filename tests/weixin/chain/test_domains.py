@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefetch_kit.errors import OutcomeUnknown, Refused, UrlRefused
+from prefetch_kit.errors import OutcomeUnknown, Refused, SystemBusy, UrlRefused
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.weixin import domains
 from prefetch_kit.weixin.domains import ConfirmFile, MiniProgramDomains, PlatformDomains
@@ -95,6 +95,41 @@ def test_a_platform_that_is_not_published(
     answer = b'{"testing_wxa_jump_h5_domain":"a.example;b.example"}'
     wx.inject(Fault(kind="raw", body=answer, path="/cgi-bin/component/modify_wxa_jump_domain"))
     assert platform.hosts() == {"a.example", "b.example"}
+
+
+JUMP, ADDED = "/cgi-bin/component/modify_wxa_jump_domain", "https://a.example;B.example/; ;"
+
+
+@pytest.mark.parametrize("errcode", ['"errcode":0,', '"errcode":"0",', ""])
+def test_hosts_come_with_https_in_front(
+    wx: Sandbox, platform: PlatformDomains, errcode: str
+) -> None:
+    """Some lists are of URLs, and an answer to `get` may lack its errcode."""
+    body = f'{{{errcode}"published_wxa_jump_h5_domain":"{ADDED}"}}'
+    wx.inject(Fault(kind="raw", body=body, path=JUMP))
+    assert platform.hosts() == {"a.example", "b.example"}
+
+
+def test_a_refused_host_comes_with_https_in_front(wx: Sandbox, platform: PlatformDomains) -> None:
+    """It is not taken for one that was added."""
+    body = f'{{"errcode":0,"invalid_wxa_jump_h5_domain":"https://{HOST}"}}'
+    wx.inject(Fault(kind="raw", body=body, path=JUMP))
+    with pytest.raises(Refused, match="86103"):
+        platform.add(HOST)
+
+
+def test_a_busy_system_is_mostly_the_confirm_file(
+    wx: Sandbox, platform: PlatformDomains, merchant: MiniProgramDomains
+) -> None:
+    """For this one call WeChat's staff says so; what it is remains unknown, so the kind stays."""
+    wx.inject(Fault(kind="errcode", path=JUMP, errcode=-1))
+    with pytest.raises(SystemBusy, match="Look at the confirm file") as caught:
+        platform.add(HOST)
+    assert caught.value.kind == "transient"
+    wx.inject(Fault(kind="errcode", path="/wxa/setwebviewdomain", errcode=-1))
+    with pytest.raises(SystemBusy, match="Try again in a moment") as caught:
+        merchant.add(HOST)
+    assert "confirm file" not in str(caught.value)
 
 
 def test_refusals_say_which_list_is_meant(

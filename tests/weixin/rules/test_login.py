@@ -144,6 +144,16 @@ def test_a_refused_code_is_asked_about_once(
     assert wx.count(path=PATH) == 1
 
 
+@pytest.mark.parametrize("code", ["40029", "40163", "-1"])
+def test_an_errcode_may_be_text(wx: Sandbox, exchange: Callable[[str], Login], code: str) -> None:
+    """Login pages of old print it so."""
+    body = json.dumps({"errcode": code, "errmsg": "invalid code"})
+    wx.inject(Fault(kind="raw", path=PATH, body=body))
+    with pytest.raises(Refused) as caught:
+        exchange("code")
+    assert caught.value.errcode == int(code)
+
+
 def test_a_lost_answer_is_not_asked_for_again(
     wx: Sandbox, exchange: Callable[[str], Login]
 ) -> None:
