@@ -96,9 +96,9 @@ def test_a_fleet_that_stops_looks_at_what_it_sent(
     merchants: "Merchants", before: list[str]
 ) -> None:
     """Once more; what is shown is done, what is not is sent, and none is not reached."""
-    fleet = merchants.fleet(workers=8, wait_s=60, stop_at=0.5)
+    fleet = merchants.fleet(workers=8, wait_s=60, stop_at=0.1)
     show_old(merchants.wx, after=8, reads=1000)
-    refused = Fault(kind="errcode", errcode=61004, action="set_pre_fetch", after=4)
+    refused = Fault(kind="errcode", errcode=9410017, action="set_pre_fetch", after=4)
     merchants.wx.inject(refused)
     summary = fleet.apply(Limits(allow=frozenset({"disable", "takeover"})))
     assert (summary.exit_code, summary.tally["failed"]) == (1, 1)

@@ -177,6 +177,18 @@ def test_what_stays_unknown_is_set_again_until_the_time_is_over(
     assert [row.outcome for row in rows()] == ["unknown", "unsent"]
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_busy_though_it_took_effect_is_done(
+    wx: Sandbox, apply: Callable[[], Plan], rows: "Callable[[], list[Row]]", times: int
+) -> None:
+    """-1 does not say whether; what WeChat shows does."""
+    busy = Fault(kind="errcode", errcode=-1, action="set_pre_fetch", times=times, effect="now")
+    wx.inject(busy)
+    apply()
+    assert wx.settings(APPID) == REGISTERED
+    assert [row.outcome for row in rows()] == ["confirmed", "confirmed"]
+
+
 def test_lost_and_then_not_to_be_read_stays_unknown(
     wx: Sandbox, apply: Callable[[], Plan], rows: "Callable[[], list[Row]]"
 ) -> None:

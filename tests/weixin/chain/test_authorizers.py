@@ -167,6 +167,7 @@ def test_a_lost_rotated_refresh_token_is_rescued_from_the_list(
     calls: Calls,
 ) -> None:
     """WeChat rotated it and the answer never came: the next renewal finds it again."""
+    wx.switches.info_shows_refresh_token = False
     authorize()
     source = provider.authorizers.token(APPID)
     token = source.get()
@@ -330,6 +331,7 @@ def test_what_the_list_does_not_show_is_lost(
     source = provider.authorizers.token(APPID)
     wx.replace_refresh_token(COMPONENT, APPID)
     wx.switches.listed_refresh_tokens = "never"
+    wx.switches.info_shows_refresh_token = False
     with pytest.raises(TokenSourceError, match="no refresh token is kept here") as caught:
         source.renew(source.get())
     assert caught.value.remedy.startswith("api_get_authorizer_info and api_get_authorizer_list")
@@ -392,6 +394,7 @@ def test_a_merchant_who_never_authorized(provider: ThirdParty, calls: Calls) -> 
 
 def test_a_merchant_nobody_asked_about_yet(wx: Sandbox, provider: ThirdParty) -> None:
     """It is in the list without a refresh token, since its code was never exchanged."""
+    wx.switches.info_shows_refresh_token = False
     wx.authorize(COMPONENT, APPID)
     with pytest.raises(TokenSourceError, match="WeChat shows none"):
         provider.authorizers.token(APPID).get()
