@@ -29,6 +29,7 @@ from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.fleet.project import Pace, Project
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.execute import WAIT_S
+from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Wanted
 from prefetch_kit.registrar.plan_file import read_plans
 from prefetch_kit.registrar.probe import Probed, probe_setting
@@ -216,6 +217,11 @@ class LoadedApp:
         if strangers := sorted(plans.keys() - {self.appid}):
             raise PlanUnusable(str(path), f"it is for {strangers[0]}, and this is {self.appid}")
         return plans.get(self.appid, ())
+
+    @property
+    def journal(self) -> Journal:
+        """The record of all that was sent to this WeChat."""
+        return Journal(Path(self.config.state_dir, self.wechat, "journal.sqlite3"))
 
     def registrar(self, *, wait_s: float | None = None) -> Registrar:
         """`wait_s` is for how long WeChat may show less than what was set; None for the usual."""

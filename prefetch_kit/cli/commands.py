@@ -1,7 +1,8 @@
 """The commands for one app, and what they share with the other modules of commands."""
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,7 +12,7 @@ import click
 from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.cli.app import LoadedApp, Sources, load_app, project_of
-from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, refuse_unattended
+from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, Interrupted, confirmed
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.options import (
@@ -33,13 +34,21 @@ from prefetch_kit.cli.output import (
     print_settings,
 )
 from prefetch_kit.endpoint.app_state import process_of, state_of
-from prefetch_kit.errors import ProbeFailed, Refused, TokenSourceError, WeixinError
+from prefetch_kit.errors import (
+    JournalFailed,
+    ProbeFailed,
+    Refused,
+    TokenSourceError,
+    WeixinError,
+)
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, write_project
 from prefetch_kit.fleet.run import Fleet
+from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
+from prefetch_kit.registrar.records import UNSENT, newest_changes
 from prefetch_kit.weixin.errcodes import SET_BY_HAND
 
 _Command = Callable[..., Any]
@@ -178,11 +187,12 @@ def apply(
                 domains.ensure(directly=directly, checks_file=not skip_probe).check()
 
     registrar = loaded.registrar(wait_s=wait_s)
-    if saved is None:
-        done = registrar.apply(loaded.wanted(sources), allow=allow, approve=approve)
-    else:
-        changes = loaded.saved_changes(saved)
-        done = registrar.apply_changes(changes, allow=allow, approve=approve)
+    with interrupts_explained(loaded):
+        if saved is None:
+            done = registrar.apply(loaded.wanted(sources), allow=allow, approve=approve)
+        else:
+            changes = loaded.saved_changes(saved)
+            done = registrar.apply_changes(changes, allow=allow, approve=approve)
     print_done(done, as_json=as_json)
 
 
@@ -203,9 +213,10 @@ def rollback(
     wait_s: float | None,
 ) -> None:
     """Restore what WeChat had before the last apply, or before an earlier run."""
-    done = loaded.registrar(wait_s=wait_s).rollback(
-        to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
-    )
+    with interrupts_explained(loaded):
+        done = loaded.registrar(wait_s=wait_s).rollback(
+            to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
+        )
     print_done(done, as_json=as_json)
 
 
@@ -253,6 +264,35 @@ def _check_domains(loaded: LoadedApp, found: Plan) -> None:
         standing.check()
 
 
+@contextmanager
+def interrupts_explained(loaded: LoadedApp) -> Iterator[None]:
+    """After a signal, end with what may have been sent, and what to run next."""
+    journal, appid = loaded.journal, loaded.appid
+    last, _ = newest_changes(journal, appid)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        failure = Interrupted(interrupt, _what_was_sent(journal, appid, since=last))
+    else:
+        return
+    raise failure
+
+
+def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:
+    kinds = "What was being sent"
+    # A second signal, or a journal that cannot be read, leaves it at that.
+    with suppress(KeyboardInterrupt, JournalFailed):
+        run, changes = newest_changes(journal, appid)
+        sent = [each.kind for each in changes if each.outcome not in UNSENT]
+        if run <= since or not sent:
+            return "No pull was set."
+        kinds = " and ".join(sent)
+    return (
+        f"{kinds} of {appid} may have been set already, or not. Run the same command again to go "
+        "on, or rollback to undo it; show says what WeChat has now."
+    )
+
+
 def ask(found: Plan, *, yes: bool) -> None:
     if found.changes:
         confirm("Send this to WeChat?", yes=yes, shown=lambda: print_plan(found))
@@ -260,11 +300,8 @@ def ask(found: Plan, *, yes: bool) -> None:
 
 def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
     """Print with `shown`, then ask the person at the terminal; not with --yes."""
-    if yes:
-        return
-    refuse_unattended()
-    shown()
-    click.confirm(question, abort=True)
+    if not (yes or confirmed(question, shown=shown)):
+        raise click.Abort
 
 
 def print_done(done: Plan, *, as_json: bool) -> None:

@@ -3,11 +3,16 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT, Signals
 from typing import Any, Final
 
 import click
 
+from prefetch_kit.cli.output import print_json
+from prefetch_kit.cli.signals import number_of, signals_raised
+from prefetch_kit.cli.streams import CLOSED, keep_streams_going, output_problem
 from prefetch_kit.errors import NotConfirmed, PrefetchKitError
 
 FAILED: Final = 1
@@ -15,7 +20,11 @@ CHANGES_FOUND: Final = 3
 
 
 class CommandFailed(click.ClickException):
-    """Ends a command with a sentence and exit code 1."""
+    """Ends a command with a sentence and exit code 1. `error` names the class of the error."""
+
+    def __init__(self, message: str, *, error: str | None = None) -> None:
+        super().__init__(message)
+        self.error = error or type(self).__name__
 
 
 class NothingDone(CommandFailed):
@@ -30,35 +39,71 @@ class NotYetConfirmed(CommandFailed):
     exit_code = 5
 
 
+class Interrupted(CommandFailed):
+    """Ends a command at once, because of a signal, with the exit code that shells give it."""
+
+    def __init__(self, interrupt: KeyboardInterrupt, sentence: str = "") -> None:
+        number = number_of(interrupt)
+        how = "Interrupted" if number == SIGINT else f"Ended by {Signals(number).name}"
+        super().__init__(f"{how}. {sentence}".rstrip())
+        self.exit_code = 128 + number  # type: ignore[misc]  # click says ClassVar
+
+
+class RefusalPrinted(CommandFailed):
+    """Ends a command that printed what WeChat answered as its record already."""
+
+
 class AppMissing(CommandFailed):
     """`--app` names no app, or there is none where Flask looks for one."""
 
 
-def failure_of(error: BaseException, *, nothing_done: bool = False) -> CommandFailed:
+def failure_of(error: Exception, *, nothing_done: bool = False) -> CommandFailed:
     """What a command ends with after an error. `nothing_done`: in a fleet, no app is done yet."""
+    name = type(error).__name__
     if isinstance(error, OSError):
-        return CommandFailed(f"Input or output failed: {error.strerror}.")
+        return CommandFailed(f"Input or output failed: {error.strerror}.", error=name)
     if isinstance(error, NotConfirmed):
-        return NotYetConfirmed(str(error))
-    failure = NothingDone if nothing_done else CommandFailed
-    # Only while a fleet runs; elsewhere click says that the command was aborted.
-    if isinstance(error, KeyboardInterrupt):
-        return failure("Interrupted. Run the same command again to go on.")
-    return failure(str(error))
+        return NotYetConfirmed(str(error), error=name)
+    return (NothingDone if nothing_done else CommandFailed)(str(error), error=name)
 
 
 class CommandGroup(click.Group):
-    """Ends a command that fails with one sentence. Errors of usage stay click's own, with 2."""
+    """Ends a command that fails with one sentence. Errors of usage stay click's own, with 2.
+
+    With --json the error is a record on standard output too.
+    """
 
     nothing_done = False
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        keep_streams_going()  # before --help is printed
+        return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
+        is_outermost = ctx.parent is None or not isinstance(ctx.parent.command, CommandGroup)
+        if not is_outermost:
+            return self._invoke(ctx)
+        as_json = "--json" in ctx.args
+        try:
+            with signals_raised():
+                return self._invoke(ctx)
+        except click.ClickException as error:
+            if as_json and not isinstance(error, RefusalPrinted):
+                _print_error(error)
+            raise
+        finally:
+            problem = output_problem()
+            # A reader like `head` that has read enough of a text is no failure.
+            if problem is not None and (as_json or problem not in CLOSED):
+                click.echo(f"Not all was printed: standard output failed ({problem}).", err=True)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends silently
         except (PrefetchKitError, OSError) as error:
             failure = failure_of(error, nothing_done=self.nothing_done)
+        except KeyboardInterrupt as interrupt:
+            failure = Interrupted(interrupt)
         raise failure  # outside of the handler, so that no traceback leads to the error
 
 
@@ -68,10 +113,34 @@ class FleetGroup(CommandGroup):
     nothing_done = True
 
 
-def refuse_unattended(failure: type[CommandFailed] = CommandFailed) -> None:
-    """Raise this failure where nobody can be asked."""
+def _print_error(error: click.ClickException) -> None:
+    print_json(
+        {
+            "type": "error",
+            "error": error.error if isinstance(error, CommandFailed) else type(error).__name__,
+            "message": error.format_message(),
+            "exit_code": error.exit_code,
+        }
+    )
+
+
+def confirmed(
+    question: str, *, failure: type[CommandFailed] = CommandFailed, shown: Callable[[], object]
+) -> bool:
+    """Print with `shown`, and ask the person at the terminal.
+
+    Raises this failure where nobody can be asked, or where the question cannot be read.
+    """
     if sys.stdin is None or not sys.stdin.isatty():
         raise failure("Nobody is here to answer; add --yes.")
+    shown()
+    click.echo(f"{question} [y/N]:", nl=False)
+    if (problem := output_problem()) is not None:
+        raise failure(
+            f"Nothing was sent: the question cannot be shown, as standard output failed "
+            f"({problem}). Add --yes to go on without it."
+        )
+    return click.confirm("", prompt_suffix=" ", show_default=False)
 
 
 # The standard library and this package, then what pip installs: none of it is the developer's.

@@ -1,6 +1,5 @@
 """The commands for many mini programs, from prefetch.toml. They need no Flask app."""
 
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +11,12 @@ import click
 
 from prefetch_kit.cli.errors import (
     CHANGES_FOUND,
+    CommandFailed,
     FleetGroup,
+    Interrupted,
     NothingDone,
+    confirmed,
     failure_of,
-    refuse_unattended,
 )
 from prefetch_kit.cli.fleet_output import Printer, print_status
 from prefetch_kit.cli.options import (
@@ -30,6 +31,7 @@ from prefetch_kit.cli.options import (
     with_sources,
     yes_option,
 )
+from prefetch_kit.cli.signals import signals_raised
 from prefetch_kit.errors import PrefetchKitError
 from prefetch_kit.fleet.project import load_project
 from prefetch_kit.fleet.project_schema import read_rate, read_share
@@ -105,20 +107,29 @@ _with_sources: Final = with_sources(
 )
 
 
+_STOPPING: Final = "Stopping: what is under way is finished. Once more ends at once."
+_AT_ONCE: Final = (
+    "What was under way may have been set, or not. Run the same command again to go on, or "
+    "`fleet rollback` to undo what was set; `fleet status` says how far it came."
+)
+
+
 def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
-    """Run a fleet to its end. After Ctrl-C or SIGTERM it ends in order too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run a fleet to its end. After Ctrl-C, SIGTERM or SIGHUP it ends in order too."""
+    failure: CommandFailed
     try:
-        summary = go()
-    except (PrefetchKitError, KeyboardInterrupt) as error:
+        with signals_raised(_STOPPING):
+            summary = go()
+    except PrefetchKitError as error:
         failure = failure_of(error, nothing_done=not printer.counts["done"])
+    except KeyboardInterrupt as interrupt:
+        failure = Interrupted(interrupt, _AT_ONCE if printer.sends else "Nothing was sent.")
     else:
         printer.end()
         printer.summary(summary)
         return summary
     finally:
         printer.end()
-        signal.signal(signal.SIGTERM, before)
     raise failure
 
 
@@ -194,8 +205,5 @@ def status(config: Path, *, as_json: bool, live: bool) -> None:
 
 
 def _ask(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    refuse_unattended(NothingDone)
-    if not click.confirm(question):
+    if not (yes or confirmed(question, failure=NothingDone, shown=lambda: None)):
         raise NothingDone("Nothing was sent.")

@@ -37,6 +37,11 @@ class Printer:
     def listed(self, merchants: int, total: int) -> None:
         self._listing.step(f"{merchants} of {total} merchants of the platform read.")
 
+    @property
+    def sends(self) -> bool:
+        """Whether it is about a run that may have sent something."""
+        return self._begun.run is not None
+
     def begun(self, begun: Begun) -> None:
         self._begun = begun
         if self._as_json:
@@ -97,11 +102,10 @@ class Printer:
                 }
             )
             return
-        sends = self._begun.run is not None
-        _print_tally(summary.tally, summary.apps, verb="done" if sends else "read")
+        _print_tally(summary.tally, summary.apps, verb="done" if self.sends else "read")
         if summary.stopped_because is not None:
             click.echo(f"Stopped: {summary.stopped_because}.", err=True)
-        if summary.exit_code and sends:
+        if summary.exit_code and self.sends:
             click.echo(f"{summary.next_step}.", err=True)
 
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import click
 
 from prefetch_kit.cache.read_sets import ReadSet
+from prefetch_kit.cli.streams import shows_every_character
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.domains import DomainStatus
 from prefetch_kit.registrar.plan import Change, Plan
@@ -18,7 +19,8 @@ _NO_PAGE: Final = {"pre_fetch": "every other page", "period_fetch": "(periodic)"
 
 
 def print_json(record: dict[str, object]) -> None:
-    click.echo(json.dumps(record, ensure_ascii=False))
+    """Print one line, from which nothing is lost where the encoding lacks a character."""
+    click.echo(json.dumps(record, ensure_ascii=not shows_every_character()))
 
 
 def _describe(setting: FetchSetting) -> str:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import click
 
 from prefetch_kit.cli.app import LoadedApp
-from prefetch_kit.cli.commands import ask, commands, print_done, with_app
+from prefetch_kit.cli.commands import ask, commands, interrupts_explained, print_done, with_app
+from prefetch_kit.cli.errors import RefusalPrinted
 from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.errors import Refused, SourceRefused
@@ -83,7 +84,7 @@ def _add_set_command(kind: Kind) -> None:
         if wanted.open and wanted.source == "server":
             loaded.demand_handler(kind, flags["url"])
         registrar = loaded.registrar()
-        with _refusal_printed(as_json=as_json):
+        with _refusal_printed(as_json=as_json), interrupts_explained(loaded):
             done = registrar.apply(
                 {kind: wanted}, allow=allow, approve=lambda found: ask(found, yes=yes)
             )
@@ -103,9 +104,13 @@ def _refusal_printed(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        if as_json:
-            print_json({"errcode": error.errcode, "errmsg": error.errmsg})
-        raise
+        if not as_json:
+            raise
+        print_json({"errcode": error.errcode, "errmsg": error.errmsg})
+        failure = RefusalPrinted(str(error))
+    else:
+        return
+    raise failure  # outside of the handler, so that no traceback leads to the error
 
 
 def _print_success(fields: dict[str, object]) -> None:

@@ -1,6 +1,7 @@
 """An app, a sandbox that knows it, and two ways to run a command: in here and as a process."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from prefetch_kit.sandbox import Sandbox
 APPID = "wx01"
 SECRET = "canary/app+secret=0123456789"
 SECRET_KEY = "canary/secret+key=0123456789"
+FLEET_SECRET = "canary/fleet+secret=0123456789"
 APP = """
 import os
 from flask import Flask
@@ -36,6 +38,21 @@ def create_app():
     app.secret_key = os.environ["SHOP_KEY"]
     app.register_blueprint(prefetch)
     return app
+"""
+
+PROJECT = """
+api_base_url = "{base_url}"
+state_dir = "state"
+[apps]
+list = "apps.csv"
+[urls]
+pre_fetch = "https://shop.example/p/{{appid}}/pre_fetch"
+[tokens]
+app_secrets = {{ env = "FLEET_SECRETS" }}
+[fleet]
+workers = 4
+canary = 0
+stop_at = "100%"
 """
 
 
@@ -146,6 +163,28 @@ class Shell:
         assert self.leaks.found_in(stdout, stderr) == []
         assert "Traceback" not in stderr
         return Ended(process.returncode, stdout, stderr)
+
+
+class Project:
+    """A prefetch.toml of some mini programs, and the commands for it."""
+
+    def __init__(self, wx: Sandbox, folder: Path, cli: Cli) -> None:
+        self.wx = wx
+        self.folder = folder
+        self.path = folder / "prefetch.toml"
+        self._cli = cli
+        self.appids = [f"wxm{number:02}" for number in range(8)]
+        for appid in self.appids:
+            wx.add_app(appid, secret=FLEET_SECRET)
+            wx.add_domain(appid, "shop.example")
+        self.path.write_text(PROJECT.format(base_url=wx.base_url))
+        (folder / "apps.csv").write_text("\n".join(["appid", *self.appids]))
+
+    def __call__(self, *words: str) -> Ended:
+        return self._cli("fleet", *words, "--config", str(self.path))
+
+    def lines(self, *words: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self(*words, "--json").stdout.splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -262,3 +301,14 @@ def entry(request: pytest.FixtureRequest) -> Sequence[str]:
     if request.param == "flask":
         return ["flask", *app, "prefetch"]
     return ["prefetch_kit", *app]
+
+
+@pytest.fixture
+def project(
+    wx: Sandbox, tmp_path: Path, cli: Cli, leaks: Leaks, monkeypatch: pytest.MonkeyPatch
+) -> Project:
+    made = Project(wx, tmp_path, cli)
+    secrets = json.dumps(dict.fromkeys(made.appids, FLEET_SECRET))
+    monkeypatch.setenv("FLEET_SECRETS", secrets)
+    leaks.secrets += [FLEET_SECRET, *(wx.access_token(appid) for appid in made.appids)]
+    return made

@@ -1,6 +1,5 @@
 """The fleet commands: their output, their exit codes, and how they are stopped."""
 
-import json
 import os
 import re
 import signal
@@ -14,50 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefetch_kit.sandbox import Fault, Sandbox
+from prefetch_kit.sandbox import Fault
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Cli, Ended, Leaks, Shell
+    from tests.cli.conftest import Project, Shell
 
 pytestmark = pytest.mark.slow
 
 SECRET = "canary/fleet+secret=0123456789"
-TOML = """
-api_base_url = "{base_url}"
-state_dir = "state"
-[apps]
-list = "apps.csv"
-[urls]
-pre_fetch = "https://shop.example/p/{{appid}}/pre_fetch"
-[tokens]
-app_secrets = {{ env = "FLEET_SECRETS" }}
-[fleet]
-workers = 4
-canary = 0
-stop_at = "100%"
-"""
-
-
-class Project:
-    """A prefetch.toml of some mini programs, and the commands for it."""
-
-    def __init__(self, wx: Sandbox, folder: Path, cli: "Cli") -> None:
-        self.wx = wx
-        self.folder = folder
-        self.path = folder / "prefetch.toml"
-        self._cli = cli
-        self.appids = [f"wxm{number:02}" for number in range(8)]
-        for appid in self.appids:
-            wx.add_app(appid, secret=SECRET)
-            wx.add_domain(appid, "shop.example")
-        self.path.write_text(TOML.format(base_url=wx.base_url))
-        (folder / "apps.csv").write_text("\n".join(["appid", *self.appids]))
-
-    def __call__(self, *words: str) -> "Ended":
-        return self._cli("fleet", *words, "--config", str(self.path))
-
-    def lines(self, *words: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self(*words, "--json").stdout.splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -66,18 +29,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) / 1000)
 
 
-@pytest.fixture
-def project(
-    wx: Sandbox, tmp_path: Path, cli: "Cli", leaks: "Leaks", monkeypatch: pytest.MonkeyPatch
-) -> Project:
-    made = Project(wx, tmp_path, cli)
-    secrets = json.dumps(dict.fromkeys(made.appids, SECRET))
-    monkeypatch.setenv("FLEET_SECRETS", secrets)
-    leaks.secrets += [SECRET, *(wx.access_token(appid) for appid in made.appids)]
-    return made
-
-
-def test_apply_says_what_was_done_by_cause(project: Project) -> None:
+def test_apply_says_what_was_done_by_cause(project: "Project") -> None:
     """Counts on standard output, the rest beside it."""
     ended = project("apply", "--yes")
     assert ended.status == 0
@@ -86,7 +38,7 @@ def test_apply_says_what_was_done_by_cause(project: Project) -> None:
     assert "Run 1 is apply: 8 mini programs." in ended.stderr
 
 
-def test_json_begins_with_its_version_and_ends_with_the_summary(project: Project) -> None:
+def test_json_begins_with_its_version_and_ends_with_the_summary(project: "Project") -> None:
     """One object per line, and nothing else on standard output."""
     first, begun, *apps, last = project.lines("apply", "--yes")
     assert (first["type"], first["format"], first["program"]) == ("version", 1, "prefetch-kit")
@@ -103,7 +55,7 @@ def test_json_begins_with_its_version_and_ends_with_the_summary(project: Project
     assert (last["type"], last["done"], last["exit_code"]) == ("summary", 8, 0)
 
 
-def test_plan_tells_cause_and_exit_code(project: Project) -> None:
+def test_plan_tells_cause_and_exit_code(project: "Project") -> None:
     """With --detailed-exitcode it is 3 where there is something to do; drift is named."""
     assert project("plan").status == 0
     assert project("plan", "--detailed-exitcode").status == 3
@@ -114,7 +66,7 @@ def test_plan_tells_cause_and_exit_code(project: Project) -> None:
     assert [(c["appid"], c["cause"]) for c in changes] == [(project.appids[0], "drift")]
 
 
-def test_a_plan_calls_nothing_done(project: Project) -> None:
+def test_a_plan_calls_nothing_done(project: "Project") -> None:
     """Where all it did was to read."""
     project("apply", "--yes")
     project.wx.put_settings(project.appids[0], {})
@@ -124,7 +76,7 @@ def test_a_plan_calls_nothing_done(project: Project) -> None:
     assert "done" not in ended.stdout
 
 
-def test_a_saved_plan_goes_through_a_file(project: Project) -> None:
+def test_a_saved_plan_goes_through_a_file(project: "Project") -> None:
     """Saved by one command, executed by the next, and refused when it was changed."""
     file = str(project.folder / "plan.jsonl")
     assert project("plan", "--out", file).status == 0
@@ -134,7 +86,7 @@ def test_a_saved_plan_goes_through_a_file(project: Project) -> None:
     assert (ended.status, "plan --out" in ended.stderr) == (4, True)
 
 
-def test_whom_a_saved_plan_lacks_is_said(project: Project) -> None:
+def test_whom_a_saved_plan_lacks_is_said(project: "Project") -> None:
     """In words and in JSON, when it is executed."""
     project.wx.deny(project.appids[0], 61003)
     file = str(project.folder / "plan.jsonl")
@@ -143,7 +95,7 @@ def test_whom_a_saved_plan_lacks_is_said(project: Project) -> None:
     assert project.lines("apply", file, "--yes")[1]["unread"] == 1
 
 
-def test_exit_codes(project: Project) -> None:
+def test_exit_codes(project: "Project") -> None:
     """0, 75 for what only waits, 1 where some failed, 4 where all did."""
     project.wx.inject(Fault(kind="errcode", action="get", errcode=45009))
     assert project("apply", "--yes").status == 75
@@ -171,7 +123,7 @@ def test_exit_codes(project: Project) -> None:
         (["status"], 4),
     ],
 )
-def test_wrong_usage_and_nothing_to_do(project: Project, words: list[str], status: int) -> None:
+def test_wrong_usage_and_nothing_to_do(project: "Project", words: list[str], status: int) -> None:
     """2 for what cannot be meant, and one sentence; nothing was asked."""
     ended = project(*words)
     assert ended.status == status
@@ -180,7 +132,7 @@ def test_wrong_usage_and_nothing_to_do(project: Project, words: list[str], statu
 
 
 @pytest.mark.parametrize("wrong", ["[urls]\ncolor = 1", "x = {", ""])
-def test_a_wrong_file_is_named(project: Project, wrong: str) -> None:
+def test_a_wrong_file_is_named(project: "Project", wrong: str) -> None:
     """Exit code 4: nothing could be done."""
     project.path.write_text(wrong)
     ended = project("apply", "--yes")
@@ -188,7 +140,7 @@ def test_a_wrong_file_is_named(project: Project, wrong: str) -> None:
     assert str(project.path) in ended.stderr
 
 
-def test_status_asks_nobody(project: Project) -> None:
+def test_status_asks_nobody(project: "Project") -> None:
     """By cause, with examples, from the journal alone; with --live one read an app."""
     project.wx.deny(project.appids[3], 61007)
     project("apply", "--yes")
@@ -205,7 +157,7 @@ def test_status_asks_nobody(project: Project) -> None:
     assert len(project.wx.requests()) == asked + 8
 
 
-def test_rollback_by_command(project: Project) -> None:
+def test_rollback_by_command(project: "Project") -> None:
     """And to a run by its number."""
     project("apply", "--yes")
     assert project("rollback", "--yes").status == 0
@@ -214,7 +166,7 @@ def test_rollback_by_command(project: Project) -> None:
     assert {project.wx.settings(a)["is_pre_fetch_open"] for a in project.appids} == {True}
 
 
-def test_a_rollback_has_no_canaries(project: Project) -> None:
+def test_a_rollback_has_no_canaries(project: "Project") -> None:
     """A mini program that cannot be asked any more does not stop the others, as a canary would."""
     project.path.write_text(project.path.read_text().replace("canary = 0", "canary = 1"))
     project("apply", "--yes")
@@ -227,7 +179,7 @@ def test_a_rollback_has_no_canaries(project: Project) -> None:
 
 @pytest.mark.parametrize("kind", ["errcode", "raw", "redirect", "close", "reset", "cut"])
 @pytest.mark.parametrize("action", ["get", "set_pre_fetch"])
-def test_no_secret_in_any_failure(project: Project, kind: Any, action: str) -> None:
+def test_no_secret_in_any_failure(project: "Project", kind: Any, action: str) -> None:
     """Whatever WeChat echoes: not in words, not in JSON, not in the journal (`cli` looks)."""
     token = project.wx.access_token(project.appids[0])
     (project.folder / "apps.csv").write_text(f"appid\n{project.appids[0]}")
@@ -249,7 +201,7 @@ def test_no_secret_in_any_failure(project: Project, kind: Any, action: str) -> N
 
 
 def test_no_secret_where_no_token_can_be_had(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: "Project", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong secrets, refused ones, and none."""
     project.wx.inject(
@@ -264,7 +216,10 @@ def test_no_secret_where_no_token_can_be_had(
 
 @pytest.fixture
 def started(
-    project: Project, shell: "Shell", state_dir: Path, until: Callable[[Callable[[], object]], None]
+    project: "Project",
+    shell: "Shell",
+    state_dir: Path,
+    until: Callable[[Callable[[], object]], None],
 ) -> "subprocess.Popen[str]":
     """An apply in a separate process, whose first four sets are under way and take long."""
     project.wx.inject(Fault(kind="delay", action="set_pre_fetch", times=4, delay_s=3.0))
@@ -286,15 +241,16 @@ def intents(state_dir: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_finishes_what_is_under_way(
-    project: Project, shell: "Shell", started: "subprocess.Popen[str]", number: int
+    project: "Project", shell: "Shell", started: "subprocess.Popen[str]", number: int
 ) -> None:
     """No set is left without being read back; how to go on is said, and going on ends it."""
     with started:
         started.send_signal(number)
         ended = shell.end(started)
     assert ended.status == 1
+    assert ended.stderr.count("Stopping: what is under way is finished.") == 1
     assert "Stopped: interrupted." in ended.stderr
     assert "Run the same command again" in ended.stderr
     reached = [a for a in project.appids if project.wx.settings(a)]
@@ -303,8 +259,26 @@ def test_ctrl_c_finishes_what_is_under_way(
     assert project("apply", "--yes").status == 0
 
 
+def test_a_second_ctrl_c_ends_at_once(
+    project: "Project", shell: "Shell", started: "subprocess.Popen[str]", state_dir: Path
+) -> None:
+    """What was under way is not waited for; what that means and how to go on is said."""
+    with started:
+        started.send_signal(signal.SIGINT)
+        assert started.stderr is not None
+        said = iter(started.stderr.readline, "")
+        assert any("Once more ends at once." in line for line in said)
+        started.send_signal(signal.SIGINT)
+        ended = shell.end(started)
+    assert ended.status == 128 + signal.SIGINT
+    assert "What was under way may have been set, or not." in ended.stderr
+    assert "Run the same command again" in ended.stderr
+    assert intents(state_dir) == 4
+    assert project("apply", "--yes").status == 0
+
+
 def test_two_fleets_at_once(
-    project: Project, shell: "Shell", started: "subprocess.Popen[str]"
+    project: "Project", shell: "Shell", started: "subprocess.Popen[str]"
 ) -> None:
     """The second says who holds the lock, and exits with 4; `status` says that one runs."""
     with started:
@@ -318,7 +292,7 @@ def test_two_fleets_at_once(
     assert f"process {started.pid} on " in ended.stderr
 
 
-def test_both_ways_in_need_no_app(project: Project, shell: "Shell", tmp_path: Path) -> None:
+def test_both_ways_in_need_no_app(project: "Project", shell: "Shell", tmp_path: Path) -> None:
     """`flask prefetch fleet` and `prefetch-kit fleet`, in a directory without any app."""
     (tmp_path / "shop_app.py").unlink()
     shell.environment["FLEET_SECRETS"] = os.environ["FLEET_SECRETS"]
@@ -343,7 +317,7 @@ def on_a_terminal(words: Sequence[str], folder: Path) -> str:
     return shown.decode()
 
 
-def test_a_bar_on_a_terminal(project: Project, tmp_path: Path) -> None:
+def test_a_bar_on_a_terminal(project: "Project", tmp_path: Path) -> None:
     """It moves, and leaves the summary behind."""
     shown = on_a_terminal(["fleet", "apply", "--yes"], tmp_path)
     assert "8 of 8 done." in shown
