@@ -394,6 +394,19 @@ class ListRefused(RegistrarError):
         super().__init__(f"Nothing was sent: {path} cannot be used. {'; '.join(problems)}.")
 
 
+class NotListed(RegistrarError):
+    """A command is for mini programs that are not where it looks for them."""
+
+    def __init__(self, appids: Sequence[str], source: str) -> None:
+        self.appids = tuple(appids)
+        self.source = source
+        more = f" and {len(appids) - 3} more" if len(appids) > 3 else ""
+        super().__init__(
+            f"Nothing was sent: {', '.join(appids[:3])}{more} (--only, --exclude) cannot be found "
+            f"in {source}. Correct the name, or leave it out."
+        )
+
+
 class JournalFailed(RegistrarError):
     """The journal or a lock beside it cannot be used, so nothing may be sent."""
 

@@ -23,6 +23,7 @@ from prefetch_kit.cli.options import (
     to_option,
     wait_option,
     with_guards,
+    with_selection,
     with_sources,
     yes_option,
 )
@@ -44,6 +45,7 @@ from prefetch_kit.errors import (
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, write_project
 from prefetch_kit.fleet.run import Fleet
+from prefetch_kit.fleet.selection import Selection
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
@@ -224,12 +226,17 @@ def rollback(
 @with_app
 @as_json_option
 @click.option("--authorized", is_flag=True, help="All merchants of the third-party platform.")
+@with_selection
 @click.option("--out", type=FILE, default="prefetch.toml", show_default=True)
-def import_command(loaded: LoadedApp, *, as_json: bool, authorized: bool, out: Path) -> None:
+def import_command(
+    loaded: LoadedApp, *, as_json: bool, authorized: bool, selection: Selection, out: Path
+) -> None:
     """Write prefetch.toml from what WeChat has now, for the fleet commands."""
+    if not (authorized or selection.is_all):
+        raise click.UsageError("--only and --exclude choose among merchants; add --authorized.")
     check_free(out)
     project, printer = project_of(loaded.config, out), Printer(as_json=as_json)
-    made = Fleet(project, printer)
+    made = Fleet(project, printer, selection=selection)
     appids = None if authorized else [loaded.appid]
     done = run_fleet(printer, lambda: made.read(appids, partial(write_project, project)))
     if done.stopped_because is not None:

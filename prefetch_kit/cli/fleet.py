@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import click
 
@@ -28,15 +29,18 @@ from prefetch_kit.cli.options import (
     to_option,
     wait_option,
     with_guards,
+    with_selection,
     with_sources,
     yes_option,
 )
+from prefetch_kit.cli.report import check_name, write_report
 from prefetch_kit.cli.signals import signals_raised
 from prefetch_kit.errors import PrefetchKitError
+from prefetch_kit.fleet.history import rate_of, results_of, tally_of
 from prefetch_kit.fleet.project import load_project
 from prefetch_kit.fleet.project_schema import read_rate, read_share
-from prefetch_kit.fleet.results import FleetOutcome, Tally
 from prefetch_kit.fleet.run import Fleet, Limits
+from prefetch_kit.fleet.selection import Selection
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.registrar.plan import Guard
 from prefetch_kit.registrar.template import PullTemplate, Template
@@ -82,8 +86,11 @@ def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], C
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         @_config_option
         @as_json_option
+        @with_selection
         @wraps(function)
-        def command(*args: Any, config: Path, as_json: bool, **options: Any) -> None:
+        def command(
+            *args: Any, config: Path, as_json: bool, selection: Selection, **options: Any
+        ) -> None:
             given = {name: options.pop(name) for name in pace}
             sources = options.pop("sources", {})
             refuse_sources_beside(options.get("saved"), sources)
@@ -92,7 +99,8 @@ def _with_fleet(*pace: str, **defaults: Any) -> Callable[[Callable[..., Any]], C
             wanted = {name: value for name, value in given.items() if value is not None}
             pace_here = replace(project.pace, **(defaults | wanted))
             printer = Printer(as_json=as_json)
-            function(Fleet(project, printer, pace=pace_here), printer, *args, **options)
+            made = Fleet(project, printer, pace=pace_here, selection=selection)
+            function(made, printer, *args, **options)
 
         for name in reversed(pace):
             command = _PACE[name](command)
@@ -143,9 +151,13 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
     summary = run_fleet(printer, lambda: made.plan(out=out))
     if out is not None and summary.stopped_because is not None:
         click.echo(f"Nothing was written to {out}: it would be a part of the plan.", err=True)
-    if detailed_exitcode and not summary.exit_code and printer.has_changes:
-        sys.exit(CHANGES_FOUND)
-    sys.exit(summary.exit_code)
+    sys.exit(_exit_code(summary, printer, detailed=detailed_exitcode))
+
+
+def _exit_code(summary: Summary, printer: Printer, *, detailed: bool) -> int:
+    """The exit code of what only reads; `detailed` tells whether something is to be set."""
+    has_changes = detailed and not summary.exit_code and printer.has_changes
+    return CHANGES_FOUND if has_changes else summary.exit_code
 
 
 @fleet.command()
@@ -187,21 +199,59 @@ def rollback(
 
 
 @fleet.command()
-@_config_option
-@as_json_option
-@click.option("--live", is_flag=True, help="Ask WeChat too, one read an app.")
-def status(config: Path, *, as_json: bool, live: bool) -> None:
-    """Show the outcome of the last run, by cause; with --live also what WeChat has now."""
-    printer = Printer(as_json=as_json)
-    made = Fleet(load_project(config), printer)
-    record, tally = made.history.last_fleet(), Tally()
+@_with_fleet("workers", "rate")
+@click.option("--live", is_flag=True, help="Ask WeChat too, with one read an app.")
+@click.option(
+    "--detailed-exitcode", is_flag=True, help="With --live: 3 where something is to be set."
+)
+def status(made: Fleet, printer: Printer, *, live: bool, detailed_exitcode: bool) -> None:
+    """Show the outcome of the last run, by cause; with --live also what WeChat has now.
+
+    --only and --exclude choose what --live asks about.
+    """
+    if detailed_exitcode and not live:
+        raise click.UsageError("--detailed-exitcode is about what WeChat has now; add --live.")
+    history, holder = made.history, made.holder
+    record = history.last_fleet()
     if record is None:
         raise NothingDone("No fleet has run with this configuration.")
-    for appid, outcome, cause in made.history.results(record.id):
-        tally.add(appid, cast("FleetOutcome", outcome), cause)
-    print_status(record, tally, holder=made.holder, as_json=as_json)
+    tally = tally_of(history, record.id, is_running=holder is not None)
+    rate = rate_of(history, record)
+    print_status(record, tally, holder=holder, rate=rate, as_json=printer.as_json)
     if live:
-        sys.exit(run_fleet(printer, made.plan).exit_code)
+        summary = run_fleet(printer, made.plan)
+        sys.exit(_exit_code(summary, printer, detailed=detailed_exitcode))
+
+
+@fleet.command()
+@_config_option
+@as_json_option
+@click.argument("run", type=int, required=False)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    metavar="FILE",
+    default="-",
+    help="A .csv, .json or .jsonl file; - is standard output.  [default: -]",
+)
+def report(config: Path, *, as_json: bool, run: int | None, out: Path) -> None:
+    """Write what became of each app in a run of a fleet: RUN, or the last one.
+
+    Outcome, cause, time (UTC), and for each kind of pull what was set, what WeChat had before, and
+    how far that came. Of an older run, apps that a later one came to are only there if something
+    was to be set for them.
+    """
+    check_name(out)
+    made = Fleet(load_project(config))
+    last = made.history.last_fleet()
+    number = run or (last.id if last is not None else 0)
+    is_running = made.holder is not None and last is not None and number == last.id
+    rows = results_of(made.history, number, is_running=is_running)
+    if (first := next(rows, None)) is None:
+        raise NothingDone("No fleet has come to any app in that run. fleet status names the last.")
+    count = write_report(chain([first], rows), number, out, as_json=as_json)
+    if str(out) != "-":
+        click.echo(f"{count} mini programs of run {number} are in {out}.", err=True)
 
 
 def _ask(question: str, *, yes: bool) -> None:

@@ -5,11 +5,13 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Final
+from math import ceil
+from typing import Final, get_args
 
 import click
 
 from prefetch_kit.cli.output import change_record, print_json, print_table
+from prefetch_kit.cli.progress import Speed, left_text, rate_text, remaining_s
 from prefetch_kit.fleet.results import FleetOutcome, Result, Tally
 from prefetch_kit.fleet.run import Begun
 from prefetch_kit.fleet.workers import Summary
@@ -17,7 +19,7 @@ from prefetch_kit.registrar.journal import FleetRun
 from prefetch_kit.registrar.plan_file import change_fields
 
 _LINE_EVERY_S: Final = 5.0
-_OUTCOMES: Final[tuple[FleetOutcome, ...]] = ("done", "sent", "failed", "deferred", "left")
+_OUTCOMES: Final[tuple[FleetOutcome, ...]] = get_args(FleetOutcome)
 
 
 class Printer:
@@ -26,10 +28,11 @@ class Printer:
     def __init__(self, *, as_json: bool) -> None:
         self.counts = dict.fromkeys(_OUTCOMES, 0)
         self.has_changes = False
-        self._as_json = as_json
+        self.as_json = as_json
         self._begun = Begun("", 0)
         self._listing = _Lines()
         self._progress: _Lines | _Bar | None = None
+        self._speed = Speed(0)
         if as_json:
             program = {"program": "prefetch-kit", "version": version("prefetch-kit")}
             print_json({"type": "version", "format": 1, **program})
@@ -44,7 +47,7 @@ class Printer:
 
     def begun(self, begun: Begun) -> None:
         self._begun = begun
-        if self._as_json:
+        if self.as_json:
             print_json({"type": "begun", **asdict(begun)})
             return
         what = "continues" if begun.resumed else "is"
@@ -54,6 +57,14 @@ class Printer:
             click.echo(
                 f"The plan lacks {begun.unread} that could not be read when it was made.", err=True
             )
+        if begun.unlisted:
+            some = ", ".join(begun.unlisted[:3]) + (", …" if len(begun.unlisted) > 3 else "")
+            click.echo(
+                f"{len(begun.unlisted)} of the plan are left out, because they are not on the list "
+                f"any more: {some}",
+                err=True,
+            )
+        self._speed = Speed(begun.apps)
         is_bar = sys.stderr.isatty() and find_spec("rich") is not None
         self._progress = _Bar(begun.apps) if is_bar else _Lines()
 
@@ -61,7 +72,7 @@ class Printer:
         self.counts[result.outcome] += 1
         changes = result.plan.changes if result.plan is not None else ()
         self.has_changes |= bool(changes)
-        if self._as_json:
+        if self.as_json:
             is_plan = self._begun.run is None
             print_json(
                 {
@@ -71,7 +82,9 @@ class Printer:
                     "cause": result.cause,
                     "errcode": result.errcode,
                     "changes": [
-                        change_record(result.appid, change) if is_plan else change_fields(change)
+                        change_record(result.appid, change)
+                        if is_plan
+                        else change_fields(change) | {"outcome": result.outcomes.get(change.kind)}
                         for change in changes
                     ],
                 }
@@ -79,7 +92,8 @@ class Printer:
         if self._progress is not None:
             counted = ", ".join(f"{n} {name}" for name, n in self.counts.items() if n)
             through = sum(self.counts.values())
-            self._progress.step(f"{through} of {self._begun.apps}: {counted}")
+            speed = self._speed.reach(through)
+            self._progress.step(f"{through} of {self._begun.apps}: {counted}{speed}")
 
     def end(self) -> None:
         """Take the progress off the terminal."""
@@ -87,7 +101,7 @@ class Printer:
             self._progress.end()
 
     def summary(self, summary: Summary) -> None:
-        if self._as_json:
+        if self.as_json:
             print_json(
                 {
                     "type": "summary",
@@ -129,9 +143,14 @@ class _Bar:
     def __init__(self, total: int) -> None:
         # Imported here, because it is slow to import and may not be installed.
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, Progress, TextColumn
 
-        self._progress = Progress(console=Console(stderr=True), transient=True)
+        self._progress = Progress(
+            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
 
@@ -142,9 +161,16 @@ class _Bar:
         self._progress.stop()
 
 
-def print_status(record: FleetRun, tally: Tally, *, holder: str | None, as_json: bool) -> None:
-    """Print the newest run of a fleet, from the journal; `holder` is the process that runs one."""
+def print_status(
+    record: FleetRun, tally: Tally, *, holder: str | None, rate: float, as_json: bool
+) -> None:
+    """Print the newest run of a fleet, from the journal.
+
+    `holder` is the process that runs a fleet now, `rate` how many apps a second this run does.
+    """
     is_running = holder is not None and not record.ended
+    open_apps = record.apps - tally.total + tally["sent"]
+    left_s = remaining_s(open_apps, rate) if is_running else None
     if as_json:
         print_json(
             {
@@ -155,6 +181,9 @@ def print_status(record: FleetRun, tally: Tally, *, holder: str | None, as_json:
                 "returns_from": record.returns_from,
                 "ended": record.ended,
                 "running": is_running,
+                "holder": holder,
+                "rate_per_s": round(rate, 3) if is_running else None,
+                "eta_s": None if left_s is None else ceil(left_s),
                 "apps": record.apps,
                 **_counts(tally),
                 "unreached": record.apps - tally.total,
@@ -164,9 +193,11 @@ def print_status(record: FleetRun, tally: Tally, *, holder: str | None, as_json:
         return
     state = "ended" if record.ended else "not ended: the same command continues it"
     if is_running:
-        state = f"running in {holder}"
+        state = f"running in {holder}: {rate_text(rate)}, {left_text(left_s)}"
     of = f" of run {record.returns_from}" if record.returns_from is not None else ""
     click.echo(f"Run {record.id}, {record.action}{of}, begun {record.at}, {state}.")
+    if holder is not None and record.ended:
+        click.echo(f"Another fleet begins in {holder}; it has sent nothing yet.")
     _print_tally(tally, record.apps, verb="done")
 
 

@@ -10,6 +10,7 @@ import click
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.fleet.project_schema import read_wait
+from prefetch_kit.fleet.selection import Selection, read_names
 from prefetch_kit.registrar.plan import Guard
 
 _Command = Callable[..., Any]
@@ -19,6 +20,21 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON 
 out_option = click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
 to_option = click.option("--to", type=int, metavar="RUN", help="Undo this run and all later ones.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def with_selection(command: _Command) -> _Command:
+    """Give a command --only and --exclude, which are its `selection`."""
+
+    @wraps(command)
+    def selecting(*args: Any, **kwargs: Any) -> Any:
+        only, exclude = read_names(kwargs.pop("only")), read_names(kwargs.pop("exclude"))
+        return command(*args, selection=Selection(only or None, exclude), **kwargs)
+
+    which = "an appid, or a file with one a line or a column appid; repeatable."
+    for name, says in (("--exclude", "Leave these out"), ("--only", "Only these")):
+        option = click.option(name, multiple=True, metavar="APPID|FILE", help=f"{says}: {which}")
+        selecting = option(selecting)
+    return selecting
 
 
 _GUARDS: Final[Mapping[Guard, str]] = {

@@ -50,9 +50,8 @@ def fill_targets(
             remedy="Say where at least one kind of pull comes from, here or in [cloud.pre_fetch]",
         )
     if project.apps is not None:
-        source, listed = str(project.apps), read_list(project.apps)
+        listed = read_list(project.apps)
     else:
-        source = "the platform's list of merchants"
         listed = ((appid, {"appid": appid}) for appid in merchants(authorizers, shown))
     problems: list[str] = []
     for where, cells in listed:
@@ -64,12 +63,33 @@ def fill_targets(
     if len(problems) > _SHOWN:
         problems[_SHOWN:] = ["and more"]
     if problems:
-        raise ListRefused(source, problems)
+        raise ListRefused(source_of_apps(project), problems)
+
+
+def recover_tokens(
+    project: Project, authorizers: Authorizers | None, targets: Targets, *, shown: Shown
+) -> None:
+    """Have the refresh tokens of those apps that get their tokens through the platform."""
     if project.apps is not None and authorizers is not None:
         served = (appid for appid, _ in targets if source_of(project, appid) == "platform")
         # Whoever has no refresh token after that asks for it alone, and says what is wrong.
         with suppress(WeixinError, TokenSourceError):
             authorizers.recover(served, shown=shown)
+
+
+def source_of_apps(project: Project) -> str:
+    """Where the mini programs of a project are listed, in words."""
+    return "the platform's list of merchants" if project.apps is None else str(project.apps)
+
+
+def listed_appids(project: Project, authorizers: Authorizers | None, shown: Shown) -> set[str]:
+    """All that are on the list now. Raises `ListRefused` where a line cannot be read."""
+    if project.apps is None:
+        return set(merchants(authorizers, shown))
+    lines = list(read_list(project.apps))
+    if problems := [f"{where}: {cells}" for where, cells in lines if isinstance(cells, str)]:
+        raise ListRefused(str(project.apps), problems[:_SHOWN])
+    return {cells.get("appid", "") for _, cells in lines if not isinstance(cells, str)}
 
 
 def merchants(authorizers: Authorizers | None, shown: Shown) -> Iterator[str]:
@@ -133,8 +153,8 @@ def read_list(path: Path) -> Iterator[Listed]:
 
 
 def _lines(file: IO[str]) -> Iterator[str]:
-    while line := file.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE:
+    while line := file.readline(_LONGEST_LINE + len("\r\n")):
+        if len(line.rstrip("\r\n")) > _LONGEST_LINE:
             raise csv.Error(f"a line is longer than {_LONGEST_LINE} characters")
         yield line
 

@@ -18,21 +18,22 @@ from prefetch_kit.errors import (
     Refused,
     TokenSourceError,
 )
-from prefetch_kit.fetch_setting import Kind
+from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.registrar.journal import Outcome
 from prefetch_kit.registrar.plan import Plan
 from prefetch_kit.weixin.retry import pause_s
 
 # Sent: WeChat accepted it, and does not show it yet. Left: begun when the fleet stopped, and
-# nothing was sent for it.
-FleetOutcome = Literal["done", "sent", "failed", "deferred", "left"]
+# nothing was sent for it. Skipped: it is no mini program, and the platform's list has all accounts.
+FleetOutcome = Literal["done", "sent", "failed", "deferred", "left", "skipped"]
 # Of whom a failure says something: of its own account, or of all apps of the fleet.
 Whose = Literal["account", "all"]
 
 _EXAMPLES: Final = 3
 _MOST_CAUSES: Final = 100
 # No mini program, not allowed to use the API, not authorized, and authorized without it.
-_ITS_OWN: Final = frozenset({40166, 48001, 61003, 61007})
+_NO_MINI_PROGRAM: Final = 40166
+_ITS_OWN: Final = frozenset({_NO_MINI_PROGRAM, 48001, 61003, 61007})
 # This machine's address, and the platform's appid.
 _EVERYONES: Final = frozenset({61004, 61011})
 # Calls that the platform makes in its own name.
@@ -134,15 +135,26 @@ def whose(error: PrefetchKitError) -> Whose | None:
     return "all" if isinstance(error, PlatformUnusable) else None
 
 
-def failure(appid: str, error: PrefetchKitError) -> Result:
-    """What became of an app of which this error is the end."""
+def failure(appid: str, error: PrefetchKitError, *, skips_others: bool = False) -> Result:
+    """What became of an app of which this error is the end.
+
+    With `skips_others` one that is no mini program is left out.
+    """
     outcome: FleetOutcome = "failed"
     errcode = None
     match error:
         case PartlySet():
             rest = failure(appid, error.error)
             outcome, errcode = rest.outcome, rest.errcode
-            cause = f"{' and '.join(error.kept)} was set and stays so; the rest: {rest.cause}"
+            is_refused = isinstance(error.error, Refused) and error.error.rules_out_effect
+            other = " and ".join(kind for kind in KINDS if kind not in error.kept)
+            cause = (
+                f"{' and '.join(error.kept)} set, {other} {'refused' if is_refused else 'not'}: "
+                f"{rest.cause}"
+            )
+        case Refused(errcode=code) if skips_others and code == _NO_MINI_PROGRAM:
+            outcome, errcode = "skipped", code
+            cause = f"{code}, no mini program but another account, such as an official one (公众号)"
         case Refused():
             cause, errcode = f"{error.errcode}, {error.meaning}. {error.remedy}", error.errcode
             if error.kind in ("quota_minute", "quota_day"):

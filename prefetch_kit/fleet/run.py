@@ -16,12 +16,19 @@ from typing import Final, Protocol
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanUnusable
 from prefetch_kit.fetch_setting import FetchSettings
-from prefetch_kit.fleet.app_list import fill_targets, merchants
+from prefetch_kit.fleet.app_list import (
+    fill_targets,
+    listed_appids,
+    merchants,
+    recover_tokens,
+    source_of_apps,
+)
 from prefetch_kit.fleet.changes import Budget, Changes, NotSent
 from prefetch_kit.fleet.project import Pace, Project
 from prefetch_kit.fleet.rate_limit import Rate, RateLimitedCalls, RateLimitedTransport
 from prefetch_kit.fleet.results import Result
 from prefetch_kit.fleet.schedule import Schedule, Task
+from prefetch_kit.fleet.selection import EVERY_APP, Selection
 from prefetch_kit.fleet.targets import (
     Planned,
     Targets,
@@ -51,7 +58,8 @@ _Found = Iterator[tuple[str, FetchSettings]]
 class Begun:
     """What a fleet is about to do. `run` is its number in the journal, None if it sends nothing.
 
-    `unread` apps are not in the saved plan that it executes, as they could not be read for it.
+    `unread` apps are not in the saved plan that it executes, as they could not be read for it;
+    `unlisted` ones are, and are left out, as they are no longer on the list.
     """
 
     action: str
@@ -59,6 +67,7 @@ class Begun:
     run: int | None = None
     resumed: bool = False
     unread: int = 0
+    unlisted: tuple[str, ...] = ()
 
 
 class Report(Protocol):
@@ -103,8 +112,8 @@ class Fleet:
 
     Methods raise what their parts raise: `ConfigError`, `ListRefused`, `LockHeld`,
     `JournalFailed`, `PlanUnusable`, and while the list of merchants is read `WeixinError` and
-    `TokenSourceError`. What goes wrong with one app is in its result. `settings_of` gives the
-    way to one app's settings; the project says where left out.
+    `TokenSourceError`. What goes wrong with one app is in its result. `selection` leaves apps
+    out. `settings_of` gives the way to one app's settings; the project says where left out.
     """
 
     def __init__(
@@ -113,11 +122,13 @@ class Fleet:
         report: Report | None = None,
         *,
         pace: Pace | None = None,
+        selection: Selection = EVERY_APP,
         settings_of: Callable[[str], SettingsApi] | None = None,
     ) -> None:
         self._project = project
         self._report = report or _Silent()
         self._pace = pace or project.pace
+        self._selection = selection
         self._stopping = threading.Event()
         self._settings_of = settings_of or self._own_settings
         self._transport = RateLimitedTransport(
@@ -145,7 +156,7 @@ class Fleet:
         if out is not None:
             check_directory(out)
         with Targets() as targets, ExitStack() as stack:
-            fill_targets(self._project, self._authorizers, targets, shown=self._report.listed)
+            self._fill(targets)
             is_known = self.history.exists()
             if is_known:
                 stack.enter_context(self.history)
@@ -162,7 +173,7 @@ class Fleet:
             summary = self._read("plan", targets, work)
             if out is not None and summary.stopped_because is None:
                 plans = ((appid, changes_of(text)) for appid, text in targets.found())
-                unread = summary.apps - summary.tally["done"]
+                unread = summary.apps - summary.tally["done"] - summary.tally["skipped"]
                 wechat = wechat_name(self._project.api_base_url)
                 write_plans(out, plans, wechat=wechat, unread=unread)
         return summary
@@ -177,6 +188,7 @@ class Fleet:
             every = merchants(self._authorizers, self._report.listed)
             for appid in every if appids is None else appids:
                 targets.add(appid)
+            self._selection.reduce(targets, source_of_apps(self._project))
 
             def work(task: Task) -> Plan:
                 current = self._settings(task).get()
@@ -197,14 +209,18 @@ class Fleet:
         """
         with self._locks.hold(FLEET), Targets() as targets:
             if saved is None:
-                fill_targets(self._project, self._authorizers, targets, shown=self._report.listed)
+                self._fill(targets)
                 return self._change("apply", targets, limits, plan_of_wanted)
             path, unread = Path(saved), list[int]()
             wechat = wechat_name(self._project.api_base_url)
             for appid, changes in read_plans(path, wechat=wechat, at_end=unread.append):
                 if not targets.add(appid, changes_text(changes)):
                     raise PlanUnusable(str(path), f"{appid} is there twice")
-            return self._change("apply", targets, limits, plan_of_changes, unread=sum(unread))
+            unlisted = self._drop_unlisted(targets, path)
+            self._selection.reduce(targets, str(path))
+            return self._change(
+                "apply", targets, limits, plan_of_changes, unread=sum(unread), unlisted=unlisted
+            )
 
     def rollback(self, limits: Limits = NO_GUARD_LIFTED, *, to: int | None = None) -> Summary:
         """Bring back what WeChat held before the last apply of a fleet, for each app it changed.
@@ -223,11 +239,31 @@ class Fleet:
             changed = history.changed(since) if to is None else history.changed_since(since)
             for appid in changed:
                 targets.add(appid)
+            self._selection.reduce(targets, f"what run {since} changed, and was not rolled back")
 
             def planned(appid: str, _: str, current: FetchSettings) -> Plan:
                 return plan_rollback(appid, current, history.past(appid, since=since))
 
             return self._change("rollback", targets, limits, planned, undoes=since)
+
+    def _fill(self, targets: Targets) -> None:
+        shown = self._report.listed
+        fill_targets(self._project, self._authorizers, targets, shown=shown)
+        self._selection.reduce(targets, source_of_apps(self._project))
+        recover_tokens(self._project, self._authorizers, targets, shown=shown)
+
+    def _drop_unlisted(self, targets: Targets, plan: Path) -> tuple[str, ...]:
+        """Take out those that came off the list after the plan was saved; who they are.
+
+        Whoever takes an app off the list wants it left alone.
+        """
+        listed = listed_appids(self._project, self._authorizers, self._report.listed)
+        unlisted = tuple(appid for appid, _ in targets if appid not in listed)
+        for appid in unlisted:
+            targets.drop(appid)
+        if unlisted and not len(targets):
+            raise PlanUnusable(str(plan), "none of its mini programs is on the list any more")
+        return unlisted
 
     @property
     def _authorizers(self) -> Authorizers | None:
@@ -260,7 +296,9 @@ class Fleet:
         """Do `work` for each app, which sends nothing."""
         self._report.begun(Begun(action, len(targets)))
         schedule = self._schedule(targets, canary=0, stop_at=_NEVER)
-        return self._work(Workers(schedule, work, self._tell, sent=False), schedule)
+        skips_others = self._project.apps is None
+        workers = Workers(schedule, work, self._tell, sent=False, skips_others=skips_others)
+        return self._work(workers, schedule)
 
     def _change(
         self,
@@ -271,6 +309,7 @@ class Fleet:
         *,
         undoes: int | None = None,
         unread: int = 0,
+        unlisted: tuple[str, ...] = (),
     ) -> Summary:
         """Do what is `planned` for each app; with `undoes` all since that run is undone by it."""
         most = self._pace.max_changes if limits.max_changes is None else limits.max_changes
@@ -284,10 +323,10 @@ class Fleet:
 
         with self.history as journal:
             run, is_resumed = journal.begin_fleet(action, apps=len(targets), returns_from=undoes)
-            if is_resumed:
+            if is_resumed and self._selection.is_all:
                 others = sum(appid not in targets for appid, _, _ in journal.results(run))
                 journal.resize(run, apps=len(targets) + others)
-            self._report.begun(Begun(action, len(targets), run, is_resumed, unread))
+            self._report.begun(Begun(action, len(targets), run, is_resumed, unread, unlisted))
             pace = self._pace
             schedule = self._schedule(targets, canary=pace.canary, stop_at=pace.stop_at)
 
@@ -310,10 +349,14 @@ class Fleet:
                 journal.note(run, result.appid, result.outcome, result.cause)
                 self._tell(result)
 
-            summary = self._work(Workers(schedule, changes.turn, report, sent=True), schedule)
-            # What failed is for another run. But a rollback is done only when all is back.
-            is_over = summary.is_ended if action == "apply" else summary.exit_code == 0
-            if is_over:
+            is_apply = action == "apply"
+            skips_others = is_apply and self._project.apps is None
+            workers = Workers(schedule, changes.turn, report, sent=True, skips_others=skips_others)
+            summary = self._work(workers, schedule)
+            # What failed is for another run. But a rollback is done only when all is back, and a
+            # run that was cut short is not ended by one for some of its apps.
+            is_over = summary.is_ended if is_apply else summary.exit_code == 0
+            if is_over and (self._selection.is_all or not is_resumed):
                 journal.end_fleet(run)
             journal.flush()
         return summary

@@ -200,6 +200,8 @@ class Schedule:
             progress.proven += is_sent
         elif task.is_canary or is_sent:
             progress.canaries_begun -= task.is_canary
+            if result.outcome == "skipped":
+                return
             progress.canaries_replaced += is_of_account
             if not is_of_account or progress.canaries_replaced > self._canary:
                 what = "is not yet confirmed" if result.outcome == "sent" else "was not done"

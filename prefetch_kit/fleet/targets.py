@@ -63,6 +63,10 @@ class Targets:
         self._count += is_new
         return is_new
 
+    def drop(self, appid: str) -> None:
+        """Take an app out again."""
+        self._count -= self._do("DELETE FROM apps WHERE appid = ?", appid)[0]
+
     def note(self, appid: str, found: str) -> None:
         """Keep what was found for an app."""
         self._do("UPDATE apps SET found = ? WHERE appid = ?", found, appid)

@@ -49,7 +49,7 @@ class Summary:
         4: nothing was done. 1: anything else.
         """
         tally = self.tally
-        if tally["done"] == self.apps:
+        if tally["done"] + tally["skipped"] == self.apps:
             return 0
         if not tally["failed"] and (self.stopped_because is None or self.is_deferred):
             if tally["deferred"]:
@@ -62,7 +62,8 @@ class Summary:
 class Workers:
     """Threads that take tasks from a schedule, do `work` for each, and hand `report` the result.
 
-    `work` returns an app's plan, executed where `sent`. `report` is called from the workers.
+    `work` returns an app's plan, executed where `sent`. With `skips_others` apps that are no mini
+    programs are left out. `report` is called from the workers.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Workers:
         report: Callable[[Result], None],
         *,
         sent: bool,
+        skips_others: bool,
     ) -> None:
         self._schedule = schedule
         self._work = work
         self._report = report
         self._sent = sent
+        self._skips_others = skips_others
         self._is_sent = False
         self._lock = threading.Lock()
         self._tally = Tally()
@@ -157,7 +160,8 @@ class Workers:
             delay_s = None if task.is_open else pause_s(error, task.tries)
             if delay_s is not None and self._schedule.again(task, delay_s=delay_s):
                 return
-            result, says_of = failure(task.appid, error), whose(error)
+            result = failure(task.appid, error, skips_others=self._skips_others)
+            says_of = whose(error)
         if (execution := task.execution) is not None:
             result = replace(result, plan=execution.plan, outcomes=dict(execution.outcomes))
         with self._lock:

@@ -49,6 +49,7 @@ def test_json_begins_with_its_version_and_ends_with_the_summary(project: "Projec
         "run": 1,
         "resumed": False,
         "unread": 0,
+        "unlisted": [],
     }
     assert sorted(each["appid"] for each in apps) == project.appids
     assert {each["changes"][0]["kind"] for each in apps} == {"pre_fetch"}

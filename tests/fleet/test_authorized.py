@@ -93,6 +93,31 @@ def test_every_merchant_is_registered(
     assert sorted(merchants.told.results) == merchants.appids[1:5]
 
 
+def test_official_accounts_are_left_out(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None]
+) -> None:
+    """They authorize a platform too: they are counted, spoil no canary, and fail nothing."""
+    others = [f"wx0official{number}" for number in range(12)]
+    for appid in others:
+        merchants.wx.add_app(appid, secret="s", kind="officialaccount")
+    for appid in [*others, *merchants.add(6)]:
+        authorize(appid)
+    for summary in (Fleet(project).plan(), Fleet(project, merchants.told).apply(Limits())):
+        assert (summary.exit_code, summary.tally["done"], summary.tally["skipped"]) == (0, 6, 12)
+    assert {merchants.told.results[appid].errcode for appid in others} == {40166}
+
+
+def test_an_official_account_on_a_list_of_ones_own_fails(
+    merchants: "Merchants", project: Project, authorize: Callable[[str], None], tmp_path: Path
+) -> None:
+    """Somebody wrote it there, and has to know."""
+    merchants.wx.add_app("wx0official", secret="s", kind="officialaccount")
+    authorize("wx0official")
+    (tmp_path / "apps.csv").write_text("appid\nwx0official\n")
+    summary = Fleet(replace(project, apps=tmp_path / "apps.csv")).plan()
+    assert (summary.exit_code, summary.tally["failed"]) == (4, 1)
+
+
 def lose_authorizations(project: Project) -> None:
     path = project.state_dir / wechat_name(project.api_base_url) / "tokens.sqlite3"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -121,7 +121,7 @@ def test_half_set_is_told_as_what_it_is(merchants: "Merchants", before: list[str
     summary = merchants.apply(workers=1)
     assert summary.exit_code == 1
     result = merchants.told.results[before[0]]
-    assert result.cause.startswith("pre_fetch was set and stays so; the rest: 9410017")
+    assert result.cause.startswith("pre_fetch set, period_fetch refused: 9410017")
     assert result.outcomes == {"pre_fetch": "confirmed", "period_fetch": "refused"}
     assert result.plan is not None
 
