@@ -13,7 +13,7 @@ import click
 
 from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import commands, with_app
-from prefetch_kit.cli.errors import FAILED
+from prefetch_kit.cli.errors import FAILED, CommandFailed
 from prefetch_kit.cli.options import as_json_option
 from prefetch_kit.cli.output import print_json, print_probe
 from prefetch_kit.fetch_setting import FetchSetting, Kind
@@ -41,6 +41,11 @@ def urls(loaded: LoadedApp, *, as_json: bool, skip_probe: bool) -> None:
         for kind, setting in loaded.wanted().items()
         if not isinstance(setting, OffIfFrom)
     }
+    if not wanted:
+        raise CommandFailed(
+            "The app has no handler, so there is no URL to set. Register one with pre_fetch or "
+            "period_fetch."
+        )
     steps = {"zh": list(_steps_in_chinese(loaded, wanted)), "en": list(_steps(loaded, wanted))}
     if as_json:
         for kind, setting in wanted.items():

@@ -21,7 +21,7 @@ from prefetch_kit.sandbox.faults import Fault, hang_up, pause, spoil
 from prefetch_kit.sandbox.platform import DENIALS, MINIPROGRAM
 from prefetch_kit.sandbox.server_domains import SERVER_DOMAINS, changed_lists
 from prefetch_kit.sandbox.settings import HALVES, parse_half, shown
-from prefetch_kit.sandbox.state import App, Earlier, LoggedRequest
+from prefetch_kit.sandbox.state import App, Earlier, LateEffect, LoggedRequest
 from prefetch_kit.sandbox.third_party import FETCH_PERMISSION, Component
 
 _LOGINS: Final = frozenset({"/sns/jscode2session", "/sns/component/jscode2session"})
@@ -90,8 +90,8 @@ class Api:
             self._take_effect(call)
         elif fault.effect == "late":
             with platform.lock:
-                due_at = platform.now() + fault.late_s
-                platform.state.late.append((due_at, lambda: self._take_effect(call)))
+                late = LateEffect(platform.now() + fault.late_s, lambda: self._take_effect(call))
+                platform.state.late.append(late)
         if fault.kind == "errcode":
             response = self._refuse(call, fault)
             response.headers.extend(dict(fault.headers))

@@ -106,6 +106,7 @@ class Phones(Platform):
     ) -> Pulled:
         """The user opens the mini program: WeChat pre-fetches, if that is on."""
         launch: dict[str, object] = {"path": path, "query": query, "scene": scene}
+        self.take_late_effects()
         with self.lock:
             app, user = self.app(appid), self.user(appid, openid)
             user.active_at = self.now()
@@ -118,6 +119,7 @@ class Phones(Platform):
 
     def periodic_pull(self, appid: str, openid: str, *, force: bool = False) -> Pulled:
         """WeChat's periodic pull, if it is due; with `force` in any case."""
+        self.take_late_effects()
         with self.lock:
             app, user = self.app(appid), self.user(appid, openid)
             reason = _unset(app, PERIOD_FETCH) or self._without_token(user)

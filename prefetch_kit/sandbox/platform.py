@@ -154,10 +154,10 @@ class Platform:
         """Let the calls take effect whose fault delayed that until now."""
         with self.lock:
             now, waiting = self.now(), self.state.late
-            due = [run for due_at, run in waiting if due_at <= now]
-            waiting[:] = [each for each in waiting if each[0] > now]
-        for run in due:
-            run()
+            due = [each for each in waiting if each.at <= now]
+            waiting[:] = [each for each in waiting if each.at > now]
+        for effect in sorted(due, key=lambda each: each.at):
+            effect.run()
 
     def requests(self) -> list[LoggedRequest]:
         """The last 10,000 API calls, oldest first."""

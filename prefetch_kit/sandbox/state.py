@@ -86,6 +86,13 @@ class LoggedRequest:
     at: float
 
 
+class LateEffect(NamedTuple):
+    """A call that takes effect after its answer, and when."""
+
+    at: float
+    run: Callable[[], None]
+
+
 @dataclass
 class State:
     apps: dict[str, App] = field(default_factory=dict)
@@ -94,8 +101,7 @@ class State:
     codes: LoginCodes = field(default_factory=LoginCodes)
     quotas: Quotas = field(default_factory=Quotas)
     faults: FaultScript = field(default_factory=FaultScript)
-    late: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
-    """Calls that take effect later, and when."""
+    late: list[LateEffect] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
     requests: deque[LoggedRequest] = field(default_factory=lambda: deque(maxlen=MAX_REQUESTS))
     pushes: deque[Pushed] = field(default_factory=lambda: deque(maxlen=MAX_REQUESTS))

@@ -65,6 +65,14 @@ def test_other_sources(cli: "Cli", settings: dict[str, Any], prefetch: Prefetch)
     assert "business domains" not in ended.stdout
 
 
+def test_an_app_without_handlers(cli: "Cli", settings: dict[str, Any]) -> None:
+    """There is nothing to paste, and the sentence says why."""
+    app = Flask(__name__)
+    app.config.update(settings)
+    app.register_blueprint(Prefetch("prefetch", __name__))
+    assert "The app has no handler" in cli.refused("urls", app=app)
+
+
 @pytest.mark.parametrize("errcode", [48001, 61003, 61007, 61014, 61015])
 @pytest.mark.parametrize("command", [("show",), ("plan",), ("apply", "--yes"), ("settings", "get")])
 def test_a_refused_own_token_names_the_way_out(
