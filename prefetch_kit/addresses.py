@@ -99,6 +99,24 @@ def platform_url_problem(url: str) -> str | None:
     return "must begin with https:// (http:// only for a loopback host)"
 
 
+def proxy_url_problem(url: str) -> tuple[str, str] | None:
+    """What is wrong with the address of a proxy, and what to do; tells nothing of the address."""
+    remedy = (
+        "Write http://proxy.example:3128, or http://user:password@proxy.example:3128 with %XX for "
+        "every character that is not a letter or digit"
+    )
+    try:
+        parts = urlsplit(url)
+        is_there = bool(parts.hostname and parts.port)
+    except ValueError:
+        is_there = False
+    if not is_there or not _PRINTABLE.fullmatch(url):
+        return "is not the address of a proxy with its port", remedy
+    if parts.scheme != "http" or parts.path not in ("", "/") or "?" in url or "#" in url:
+        return "is not http:// and a host with its port, and nothing after that", remedy
+    return None
+
+
 # One WeChat behind several names, the second list of developers.weixin.qq.com, "接口域名说明".
 WECHAT_HOSTS: Final = tuple(
     f"{name}.weixin.qq.com" for name in ("api", "api2", "sh.api", "sz.api", "hk.api")

@@ -178,7 +178,8 @@ class LoadedApp:
 
     @cached_property
     def transport(self) -> Transport:
-        return Transport(base_url=self.config.api_base_url, ca_file=self.config.ca_file)
+        config = self.config
+        return Transport(base_url=config.api_base_url, ca_file=config.ca_file, proxy=config.proxy)
 
     @cached_property
     def tokens(self) -> TokenSources:

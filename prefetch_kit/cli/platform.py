@@ -42,7 +42,9 @@ def _with_platform(function: _Command) -> _Command:
     @wraps(function)
     def command(info: ScriptInfo, /, *args: Any, config: Path | None, **options: Any) -> None:
         settings = state_of(load_app(info)).config if config is None else load_project(config)
-        with Transport(base_url=settings.api_base_url, ca_file=settings.ca_file) as transport:
+        with Transport(
+            base_url=settings.api_base_url, ca_file=settings.ca_file, proxy=settings.proxy
+        ) as transport:
             found = third_party_of(settings, transport)
             if found is None:
                 raise ConfigError(

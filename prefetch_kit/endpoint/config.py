@@ -198,6 +198,12 @@ class Config:
     ca_file: str | None = setting(
         values.read_text, meaning="certificates (PEM) that are trusted besides the usual ones"
     )
+    proxy: Secret | None = setting(
+        values.read_proxy,
+        secret=True,
+        meaning="an HTTP proxy for all calls to WeChat, `http://user:password@host:port`; "
+        "`probe` does not use it",
+    )
     state_dir: Path = setting(
         values.read_path,
         default=_DEFAULT_STATE_DIR,

@@ -109,7 +109,9 @@ def code_logins(config: Config, logger: SafeLogger) -> CodeLogins:
     from prefetch_kit.weixin.login import CodeExchange, platform_exchange
 
     deadline_s, ca_file = LOGIN_DEADLINE_S, config.ca_file
-    own = CodeExchange(base_url=config.api_base_url, ca_file=ca_file, deadline_s=deadline_s)
+    own = CodeExchange(
+        base_url=config.api_base_url, ca_file=ca_file, proxy=config.proxy, deadline_s=deadline_s
+    )
     platform = platform_exchange(config, ca_file=ca_file, deadline_s=deadline_s)
 
     def exchange(appid: str, code: Secret) -> Login | None:

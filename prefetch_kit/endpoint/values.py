@@ -12,6 +12,7 @@ from prefetch_kit.addresses import (
     CONFIRM_FILE_CONTENT,
     CONFIRM_FILE_NAME,
     platform_url_problem,
+    proxy_url_problem,
     public_url_problem,
     redis_url_problem,
 )
@@ -154,6 +155,13 @@ def read_aes_key(value: object) -> Secret:
             "is not of 43 letters and digits", "Copy 消息加解密Key from the platform's settings"
         )
     return key
+
+
+def read_proxy(value: object) -> Secret:
+    url = read_secret(value)
+    if problem := proxy_url_problem(url.reveal()):
+        raise InvalidError(*problem)
+    return url
 
 
 def read_redis_url(value: object) -> Secret:

@@ -111,6 +111,8 @@ def _toml(project: Project, listed: Path, seen: _Seen) -> str:
         top["api_base_url"] = _quoted(project.api_base_url)
     if project.ca_file is not None:
         top["ca_file"] = _quoted(str(Path(project.ca_file).absolute()))
+    if project.proxy is not None:
+        top["proxy"] = _variable("PREFETCH_PROXY")
     tables = {"apps": {"list": _quoted(listed.name)}, "urls": {}}
     for kind, template in seen.templates().items():
         if not template.startswith("cloud:"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from prefetch_kit.addresses import redis_url_problem, wechat_name
+from prefetch_kit.addresses import proxy_url_problem, redis_url_problem, wechat_name
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.fleet.project_schema import checked
@@ -50,6 +50,7 @@ class Project:
     state_dir: Path
     api_base_url: str
     ca_file: str | None
+    proxy: Secret | None
     component_appid: str | None
     component_secret: Secret | None
     app_secrets: Mapping[str, Secret]
@@ -70,7 +71,12 @@ def load_project(path: str | Path, *, environment: Mapping[str, str] = os.enviro
     path = Path(path)
     read = checked(path, _parse(path))
     apps, tokens = read["apps"], read["tokens"]
-    secrets = {name: _secret(path, name, tokens[name], environment) for name in _SECRETS}
+    secrets = {
+        name: _secret(path, f"[tokens] {name}", tokens[name], environment) for name in _SECRETS
+    }
+    proxy = _secret(path, "proxy", read["proxy"], environment)
+    if proxy is not None and (problem := proxy_url_problem(proxy.reveal())):
+        raise ConfigError(f"{path}: proxy", problem[0], remedy=problem[1])
     store_url = secrets["store_url"]
     if store_url is not None and (problem := redis_url_problem(store_url.reveal())):
         raise ConfigError(f"{path}: [tokens] store_url", problem[0], remedy=problem[1])
@@ -86,6 +92,7 @@ def load_project(path: str | Path, *, environment: Mapping[str, str] = os.enviro
         state_dir=state_dir,
         api_base_url=read["api_base_url"],
         ca_file=None if read["ca_file"] is None else str(here / read["ca_file"]),
+        proxy=proxy,
         component_appid=tokens["component_appid"],
         component_secret=secrets["component_secret"],
         app_secrets=_app_secrets(path, secrets["app_secrets"]),
@@ -135,7 +142,7 @@ def _secret(
     """The secret that the file names, from where it is named."""
     if reference is None:
         return None
-    key = f"{path}: [tokens] {name}"
+    key = f"{path}: {name}"
     if (variable := reference.get("env")) is not None:
         if not environment.get(variable, "").strip():
             problem = f"names {variable}, which is not set in the environment"

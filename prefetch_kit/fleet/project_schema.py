@@ -251,6 +251,7 @@ class _ProjectSchema(Schema):
     state_dir = fields.String(load_default=None)
     api_base_url = fields.String(load_default="https://api.weixin.qq.com", validate=_check_base_url)
     ca_file = fields.String(load_default=None)
+    proxy = fields.Raw(load_default=None, validate=_check_reference)
     apps = fields.Nested(_AppsSchema, required=True)
     urls = fields.Nested(_UrlsSchema, load_default=lambda: {"off": []})
     cloud = fields.Nested(_CloudSchema, load_default=dict)

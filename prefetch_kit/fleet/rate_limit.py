@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from prefetch_kit.errors import OutcomeUnknown, WeixinError
 from prefetch_kit.fleet.results import whose
+from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.transport import Transport
 
 _TOKEN_CALLS: Final = frozenset(
@@ -50,8 +51,10 @@ class RateLimitedTransport(Transport):
     themselves: they are made under locks for which others wait, and not for long.
     """
 
-    def __init__(self, rate: Rate, *, base_url: str, ca_file: str | None) -> None:
-        super().__init__(base_url=base_url, ca_file=ca_file)
+    def __init__(
+        self, rate: Rate, *, base_url: str, ca_file: str | None, proxy: Secret | None = None
+    ) -> None:
+        super().__init__(base_url=base_url, ca_file=ca_file, proxy=proxy)
         self._rate = rate
         self._said_to_all: WeixinError | None = None
 

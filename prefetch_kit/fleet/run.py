@@ -135,6 +135,7 @@ class Fleet:
             Rate(self._pace.rate, stopping=self._stopping),
             base_url=project.api_base_url,
             ca_file=project.ca_file,
+            proxy=project.proxy,
         )
         self._tokens = TokenSources(project, self._transport)
         self._locks = Locks(project.wechat_dir / "apps.lock")

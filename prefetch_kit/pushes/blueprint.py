@@ -60,7 +60,12 @@ class PlatformPushes(Blueprint):
         state.push_endpoint = f"{setup.name_prefix}.{setup.name}.events".lstrip(".")
         keys = _keys(config)
         platform = ThirdParty(
-            Transport(base_url=config.api_base_url, ca_file=config.ca_file, deadline_s=_DEADLINE_S),
+            Transport(
+                base_url=config.api_base_url,
+                ca_file=config.ca_file,
+                proxy=config.proxy,
+                deadline_s=_DEADLINE_S,
+            ),
             keys.appid,
             _given("PREFETCH_COMPONENT_SECRET", config.component_secret),
             stores_of(config, lock_wait_s=_DEADLINE_S),

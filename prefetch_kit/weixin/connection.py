@@ -26,6 +26,7 @@ from urllib3.util.response import assert_header_parsing
 from prefetch_kit.addresses import is_public
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError
+from prefetch_kit.weixin.proxy import Proxy, ProxyError
 
 _HEAD_BYTES = 2**20
 
@@ -41,15 +42,16 @@ class Outgoing:
     """One request under way: its secrets and its deadline, kept out of everything requests sees.
 
     `deadline_s` counts from the moment this is made. `max_bytes` is the longest body that is
-    wanted. `public_only` connects to nothing but public addresses. `sent` turns True when the
-    first byte of the request is handed to the socket. `address` is what was connected to, and
-    `certificate_ends` when what it showed does, in seconds since the epoch.
+    wanted. `public_only` connects to nothing but public addresses, `proxy` through a tunnel.
+    `sent` turns True when the first byte of the request is handed to the socket. `address` is what
+    was connected to, and `certificate_ends` when what it showed does, in seconds since the epoch.
     """
 
     query: Mapping[str, str | Secret]
     deadline_s: float
     max_bytes: int
     public_only: bool = False
+    proxy: Proxy | None = None
     started: float = field(default_factory=time.monotonic)
     sent: bool = False
     received: int = 0
@@ -168,7 +170,9 @@ class DeadlineConnection(HTTPConnection):
     debuglevel = 0  # a process-wide http.client.HTTPConnection.debuglevel prints what is sent
 
     def _new_conn(self) -> socket.socket:
-        return _connect_any(self._dns_host.strip("[]"), self.port or self.default_port)
+        host, port = self._dns_host.strip("[]"), self.port or self.default_port
+        proxy = OUTGOING.get().proxy
+        return _connect_any(host, port) if proxy is None else _tunnelled(proxy, host, port)
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         if query := OUTGOING.get().query:
@@ -192,6 +196,22 @@ class PlainPool(HTTPConnectionPool):
 
 class TLSPool(HTTPSConnectionPool):
     ConnectionCls = DeadlineTLSConnection
+
+
+def _tunnelled(proxy: Proxy, host: str, port: int) -> socket.socket:
+    """A connection to a host, whose name the proxy looks up."""
+    try:
+        sock = _connect_any(proxy.host, proxy.port)
+    except TimeoutError:
+        raise
+    except (OSError, UnicodeError):
+        raise ProxyError("cannot be connected to") from None
+    try:
+        proxy.open_tunnel(sock, host, port)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect_any(host: str, port: int) -> socket.socket:

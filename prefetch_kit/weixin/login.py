@@ -42,9 +42,12 @@ class CodeExchange:
         *,
         base_url: str = "https://api.weixin.qq.com",
         ca_file: str | None = None,
+        proxy: Secret | None = None,
         deadline_s: float = 2.0,
     ) -> None:
-        self._transport = Transport(base_url=base_url, ca_file=ca_file, deadline_s=deadline_s)
+        self._transport = Transport(
+            base_url=base_url, ca_file=ca_file, proxy=proxy, deadline_s=deadline_s
+        )
 
     def close(self) -> None:
         self._transport.close()
@@ -109,7 +112,12 @@ def platform_exchange(
     The platform's own token may have to be renewed first: `deadline_s` is for each call, and
     for the wait while another process does that.
     """
-    transport = Transport(base_url=settings.api_base_url, ca_file=ca_file, deadline_s=deadline_s)
+    transport = Transport(
+        base_url=settings.api_base_url,
+        ca_file=ca_file,
+        proxy=settings.proxy,
+        deadline_s=deadline_s,
+    )
     platform = third_party_of(settings, transport, lock_wait_s=deadline_s)
     return None if platform is None else PlatformCodeExchange(platform.calls)
 

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 import requests
 
-from prefetch_kit.addresses import is_loopback, platform_url_problem, shown
+from prefetch_kit.addresses import is_loopback, platform_url_problem, proxy_url_problem, shown
 from prefetch_kit.errors import ConfigError, FetchRule, NotFetched, OutcomeUnknown, WeixinError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
 from prefetch_kit.weixin.connection import OUTGOING, JsonBody, NotPublicError, Outgoing
 from prefetch_kit.weixin.errcodes import refusal
+from prefetch_kit.weixin.proxy import Proxy, ProxyError
 from prefetch_kit.weixin.sessions import Sessions
 
 _NO_QUERY: Mapping[str, str] = MappingProxyType({})
@@ -53,8 +54,11 @@ class Transport:
     """Sends requests that end within their deadline and keep their secrets.
 
     `base_url` is https, or http for a loopback host. `ca_file` names certificates in PEM form
-    that are trusted beside the usual ones. `deadline_s` covers a whole call, name lookup and
-    handshake included; `max_bytes` is the longest answer that is read. Raises ConfigError.
+    that are trusted beside the usual ones. `proxy` is the address of an HTTP proxy through which
+    https calls go, with its credentials: `http://user:password@host:port`; what is fetched does
+    not go through it. `deadline_s` covers a whole call, name lookup,
+    tunnel and handshake included; `max_bytes` is the longest answer that is read. Raises
+    ConfigError.
 
     Safe to share between threads and to use after a fork: each request has a session to
     itself, and a session made by another process is never used. Closing ends idle connections;
@@ -66,6 +70,7 @@ class Transport:
         *,
         base_url: str = "https://api.weixin.qq.com",
         ca_file: str | None = None,
+        proxy: Secret | None = None,
         deadline_s: float = 5.0,
         max_bytes: int = 65536,
     ) -> None:
@@ -75,7 +80,12 @@ class Transport:
                 problem,
                 remedy="Leave it out for WeChat itself, or give the sandbox's http://127.0.0.1:PORT",
             )
+        if proxy is not None and (wrong := proxy_url_problem(proxy.reveal())):
+            raise ConfigError("PREFETCH_PROXY", wrong[0], remedy=wrong[1])
         self.base_url = base_url.rstrip("/")
+        # Plain HTTP, a sandbox's, never leaves this machine.
+        is_tls = urlsplit(base_url).scheme == "https"
+        self._proxy = Proxy.of(proxy) if proxy is not None and is_tls else None
         self._sessions = Sessions(ca_file)
         self._deadline_s = deadline_s
         self._max_bytes = max_bytes
@@ -127,7 +137,8 @@ class Transport:
         """GET an https URL once, following no redirect, whatever the status.
 
         Unless this talks to a sandbox, all addresses of the host must be public, and one of
-        those that were found to be so is connected to.
+        those that were found to be so is connected to: without the proxy, which would look the
+        name up itself, and show what this machine may reach rather than what WeChat does.
 
         `query` is appended the way WeChat does it: behind a second `?` if the URL holds one.
         With `origin` (`http://127.0.0.1:8000`, loopback only) the request goes there, with the
@@ -155,7 +166,7 @@ class Transport:
     ) -> dict[str, object] | WeixinError:
         """The answer or the error, as a value: an error raised here would carry these frames."""
         reply = self._exchange(
-            Outgoing(query, self._deadline_s, self._max_bytes),
+            Outgoing(query, self._deadline_s, self._max_bytes, proxy=self._proxy),
             method,
             self.base_url + path,
             data=None if body is None else JsonBody(body),
@@ -184,6 +195,8 @@ class Transport:
     def _not_sent(self) -> str:
         parts = urlsplit(self.base_url)
         remedy = _NO_SANDBOX if self.loopback else _NOT_SENT
+        if self._proxy is not None:
+            remedy = f"check PREFETCH_PROXY; {remedy}"
         return f"Nothing was sent to {parts.scheme}://{parts.netloc}: {remedy}"
 
     def _exchange(
@@ -286,6 +299,8 @@ def _known_failure(error: BaseException | None, late: str) -> tuple[str, FetchRu
     while error is not None:
         match error:
             case UnreadableError():
+                return str(error), "answered"
+            case ProxyError():
                 return str(error), "answered"
             case NotPublicError():
                 return f"the host's name leads to {error}, which is not public", "address"

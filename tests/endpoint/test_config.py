@@ -61,6 +61,7 @@ WRONG: Mapping[str, list[object]] = {
     "PREFETCH_CONTEXT_VARS": [7, [1], {"a": 1}],
     "PREFETCH_API_BASE_URL": [7, "", "http://a.example", "x", "https://"],
     "PREFETCH_CA_FILE": ["", 7, b"x"],
+    "PREFETCH_PROXY": ["", 7, "proxy.example:3128", "https://a.example:1", "http://a.example"],
     "PREFETCH_STATE_DIR": ["", 7, b"x"],
 }
 
@@ -153,6 +154,7 @@ def test_every_key_has_a_wrong_value() -> None:
         ("PREFETCH_CONTEXT_VARS", "a, b", "context_vars", frozenset({"a", "b"})),
         ("PREFETCH_API_BASE_URL", "http://127.0.0.1:9", "api_base_url", "http://127.0.0.1:9"),
         ("PREFETCH_CA_FILE", Path("/ca.pem"), "ca_file", "/ca.pem"),
+        ("PREFETCH_PROXY", "http://u:p@a.example:1", "proxy", Secret("http://u:p@a.example:1")),
         ("PREFETCH_STATE_DIR", "/var/kit", "state_dir", Path("/var/kit")),
     ],
 )
@@ -168,7 +170,7 @@ def test_environment_is_read_by_exact_name(key: str) -> None:
     texts |= dict.fromkeys(("PREFETCH_CACHE_URL", "PREFETCH_TOKEN_STORE_URL"), "redis://127.0.0.1")
     texts |= {"PREFETCH_CONFIRM_FILES": '{"x.txt": "x"}'}
     texts |= {"PREFETCH_TOKEN_CALL": "token", "PREFETCH_COMPONENT_AES_KEY": "k" * 43}
-    texts |= {"PREFETCH_COMPONENT_PREVIOUS_AES_KEY": "k" * 43}
+    texts |= {"PREFETCH_COMPONENT_PREVIOUS_AES_KEY": "k" * 43, "PREFETCH_PROXY": "http://a.b:1"}
     texts |= dict.fromkeys(("PREFETCH_BASE_URL", "PREFETCH_API_BASE_URL"), "https://b.example")
     texts |= dict.fromkeys(("PREFETCH_PRE_FETCH", "PREFETCH_PERIOD_FETCH"), "cloud:e/f")
     text = texts.get(key, "3600")
@@ -252,6 +254,7 @@ def test_unreadable_secret_file_names_its_variable(tmp_path: Path, content: byte
         {"PREFETCH_COMPONENT_SECRET": [CANARY]},
         {"PREFETCH_TOKEN_STORE_URL": f"redis://:{CANARY}/@host"},
         {"PREFETCH_COMPONENT_APPID": "wx9", "PREFETCH_COMPONENT_MESSAGE_TOKEN": CANARY},
+        {"PREFETCH_PROXY": f"http://me:{CANARY}@proxy.example"},
         {"PREFETCH_API_BASE_URL": f"https://me:{CANARY}@api.example"},
         {"PREFETCH_API_BASE_URL": f"http://{CANARY}.example"},
         {"PREFETCH_BASE_URL": f"https://me:{CANARY}@shop.example"},

@@ -185,3 +185,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     project = load_project(tmp_path / "prefetch.toml", environment={})
     assert project.component_secret is not None
     assert project.component_secret.reveal() == "canary-platform"
+
+
+@pytest.mark.parametrize("text", ['"http://a.example:1"', '{ env = "PLATFORM" }', '{ env = "NO" }'])
+def test_a_proxy_that_is_none(tmp_path: Path, text: str) -> None:
+    """It stands elsewhere, as other secrets do, and is checked when it is read."""
+    with pytest.raises(ConfigError, match=r"prefetch\.toml: proxy") as caught:
+        loaded(tmp_path, f"proxy = {text}\n{SMALLEST}")
+    assert "canary-platform" not in str(caught.value)
