@@ -22,7 +22,7 @@ ONE = ("prefetch_kit", "--app", "shop_app:create_app()", "apply", "--yes", "--sk
 FLEET = ("prefetch_kit", "fleet", "apply", "--yes")
 
 
-class Line:
+class ShellCommand:
     """Runs commands through a shell, which can close and redirect their streams."""
 
     def __init__(self, shell: "Shell") -> None:
@@ -45,10 +45,10 @@ class Line:
 
 
 @pytest.fixture
-def line(shell: "Shell", project: "Project") -> Line:
+def command(shell: "Shell", project: "Project") -> ShellCommand:
     shell.environment["FLEET_SECRETS"] = os.environ["FLEET_SECRETS"]
     assert project.path.parent == shell.cwd
-    return Line(shell)
+    return ShellCommand(shell)
 
 
 def has_set(wx: Sandbox, appid: str) -> bool:
@@ -61,10 +61,10 @@ LOST = ["| head -0", "| head -1", "> /dev/full", "2> /dev/full", ">&-", ">&- 2>&
 @pytest.mark.parametrize("words", [ONE, FLEET, (*FLEET, "--json")], ids=["one", "fleet", "json"])
 @pytest.mark.parametrize("redirected", LOST)
 def test_output_that_cannot_be_written(
-    line: Line, project: "Project", words: tuple[str, ...], redirected: str
+    command: ShellCommand, project: "Project", words: tuple[str, ...], redirected: str
 ) -> None:
     """A closed pipe, a full disk, closed streams: all is set, and the exit code says so."""
-    ended = line(redirected, *words)
+    ended = command(redirected, *words)
     assert "ended with 0\n" in ended.stdout
     appids = [APPID] if words is ONE else project.appids
     assert [appid for appid in appids if not has_set(project.wx, appid)] == []
@@ -74,28 +74,30 @@ def test_output_that_cannot_be_written(
     assert is_said == (says and "2>" not in redirected)
 
 
-def test_failures_are_told_where_output_fails(line: Line, project: "Project") -> None:
+def test_failures_are_told_where_output_fails(command: ShellCommand, project: "Project") -> None:
     """The exit code of a fleet of which one app fails stays 1."""
     project.wx.deny(project.appids[0], 61007)
-    assert "ended with 1\n" in line("| head -0", *FLEET, "--json").stdout
+    assert "ended with 1\n" in command("| head -0", *FLEET, "--json").stdout
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk"])
-def test_an_encoding_that_lacks_characters(line: Line, project: "Project", encoding: str) -> None:
+def test_an_encoding_that_lacks_characters(
+    command: ShellCommand, project: "Project", encoding: str
+) -> None:
     """They are replaced in text, and escaped in JSON, of which nothing is lost."""
     project.wx.inject(
         Fault(kind="errcode", action="get", times=None, errcode=9410016, errmsg="域名 😀")
     )
     said = {"PYTHONIOENCODING": encoding}
     for words in (["--help"], ["fleet", "apply", "--yes"], ["fleet", "status"]):
-        line("", "prefetch_kit", *words, **said)  # and no traceback
+        command("", "prefetch_kit", *words, **said)  # and no traceback
     expected = {record.get("cause") for record in project.lines("plan") if "cause" in record}
-    *lines, _ = line("", "prefetch_kit", "fleet", "plan", "--json", **said).stdout.splitlines()
+    *lines, _ = command("", "prefetch_kit", "fleet", "plan", "--json", **said).stdout.splitlines()
     records = [json.loads(each) for each in lines]
     assert {record.get("cause") for record in records if "cause" in record} == expected
 
 
-def test_a_terminal_that_is_lost(shell: "Shell", line: Line, project: "Project") -> None:
+def test_a_terminal_that_is_lost(shell: "Shell", command: ShellCommand, project: "Project") -> None:
     """As under nohup, where SIGHUP is ignored: the fleet goes on."""
     project.wx.inject(Fault(kind="delay", action="set_pre_fetch", times=4, delay_s=1.0))
     ours, theirs = os.openpty()
@@ -119,7 +121,7 @@ def test_a_terminal_that_is_lost(shell: "Shell", line: Line, project: "Project")
 
 @pytest.mark.parametrize("words", [ONE, FLEET], ids=["one", "fleet"])
 def test_a_question_that_cannot_be_shown(
-    shell: "Shell", line: Line, project: "Project", words: tuple[str, ...]
+    shell: "Shell", command: ShellCommand, project: "Project", words: tuple[str, ...]
 ) -> None:
     """It is not taken for answered: nothing is sent."""
     ours, theirs = os.openpty()
