@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -151,6 +154,17 @@ def test_errors_are_records_too(cli: Callable[..., "Ended"], project: "Project")
     assert (usage["error"], usage["exit_code"]) == ("NoSuchOption", 2)
 
 
+def is_being_sent(folder: Path) -> bool:
+    """Whether the journal below has a change of which a call is under way."""
+    journals = folder.rglob("journal.sqlite3")
+    with suppress(sqlite3.OperationalError):  # it is just being made
+        for path in journals:
+            with closing(sqlite3.connect(path)) as db:
+                sql = "SELECT COUNT(*) FROM changes WHERE outcome = 'intent'"
+                return bool(db.execute(sql).fetchone()[0])
+    return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["apply", "rollback"])
 def test_a_signal_in_the_middle_of_a_set(
@@ -164,11 +178,10 @@ def test_a_signal_in_the_middle_of_a_set(
     app = ONE[:3]
     if command == "rollback":
         shell.run(*ONE)
-    sets = wx.count(action="set_pre_fetch")
     wx.inject(Fault(kind="delay", action="set_pre_fetch", times=1, delay_s=30.0))
     words = [*app, command, "--yes", *(["--skip-probe"] if command == "apply" else [])]
     with shell.start(*words) as process:
-        until(lambda: wx.count(action="set_pre_fetch") > sets)
+        until(lambda: is_being_sent(shell.cwd))
         process.send_signal(number)
         ended = shell.end(process)
     assert ended.status == 128 + number
