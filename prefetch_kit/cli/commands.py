@@ -241,6 +241,12 @@ def import_command(
     done = run_fleet(printer, lambda: made.read(appids, partial(write_project, project)))
     if done.stopped_because is not None:
         click.echo(f"Nothing was written to {out}: it would be a part of them.", err=True)
+    elif not done.tally["done"]:
+        click.echo(f"Nothing was written to {out}: none could be read.", err=True)
+    elif count := done.apps - done.tally["done"] - done.tally["skipped"]:
+        names = ", ".join(printer.not_done) + (", …" if count > len(printer.not_done) else "")
+        listed = out.with_suffix(".csv")
+        click.echo(f"{count} could not be read, and are not in {listed}: {names}", err=True)
     sys.exit(done.exit_code)
 
 
@@ -286,17 +292,22 @@ def interrupts_explained(loaded: LoadedApp) -> Iterator[None]:
 
 
 def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:
-    kinds = "What was being sent"
+    states = ["what was being sent may have been set, or not"]
     # A second signal, or a journal that cannot be read, leaves it at that.
     with suppress(KeyboardInterrupt, JournalFailed):
         run, changes = newest_changes(journal, appid)
-        sent = [each.kind for each in changes if each.outcome not in UNSENT]
-        if run <= since or not sent:
+        sent = [each for each in changes if each.outcome not in UNSENT] if run > since else []
+        if not sent:
             return "No pull was set."
-        kinds = " and ".join(sent)
+        states = [
+            f"{each.kind} was set"
+            if each.outcome in ("sent", "confirmed")
+            else f"{each.kind} may have been set, or not"
+            for each in sent
+        ]
     return (
-        f"{kinds} of {appid} may have been set already, or not. Run the same command again to go "
-        "on, or rollback to undo it; show says what WeChat has now."
+        f"Of {appid}, {'; '.join(states)}. Run the same command again to go on, or rollback to "
+        "undo it; show says what WeChat has now."
     )
 
 

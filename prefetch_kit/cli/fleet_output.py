@@ -19,6 +19,7 @@ from prefetch_kit.registrar.journal import FleetRun
 from prefetch_kit.registrar.plan_file import change_fields
 
 _LINE_EVERY_S: Final = 5.0
+_MOST_NAMED: Final = 20
 _OUTCOMES: Final[tuple[FleetOutcome, ...]] = get_args(FleetOutcome)
 
 
@@ -28,6 +29,8 @@ class Printer:
     def __init__(self, *, as_json: bool) -> None:
         self.counts = dict.fromkeys(_OUTCOMES, 0)
         self.has_changes = False
+        # The first of those that were not done.
+        self.not_done: list[str] = []
         self.as_json = as_json
         self._begun = Begun("", 0)
         self._listing = _Lines()
@@ -70,6 +73,8 @@ class Printer:
 
     def app(self, result: Result) -> None:
         self.counts[result.outcome] += 1
+        if result.outcome not in ("done", "skipped") and len(self.not_done) < _MOST_NAMED:
+            self.not_done.append(result.appid)
         changes = result.plan.changes if result.plan is not None else ()
         self.has_changes |= bool(changes)
         if self.as_json:

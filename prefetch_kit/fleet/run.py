@@ -183,7 +183,7 @@ class Fleet:
         """What WeChat has now for these apps, or for all the platform's merchants.
 
         `take` is called once, with each app that could be read and its settings; not at all if
-        that was interrupted.
+        that was interrupted, or none could be read.
         """
         with Targets() as targets:
             every = merchants(self._authorizers, self._report.listed)
@@ -197,7 +197,7 @@ class Fleet:
                 return Plan(task.appid, current, ())
 
             summary = self._read("import", targets, work)
-            if summary.stopped_because is None:
+            if summary.stopped_because is None and summary.tally["done"]:
                 take((appid, read_settings(text)) for appid, text in targets.found())
         return summary
 

@@ -1,8 +1,10 @@
 """`import`: what WeChat has, as a prefetch.toml that changes nothing."""
 
+import resource
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Cli, Leaks
+    from tests.cli.conftest import Cli, Leaks, Shell
 
 APPID = "wx01"
 ALL_ITS_OWN = {"env": "{appid}", "function_name": "f-{appid}"}
@@ -251,6 +253,44 @@ def test_all_merchants(
     assert read["tokens"]["component_secret"] == {"env": "PREFETCH_COMPONENT_SECRET"}
     ended = cli("fleet", "plan", "--detailed-exitcode", "--config", str(out))
     assert (ended.status, "2 of 2" in ended.stdout) == (0, True)
+
+
+def test_whom_import_could_not_read_is_named(
+    cli: "Cli", wx: Sandbox, out: Path, secret: None, authorize: Callable[[str], Flask]
+) -> None:
+    """They are missing in the list; where none could be read, nothing is written."""
+    for appid in (APPID, "wx02"):
+        if appid != APPID:
+            wx.add_app(appid, secret="s")
+        app = authorize(appid)
+        wx.put_settings(appid, half("https://shop.example/x"))
+    wx.deny(APPID, 61007)
+    ended = cli("import", "--authorized", "--out", str(out), app=app)
+    assert ended.status == 1
+    assert f"1 could not be read, and are not in {out.with_suffix('.csv')}: {APPID}" in ended.stderr
+    assert "1 of 2 read, 1 failed." in ended.stdout
+    assert "wx02" in out.with_suffix(".csv").read_text()
+    wx.deny("wx02", 61007)
+    other = out.with_name("other.toml")
+    ended = cli("import", "--authorized", "--out", str(other), app=app)
+    assert (ended.status, "none could be read" in ended.stderr) == (4, True)
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("room", [10, 150])
+def test_import_again_after_a_full_disk(
+    shell: "Shell", wx: Sandbox, out: Path, secret: None, room: int
+) -> None:
+    """Neither the list nor the project stays where one of them could not be written."""
+    wx.put_settings(APPID, half("https://shop.example/x"))
+    app = ["prefetch_kit", "--app", "shop_app:create_app()"]
+    words = [*app, "import", "--out", str(out)]
+    assert shell.run(*app, "show").status == 0  # so that the access token is stored already
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    ended = shell.run(*words, preexec_fn=full)
+    assert (ended.status, "cannot be written" in ended.stderr) == (1, True)
+    assert shell.run(*words).status == 0
+    assert out.exists()
 
 
 def test_merchants_that_differ_in_kind(

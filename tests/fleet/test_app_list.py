@@ -165,3 +165,12 @@ def test_a_list_that_no_file_can_be(listed: Listed, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("apps.csv", "a\\u0000.csv"))
     with Targets() as targets, pytest.raises(ListRefused, match=r"a.x00\.csv' .*no file can have"):
         fill_targets(load_project(path), None, targets)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_the_longest_line(listed: Listed, end: str) -> None:
+    """65,536 characters are read, one more is refused."""
+    cell = "x" * (65_536 - len("wx01,"))
+    assert list(listed(f"appid,name\nwx01,{cell}{end}")) == ["wx01"]
+    with pytest.raises(ListRefused, match="longer than 65536"):
+        listed(f"appid,name\nwx01,{cell}x{end}")
