@@ -18,6 +18,7 @@ from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
+    detailed_option,
     out_option,
     refuse_sources_beside,
     to_option,
@@ -64,7 +65,11 @@ _OWN_TOKEN_NOTE: Final = (
 
 @click.group("prefetch", cls=CommandGroup)
 def commands() -> None:
-    """Serve WeChat's data pre-fetch (数据预拉取) and register it."""
+    """Serve WeChat's data pre-fetch (数据预拉取) and register it.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something is to be set (--detailed-exitcode),
+    5 set, but not yet confirmed, 130, 143 and 129 ended by Ctrl-C, SIGTERM and SIGHUP.
+    """
 
 
 commands.add_command(fleet)
@@ -123,7 +128,7 @@ def show(loaded: LoadedApp, *, as_json: bool) -> None:
 @with_app
 @as_json_option
 @with_sources(_read_source, help=_SOURCES)
-@click.option("--detailed-exitcode", is_flag=True, help="0: nothing to do, 3: changes.")
+@detailed_option
 @out_option
 def plan(
     loaded: LoadedApp,
@@ -154,9 +159,17 @@ def plan(
 @with_sources(_read_source, help=_SOURCES)
 @with_guards("disable", "takeover")
 @click.option("--skip-probe", is_flag=True, help="Do not pull from there first.")
-@click.option("--skip-preflight", is_flag=True, help="Do not look at the business domains first.")
-@click.option("--ensure-domain", is_flag=True, help="Add its host to the business domains first.")
-@click.option("--directly", is_flag=True, help="… not through the platform; counts once released.")
+@click.option(
+    "--skip-preflight", is_flag=True, help="Do not look at the business domains (业务域名)."
+)
+@click.option(
+    "--ensure-domain", is_flag=True, help="Add its host to the business domains (业务域名) first."
+)
+@click.option(
+    "--directly",
+    is_flag=True,
+    help="With --ensure-domain: not through the platform; it counts once released.",
+)
 @wait_option
 def apply(
     loaded: LoadedApp,
@@ -225,9 +238,19 @@ def rollback(
 @commands.command("import")
 @with_app
 @as_json_option
-@click.option("--authorized", is_flag=True, help="All merchants of the third-party platform.")
+@click.option(
+    "--authorized",
+    is_flag=True,
+    help="All merchants of the third-party platform, not only this app's mini program.",
+)
 @with_selection
-@click.option("--out", type=FILE, default="prefetch.toml", show_default=True)
+@click.option(
+    "--out",
+    type=FILE,
+    default="prefetch.toml",
+    show_default=True,
+    help="The file to write, with a .csv of the same name beside it.",
+)
 def import_command(
     loaded: LoadedApp, *, as_json: bool, authorized: bool, selection: Selection, out: Path
 ) -> None:
@@ -390,7 +413,11 @@ def token(loaded: LoadedApp, user_id: str) -> None:
 @click.version_option(package_name="prefetch-kit")
 @click.pass_context
 def program(ctx: click.Context, app: str | None) -> None:
-    """Serve WeChat's data pre-fetch (数据预拉取) from Flask, and register it."""
+    """Serve WeChat's data pre-fetch (数据预拉取) from Flask, and register it.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something is to be set (--detailed-exitcode),
+    5 set, but not yet confirmed, 130, 143 and 129 ended by Ctrl-C, SIGTERM and SIGHUP.
+    """
     ctx.obj = ScriptInfo(app_import_path=app)
 
 

@@ -23,6 +23,7 @@ from prefetch_kit.cli.fleet_output import Printer, print_status
 from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
+    detailed_option,
     out_option,
     read_by,
     refuse_sources_beside,
@@ -50,28 +51,45 @@ from prefetch_kit.registrar.template import PullTemplate, Template
 def fleet() -> None:
     """Many mini programs at once, from prefetch.toml.
 
-    Exit codes: 0 all done, 1 some are not, 4 nothing could be done, 75 only deferred ones
-    remain, 5 all set, but some not yet confirmed. Killed or stopped, run the same command again.
+    Exit codes: 0 all done, 1 some are not, 2 wrong usage, 3 something is to be set
+    (--detailed-exitcode), 4 nothing could be done, 5 all set, but some not yet confirmed, 75 only
+    deferred ones remain. Killed or stopped, run the same command again. A second Ctrl-C ends at
+    once, with 130.
+
+    What is in the table [fleet] of prefetch.toml is the default of the option of that name.
     """
 
 
-_config_option = click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
+_config_option = click.option(
+    "--config", type=FILE, default="prefetch.toml", show_default=True, help="What the fleet is."
+)
 _max_changes_option = click.option(
-    "--max-changes", type=click.IntRange(0), metavar="N", help="Send no more than N."
+    "--max-changes",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Send no more than N changes.  [default: no limit]",
 )
 _PACE: Final = {
-    "workers": click.option("--workers", type=click.IntRange(1, 512), help="Calls at once."),
+    "workers": click.option(
+        "--workers", type=click.IntRange(1, 512), metavar="N", help="Calls at once.  [default: 32]"
+    ),
     "rate": click.option(
-        "--rate", callback=read_by(read_rate), metavar="N", help="Calls a second."
+        "--rate",
+        callback=read_by(read_rate),
+        metavar="N",
+        help="Calls a second, in all.  [default: no limit]",
     ),
     "canary": click.option(
-        "--canary", type=click.IntRange(0), metavar="N", help="Do the first N, then the others."
+        "--canary",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Do the first N, and the others only if those are done.  [default: 5, rollback 0]",
     ),
     "stop_at": click.option(
         "--stop-at",
         callback=read_by(read_share),
         metavar="10%",
-        help="Stop at this share of failures.",
+        help="Begin no more at this share of failures.  [default: 10%]",
     ),
     "wait_s": wait_option,
 }
@@ -145,7 +163,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
 @_with_sources
 @_with_fleet("workers", "rate")
 @out_option
-@click.option("--detailed-exitcode", is_flag=True, help="3 where something is to be done.")
+@detailed_option
 def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: bool) -> None:
     """Show what apply would change. Changes nothing."""
     summary = run_fleet(printer, lambda: made.plan(out=out))
@@ -166,7 +184,9 @@ def _exit_code(summary: Summary, printer: Printer, *, detailed: bool) -> int:
 @click.argument("saved", metavar="[FILE]", type=FILE, required=False)
 @yes_option
 @with_guards("disable", "takeover")
-@click.option("--ensure-domain", is_flag=True, help="Add hosts to the business domains first.")
+@click.option(
+    "--ensure-domain", is_flag=True, help="Add hosts to the business domains (业务域名) first."
+)
 @_max_changes_option
 def apply(made: Fleet, printer: Printer, saved: Path | None, *, yes: bool, **limits: Any) -> None:
     """Make WeChat fetch from the sources of the file or a saved plan, and read that back."""
@@ -201,13 +221,11 @@ def rollback(
 @fleet.command()
 @_with_fleet("workers", "rate")
 @click.option("--live", is_flag=True, help="Ask WeChat too, with one read an app.")
-@click.option(
-    "--detailed-exitcode", is_flag=True, help="With --live: 3 where something is to be set."
-)
+@detailed_option
 def status(made: Fleet, printer: Printer, *, live: bool, detailed_exitcode: bool) -> None:
     """Show the outcome of the last run, by cause; with --live also what WeChat has now.
 
-    --only and --exclude choose what --live asks about.
+    --only, --exclude and --detailed-exitcode are about what --live finds.
     """
     if detailed_exitcode and not live:
         raise click.UsageError("--detailed-exitcode is about what WeChat has now; add --live.")

@@ -17,8 +17,15 @@ _Command = Callable[..., Any]
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-out_option = click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for apply FILE.")
-to_option = click.option("--to", type=int, metavar="RUN", help="Undo this run and all later ones.")
+out_option = click.option(
+    "--out", type=FILE, metavar="FILE", help="Save the plan to FILE, for apply FILE."
+)
+to_option = click.option(
+    "--to", type=int, metavar="RUN", help="Undo this run and all later ones.  [default: the last]"
+)
+detailed_option = click.option(
+    "--detailed-exitcode", is_flag=True, help="Exit with 3 where something is to be set."
+)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -30,7 +37,7 @@ def with_selection(command: _Command) -> _Command:
         only, exclude = read_names(kwargs.pop("only")), read_names(kwargs.pop("exclude"))
         return command(*args, selection=Selection(only or None, exclude), **kwargs)
 
-    which = "an appid, or a file with one a line or a column appid; repeatable."
+    which = "an appid, or a file of them (one a line, or a column appid). Repeatable."
     for name, says in (("--exclude", "Leave these out"), ("--only", "Only these")):
         option = click.option(name, multiple=True, metavar="APPID|FILE", help=f"{says}: {which}")
         selecting = option(selecting)
@@ -98,7 +105,7 @@ wait_option = click.option(
     "wait_s",
     callback=read_by(read_wait),
     metavar="60s",
-    help="How long WeChat may take to show what was set.",
+    help="How long WeChat may take to show what was set, in seconds.  [default: 60s]",
 )
 
 

@@ -25,8 +25,14 @@ from prefetch_kit.secret import Secret
 @commands.command()
 @with_app
 @url_argument
-@click.option("--kind", type=click.Choice(KINDS), default="pre_fetch")
-@click.option("--path", help="The page being opened; the app's first page if left out.")
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    default="pre_fetch",
+    show_default=True,
+    help="Which of the two pulls.",
+)
+@click.option("--path", help="The page being opened.  [default: a page of the app]")
 @click.option("--query", help="That page's query, such as id=3.")
 @click.option("--scene", type=click.IntRange(0, 999_999), help="The scene value (场景值).")
 @click.option("--user", metavar="ID", help="Mint a token for this user.")

@@ -49,13 +49,16 @@ def _add_set_command(kind: Kind) -> None:
     names = wire_names(kind)
     flags = {name: f"--{wire.replace('_', '-')}" for name, wire in names.items()}
 
-    @settings.command(f"set-{kind.replace('_', '-')}", help=f"Set it (action set_{kind}).")
+    @settings.command(
+        f"set-{kind.replace('_', '-')}", help=f"Set where {kind} comes from (action set_{kind})."
+    )
     @with_app
     @click.option(flags["open"], "is_open", type=bool, required=True, help="true: on, false: off.")
     @click.option(
         flags["source"],
         "source",
         type=click.IntRange(0, 1),
+        metavar="0|1",
         required=True,
         help="0: developer server, 1: cloud function.",
     )
