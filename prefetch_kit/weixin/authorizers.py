@@ -200,7 +200,6 @@ class Authorizers:
 
         Where it cannot be exchanged now, the merchant's next token comes from it.
         """
-        since = self._believed(since)
 
         def noted(kept: Authorization | None) -> Authorization | None:
             if kept is None:
@@ -231,7 +230,7 @@ class Authorizers:
         appid = promised(action, rescued.appid or merchant, what="authorizer_appid")
         if not rescued.refresh_tokens:
             promised(action, None, what="authorizer_refresh_token")
-        return appid, Authorization(rescued.refresh_tokens, access, self._believed(since))
+        return appid, Authorization(rescued.refresh_tokens, access, since)
 
     def refreshed(self, appid: str, since: float, refresh_token: Secret) -> Authorization:
         """What a refresh token gives; nothing is kept. Raises Refused and OutcomeUnknown.
@@ -278,7 +277,7 @@ class Authorizers:
 
         False where the merchant has authorized again meanwhile: then nothing is forgotten.
         """
-        return self._keep(appid, Authorization((), None, self._believed(since)))
+        return self._keep(appid, Authorization((), None, since))
 
     def keep_newest(self, appid: str, refresh_token: Secret, since: float) -> None:
         """Keep the refresh token that WeChat shows, to be tried before all others."""
@@ -314,7 +313,7 @@ class Authorizers:
         """
         if listed.refresh_token is None:
             return False
-        found = Authorization((listed.refresh_token,), None, self._believed(listed.since))
+        found = Authorization((listed.refresh_token,), None, listed.since)
 
         def missing(kept: Authorization | None) -> Authorization | None:
             is_there = kept is not None and (kept.refresh_tokens or self._age(kept) > found.since)
@@ -341,17 +340,12 @@ class Authorizers:
 
         return _change(self._store_of(appid), newer)
 
-    def _believed(self, since: float) -> float:
-        """When an authorization changed: what is said to be in the future is no later than now.
-
-        Else what one wrong clock said, WeChat's or that of a sandbox, would outlast all that
-        really comes after it.
-        """
-        now = self._clock()
-        return since if since <= now + _AHEAD_S else float(int(now))
-
     def _age(self, kept: Authorization) -> float:
-        """When what is kept changed; long ago where that was said by another clock."""
+        """When what is kept changed; long ago where it is said to do so in the future.
+
+        Else what a wrong clock said, WeChat's or that of a sandbox, would outlast all that really
+        comes after it.
+        """
         return kept.since if kept.since <= self._clock() + _AHEAD_S else 0.0
 
 

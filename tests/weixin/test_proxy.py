@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from prefetch_kit.addresses import proxy_url_problem
-from prefetch_kit.errors import ConfigError, NotFetched, OutcomeUnknown
+from prefetch_kit.errors import ConfigError, OutcomeUnknown
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.transport import Transport
 
@@ -320,13 +320,20 @@ def test_what_stays_on_this_machine_goes_through_no_proxy(
 
 
 def test_the_probe_goes_through_no_proxy(
-    serve: "Serve", http: Callable[..., bytes], led: Led, through: Callable[..., Transport]
+    serve: "Serve",
+    http: Callable[..., bytes],
+    led: Led,
+    tls: ssl.SSLContext,
+    ca_file: str,
 ) -> None:
     """It judges the addresses of a host, which the proxy would look up."""
-    proxy = led(serve.answers(http()))
-    with pytest.raises(NotFetched, match="not public"):
-        through(proxy).fetch("https://localhost/", deadline_s=5, max_bytes=9)
-    assert proxy.heads == []
+    far = serve.answers(http(), tls=tls)
+    proxy = led(far)
+    with Transport(base_url=far.url, proxy=proxy.url(), ca_file=ca_file) as transport:
+        assert transport.fetch(f"{far.url}/", deadline_s=20, max_bytes=99).status == 200
+        assert proxy.heads == []
+        ask(transport)
+    assert len(proxy.heads) == 1
 
 
 def test_the_environment_names_no_proxy(
