@@ -204,7 +204,9 @@ class Transport:
     ) -> Reply | _NoReply:
         reset = OUTGOING.set(outgoing)
         try:
-            opened = self._sessions.fresh if outgoing.public_only else self._sessions.borrowed
+            # An idle connection may have been made under other rules.
+            is_alone = outgoing.public_only or outgoing.proxy is not self._proxy
+            opened = self._sessions.fresh if is_alone else self._sessions.borrowed
             with opened(url) as session:
                 response = session.request(
                     method,
