@@ -1,5 +1,6 @@
 """The commands for a third-party platform (第三方平台) as such: its pushes, its merchants."""
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from prefetch_kit.cli.output import print_json
 from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fleet.project import load_project
+from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorization_links import create_links
 from prefetch_kit.weixin.third_party import ThirdParty, third_party_of
 from prefetch_kit.weixin.token_stores.records import decode_secret
@@ -26,6 +28,7 @@ from prefetch_kit.weixin.transport import Transport
 
 _Command = Callable[..., Any]
 _LONGEST_CODE: Final = 4096
+_IN_ADDRESS: Final = re.compile("[?&]auth_code=([^&#]*)")
 
 
 @commands.group()
@@ -116,11 +119,11 @@ def authorize_url(found: ThirdParty, *, redirect_uri: str, as_json: bool) -> Non
 def authorize(found: ThirdParty, *, code: str | None, as_json: bool) -> None:
     """Take the auth_code of a merchant's authorization, and keep the tokens it gives.
 
-    Where CODE is left out it is read from PREFETCH_AUTH_CODE, or from standard input: other users
-    of this machine can see the words of a command.
+    CODE may also be the whole address that the merchant came back to. Where it is left out it is
+    read from PREFETCH_AUTH_CODE, or from standard input: other users of this machine can see the
+    words of a command.
     """
-    # In the address the merchant came back to, its @ are %40.
-    secret = decode_secret(unquote(_read_code() if code in (None, "-") else code or ""))
+    secret = _code_in(_read_code() if code in (None, "-") else code or "")
     if secret is None:
         raise click.UsageError("CODE is not the auth_code from the address: it has other letters.")
     appid = found.authorizers.accept(secret, since=time.time())
@@ -128,6 +131,12 @@ def authorize(found: ThirdParty, *, code: str | None, as_json: bool) -> None:
         print_json({"type": "authorized", "component_appid": found.appid, "appid": appid})
         return
     click.echo(f"{appid} has authorized {found.appid}, and its refresh token is kept.")
+
+
+def _code_in(text: str) -> Secret | None:
+    """The code in an address, where each @ of it is %40, or in a text that is nothing else."""
+    found = _IN_ADDRESS.search(text)
+    return decode_secret(unquote(text if found is None else found[1]))
 
 
 def _read_code() -> str:

@@ -254,8 +254,11 @@ class Authorizers:
         return rescued.refresh_tokens
 
     def _asked(self, action: str, body: Mapping[str, object]) -> tuple[Rescued, StoredToken | None]:
-        """What WeChat gives for a code or a refresh token. The one is used up by that, and the
-        other may be: so whatever can be kept of the answer makes it one that is not an error."""
+        """What WeChat gives for a code or a refresh token.
+
+        A code is used up by that, and a refresh token may be. So no answer is an error of which
+        something can be kept.
+        """
         rescued, asked_at = Rescued(), self._clock()
         failure: Refused | OutcomeUnknown | None = None
         access = None

@@ -16,7 +16,7 @@ _HEAD_BYTES: Final = 16_384
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _SAYS: Final = {
     403: "it does not allow this host",
-    407: "its user name or password is wrong",
+    407: "it wants a user name and a password, or others than these",
 }
 
 

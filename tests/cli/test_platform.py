@@ -150,19 +150,21 @@ def test_a_redirect_uri_that_is_none(wx: Sandbox, cli: "Cli", app: Flask, uri: s
 
 
 def test_a_code_is_taken(wx: Sandbox, cli: "Cli", app: Flask, code: str, state_dir: Path) -> None:
-    """As a word, as it is in the address, from the environment, and from standard input."""
+    """And the tokens it gives are kept, without another call for them."""
     ended = cli("platform", "authorize", code, app=app)
     assert ended.stdout == f"{APPID} has authorized {COMPONENT}, and its refresh token is kept.\n"
     assert platform_of(wx, state_dir).authorizers.holds(APPID, since=0)
     assert wx.count(path=f"{ROOT}/api_authorizer_token") == 0
 
 
-@pytest.mark.parametrize("way", ["address", "stdin", "dash", "environment"])
-def test_a_code_that_no_other_user_sees(
+@pytest.mark.parametrize("way", ["encoded", "address", "stdin", "dash", "environment"])
+def test_the_ways_to_hand_a_code_over(
     cli: "Cli", app: Flask, code: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The words of a command are shown to all users of a machine."""
-    words = {"address": [quote(code, safe="")], "dash": ["-"]}.get(way, [])
+    """The words of a command are shown to all users of a machine, and addresses are long."""
+    encoded = quote(code, safe="")
+    address = f"https://provider.example/back?x=1&auth_code={encoded}&expires_in=3600"
+    words = {"encoded": [encoded], "address": [address], "dash": ["-"]}.get(way, [])
     if way == "environment":
         monkeypatch.setenv("PREFETCH_AUTH_CODE", code)
     stdin = f"{code}\n" if way in ("stdin", "dash") else ""

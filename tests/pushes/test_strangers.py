@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from flask import Flask, got_request_exception
 from hypothesis import given
+from hypothesis import settings as tried
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
@@ -153,6 +154,7 @@ def test_what_is_signed_cannot_be_divided_otherwise(given: dict[str, str]) -> No
     assert caught.value.status == 403
 
 
+@tried(deadline=None)
 @given(st.data())
 def test_one_changed_byte_of_what_is_encrypted(data: st.DataObject) -> None:
     """Each is noticed before anything is decrypted."""
@@ -165,6 +167,7 @@ def test_one_changed_byte_of_what_is_encrypted(data: st.DataObject) -> None:
     assert caught.value.status == 403
 
 
+@tried(deadline=None)
 @given(st.binary(max_size=200))
 def test_anything_that_is_signed_but_no_push(sealed: bytes) -> None:
     """Even WeChat's own mistakes are one kind of error."""
@@ -235,6 +238,7 @@ def test_a_body_that_is_too_long(post: Post) -> None:
     assert (reply.status_code, reply.data) == (413, b"")
 
 
+@tried(deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda t: f"<xml>{t}</xml>".encode()))
 def test_no_body_raises(body: bytes) -> None:
     """Members or None, whatever the bytes."""

@@ -155,7 +155,7 @@ def test_credentials_are_for_the_proxy_alone(
 
 
 REFUSALS = {
-    407: "its user name or password is wrong",
+    407: "it wants a user name and a password",
     403: "it does not allow this host",
     502: "answered 502",
     301: "answered 301",
