@@ -340,9 +340,11 @@ def test_successes_are_quiet_too(
 ) -> None:
     """The log of calls that work, what they return, and all that holds a secret afterwards."""
     tokens = {"authorizer_access_token": FRESH, "authorizer_refresh_token": NEW_REFRESH}
-    members = json.loads(PACKED) | {"errcode": 0, "expires_in": 7200, "openid": "o1"} | tokens
+    own = {"access_token": FRESH, "component_access_token": FRESH}
+    members = json.loads(PACKED) | {"errcode": 0, "expires_in": 7200, "openid": "o1"} | tokens | own
     members["authorization_info"] |= {"authorizer_appid": "wx01", **tokens}
     members["total_count"] = 1
+    members["list"][0]["authorizer_appid"] = "wx01"
     caller = calling(serve.answers(raw(json.dumps(members))).url)
 
     results: list[object] = []
