@@ -1,6 +1,7 @@
 """`urls`: what to paste into WeChat's console where no call can set it."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,6 +9,7 @@ from flask import Flask
 
 from prefetch_kit import Prefetch
 from prefetch_kit.sandbox import Sandbox
+from tests.conftest import Origin
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
@@ -93,3 +95,48 @@ def test_plan_says_what_it_cannot_know(cli: "Cli") -> None:
     app = Flask(__name__)
     app.config.update(cli.app.config, PREFETCH_ACCESS_TOKEN="x" * 64)
     assert "own access token" not in cli("plan", app=app).stderr
+
+
+@pytest.fixture
+def project(wx: Sandbox, tmp_path: Path) -> Path:
+    """A list of two mini programs without a platform."""
+    (tmp_path / "apps.csv").write_text("appid\nwx5e0f00d5ca1ab1e1\nwx5e0f00d5ca1ab1e2\n")
+    (tmp_path / "secrets.json").write_text(
+        '{"wx5e0f00d5ca1ab1e1": "s1", "wx5e0f00d5ca1ab1e2": "s2"}'
+    )
+    path = tmp_path / "prefetch.toml"
+    path.write_text(
+        f'api_base_url = "{wx.base_url}"\n'
+        '[apps]\nlist = "apps.csv"\n'
+        '[urls]\npre_fetch = "https://shop.example/{appid}/pre_fetch"\n'
+        '[tokens]\napp_secrets = { file = "secrets.json" }\n'
+    )
+    return path
+
+
+def test_the_urls_of_a_list(cli: "Cli", wx: Sandbox, project: Path, origin: Origin) -> None:
+    """Each with its own URL and probe, the steps once; WeChat is asked for nothing."""
+    wx.map_origin("shop.example", origin.url)
+    origin.reply(b"{}")
+    ended = cli("fleet", "urls", "--config", str(project))
+    assert ended.status == 0, ended.stdout + ended.stderr
+    for appid in ("wx5e0f00d5ca1ab1e1", "wx5e0f00d5ca1ab1e2"):
+        shown = f"{appid}\n  pre_fetch     https://shop.example/{appid}/pre_fetch\n"
+        assert shown in ended.stdout
+    assert ended.stdout.count("choose each mini program") == 1
+    assert wx.requests() == []
+    wx.map_origin("shop.example", "http://127.0.0.1:1")
+    failed = cli("fleet", "urls", "--config", str(project), "--json")
+    records = [json.loads(each) for each in failed.stdout.splitlines()]
+    assert [each["type"] for each in records] == ["url", "probe"] * 2 + ["steps"]
+    assert failed.status == 1
+    assert cli("fleet", "urls", "--config", str(project), "--skip-probe").status == 0
+
+
+def test_merchants_of_a_platform_need_no_console(cli: "Cli", project: Path) -> None:
+    """The sentence names the command that sets their URLs."""
+    text = project.read_text().replace('list = "apps.csv"', "authorized = true")
+    component = 'component_appid = "wx9"\ncomponent_secret = { env = "HOME" }\n'
+    project.write_text(text + component)
+    ended = cli("fleet", "urls", "--config", str(project))
+    assert (ended.status, "`prefetch-kit fleet apply`" in ended.stderr) == (4, True)
