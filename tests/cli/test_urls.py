@@ -89,12 +89,17 @@ def test_a_refused_own_token_names_the_way_out(
     assert "merchant authorize" not in sentence
 
 
-def test_plan_says_what_it_cannot_know(cli: "Cli") -> None:
+def test_plan_says_what_it_cannot_know(
+    cli: "Cli", wx: Sandbox, settings: dict[str, Any], prefetch: Prefetch
+) -> None:
     """With the mini program's own token; not about a token that may be a platform's."""
     assert "whether WeChat takes the mini program's own access token" in cli("plan").stderr
     app = Flask(__name__)
-    app.config.update(cli.app.config, PREFETCH_ACCESS_TOKEN="x" * 64)
-    assert "own access token" not in cli("plan", app=app).stderr
+    app.config.update(settings, PREFETCH_ACCESS_TOKEN=wx.access_token(APPID))
+    app.register_blueprint(prefetch)
+    planned = cli("plan", app=app)
+    assert (planned.status, PRE_FETCH in planned.stdout) == (0, True)
+    assert "own access token" not in planned.stderr
 
 
 @pytest.fixture
