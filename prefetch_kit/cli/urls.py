@@ -17,11 +17,12 @@ from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import commands, with_app
 from prefetch_kit.cli.errors import FAILED, CommandFailed, NothingDone
 from prefetch_kit.cli.fleet import fleet
-from prefetch_kit.cli.options import FILE, as_json_option
+from prefetch_kit.cli.options import FILE, as_json_option, with_selection
 from prefetch_kit.cli.output import print_json, print_probe
 from prefetch_kit.fetch_setting import FetchSetting, Kind
-from prefetch_kit.fleet.app_list import fill_targets
+from prefetch_kit.fleet.app_list import fill_targets, source_of_apps
 from prefetch_kit.fleet.project import load_project
+from prefetch_kit.fleet.selection import Selection
 from prefetch_kit.fleet.targets import Targets, read_wanted
 from prefetch_kit.registrar.plan import OffIfFrom, Wanted
 from prefetch_kit.registrar.probe import Probed, probe_setting
@@ -71,8 +72,9 @@ def urls(loaded: LoadedApp, *, as_json: bool, skip_probe: bool) -> None:
 @fleet.command("urls")
 @click.option("--config", type=FILE, default="prefetch.toml", show_default=True)
 @as_json_option
+@with_selection
 @_skip_probe_option
-def fleet_urls(*, config: Path, as_json: bool, skip_probe: bool) -> None:
+def fleet_urls(*, config: Path, as_json: bool, selection: Selection, skip_probe: bool) -> None:
     """Print the URLs of each mini program of a list, and the steps in its console (控制台).
 
     It asks WeChat for nothing and changes nothing there; it pulls from each URL once.
@@ -86,10 +88,13 @@ def fleet_urls(*, config: Path, as_json: bool, skip_probe: bool) -> None:
     hosts: set[str] = set()
     all_are_good = True
     with (
-        Transport(base_url=project.api_base_url, ca_file=project.ca_file) as transport,
+        Transport(
+            base_url=project.api_base_url, ca_file=project.ca_file, proxy=project.proxy
+        ) as transport,
         Targets() as targets,
     ):
         fill_targets(project, None, targets)
+        selection.reduce(targets, source_of_apps(project))
         for appid, text in targets:
             settings = _to_set(read_wanted(text))
             hosts.update(_hosts(settings))
