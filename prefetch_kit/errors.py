@@ -410,14 +410,11 @@ class NotListed(RegistrarError):
 class JournalFailed(RegistrarError):
     """The journal or a lock beside it cannot be used, so nothing may be sent."""
 
-    def __init__(self, path: str, cause: str, *, remedy: str | None = None) -> None:
+    def __init__(self, path: str, cause: str, *, remedy: str) -> None:
         self.path = path
         self.cause = cause
-        self.remedy = remedy or (
-            "Point PREFETCH_STATE_DIR (state_dir in prefetch.toml) at a directory that only this "
-            "user can write to"
-        )
-        super().__init__(f"The journal {path} cannot be used: {cause}. {self.remedy}.")
+        self.remedy = remedy
+        super().__init__(f"The journal {path} cannot be used: {cause}. {remedy}.")
 
 
 class LockHeld(RegistrarError):

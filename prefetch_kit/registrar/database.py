@@ -10,9 +10,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from prefetch_kit.concurrency.file_failures import REMOVED, Failure, failure_of
+from prefetch_kit.concurrency.owned_files import is_there, make_file
 from prefetch_kit.errors import JournalFailed
 from prefetch_kit.registrar import first_layout
-from prefetch_kit.registrar.state_dir import is_there, make_file
 
 _T = TypeVar("_T")
 # Something to be written, and who waits for it.
@@ -167,7 +168,7 @@ class Database:
 
     def _check_not_moved(self) -> None:
         if self._was_moved():
-            raise self._moved()
+            raise self._failed(REMOVED)
 
     def _was_moved(self) -> bool:
         """Whether the file of the kept connection is no longer in its place."""
@@ -219,13 +220,8 @@ class Database:
     def _failure(self, error: BaseException) -> JournalFailed:
         with suppress(OSError):  # then the error itself says more
             if self._was_moved():
-                return self._moved()
-        return JournalFailed(str(self.path), str(error))
+                return self._failed(REMOVED)
+        return self._failed(failure_of(self.path, error))
 
-    def _moved(self) -> JournalFailed:
-        return JournalFailed(
-            str(self.path),
-            "it was removed or replaced while this process wrote to it",
-            remedy="Leave the state directory where it is, restore it if there is a copy, "
-            "and run the same command again",
-        )
+    def _failed(self, failure: Failure) -> JournalFailed:
+        return JournalFailed(str(self.path), failure.problem, remedy=failure.remedy)

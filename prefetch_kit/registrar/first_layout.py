@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from prefetch_kit.addresses import first_layout_names
+from prefetch_kit.concurrency.file_failures import failure_of
+from prefetch_kit.concurrency.owned_files import is_there
 from prefetch_kit.errors import JournalFailed
-from prefetch_kit.registrar.state_dir import is_there
 from prefetch_kit.registrar.undo import undo
 
 _TABLES: Final = (
@@ -103,10 +104,10 @@ def merge(db: sqlite3.Connection, paths: Iterable[Path]) -> None:
         try:
             _collect(db, path)
         except (sqlite3.Error, OSError) as error:
+            problem, remedy = failure_of(path, error)
+            remedy += "; moved away, what it tells cannot be rolled back"
             raise JournalFailed(
-                str(path),
-                f"it cannot be merged: {error}",
-                remedy="Repair or restore it; moved away, what it tells cannot be rolled back",
+                str(path), f"it cannot be merged: {problem}", remedy=remedy
             ) from error
         db.execute("INSERT INTO merged VALUES (?, datetime())", (str(path),))
     for sql in _MERGE:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
+from prefetch_kit.concurrency.file_failures import damaged
 from prefetch_kit.errors import JournalFailed
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.registrar.database import Database
@@ -233,7 +234,8 @@ class Journal(Database):
         try:
             return FetchSetting.from_dict(json.loads(text))
         except (TypeError, ValueError):
-            raise JournalFailed(str(self.path), "a run in it cannot be read") from None
+            problem, remedy = damaged("a run in it cannot be read")
+            raise JournalFailed(str(self.path), problem, remedy=remedy) from None
 
 
 def _insert_run(db: sqlite3.Connection, row: tuple[object, ...]) -> int:

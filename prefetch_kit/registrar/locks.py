@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from prefetch_kit.concurrency.file_failures import failure_of
 from prefetch_kit.concurrency.file_ranges import RangeHeldError, RangeLocks
 from prefetch_kit.errors import JournalFailed, LockHeld
 from prefetch_kit.registrar.journal import now
-from prefetch_kit.registrar.state_dir import make_file
 
 FLEET: Final = "the fleet"  # not a possible appid
 # The holder of a lock is written into the file: the hash of a name finds its slot.
@@ -37,13 +37,12 @@ class Locks:
         """
         with ExitStack() as held:
             try:
-                make_file(self._path)
                 held.enter_context(self._ranges.hold(name, wait_s=wait_s))
             except RangeHeldError as error:
                 holder = self.holder(name)
                 raise LockHeld(str(self._path), wait_s, name=name, holder=holder) from error
             except OSError as error:
-                raise JournalFailed(str(self._path), str(error)) from error
+                raise self._failure(error) from error
             with suppress(OSError):  # the lock is held all the same
                 self._write_holder(name, run)
             yield
@@ -56,7 +55,7 @@ class Locks:
             with open(self._path, "rb", buffering=0) as file:
                 written = os.pread(file.fileno(), _SLOT_BYTES, _slot(name))
         except OSError as error:
-            raise JournalFailed(str(self._path), str(error)) from error
+            raise self._failure(error) from error
         whose, _, holder = written.rstrip(b"\0 ").decode(errors="replace").partition("\t")
         return holder if whose == name else "another process"
 
@@ -67,6 +66,10 @@ class Locks:
         text = f"{name}\t{holder}".encode()[:_SLOT_BYTES].ljust(_SLOT_BYTES)
         with open(self._path, "r+b", buffering=0) as file:
             os.pwrite(file.fileno(), text, _slot(name))
+
+    def _failure(self, error: OSError) -> JournalFailed:
+        problem, remedy = failure_of(self._path, error)
+        return JournalFailed(str(self._path), problem, remedy=remedy)
 
 
 def _slot(name: str) -> int:

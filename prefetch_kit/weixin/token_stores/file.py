@@ -13,6 +13,7 @@ A renewal holds a lock of its record alone, in `tokens.lock` beside the file, so
 blocks no other record. Records of the first version are taken over one by one.
 """
 
+import errno
 import os
 import sqlite3
 import tempfile
@@ -23,21 +24,23 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
+from prefetch_kit.concurrency.file_failures import damaged
 from prefetch_kit.concurrency.file_ranges import RangeHeldError, RangeLocks
 from prefetch_kit.concurrency.fork_lock import ForkLock
+from prefetch_kit.concurrency.owned_files import (
+    check_directory,
+    check_file,
+    sync_directory,
+)
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.weixin.token_stores.first_layout import FirstLayout
-from prefetch_kit.weixin.token_stores.owned_files import (
-    check_directory,
-    check_owner,
-    close_to_others,
-    make_directory,
-    refused,
-    sync_directory,
-    unreadable,
+from prefetch_kit.weixin.token_stores.records import (
+    LOCK_WAIT_S,
+    Codec,
+    Store,
+    lock_held,
     unusable,
 )
-from prefetch_kit.weixin.token_stores.records import LOCK_WAIT_S, Codec, Store, lock_held
 
 _APPLICATION_ID: Final = 0x70666B74
 _VERSION: Final = 1
@@ -64,8 +67,9 @@ WHERE CAST(records.record AS BLOB) = ?
 """
 # Longer than any other process writes; a rotated refresh token must not be lost to a short wait.
 _BUSY_S: Final = 30.0
-
-_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_ANOTHER: Final = (
+    "Restore the token store from a backup, or move what is there to a place of its own"
+)
 
 _T = TypeVar("_T")
 
@@ -102,12 +106,11 @@ class FileStore(Generic[_T]):
         problem = None
         with ExitStack() as held:
             try:
-                make_directory(path.parent)
                 held.enter_context(self._stores.locks.hold("\0".join(self._key), wait_s=wait_s))
             except RangeHeldError:
                 problem = lock_held(f"{path} ({' '.join(self._key)})", wait_s)
             except OSError as error:
-                problem = unusable(path.with_name("tokens.lock"), str(error.strerror))
+                problem = unusable(path.with_name("tokens.lock"), error)
             if problem is not None:
                 raise problem
             held.enter_context(self._first.lock(wait_s=wait_s))
@@ -158,7 +161,6 @@ class _Database:
 
         Raises TokenSourceError, from no frame that has seen a record.
         """
-        failed = unusable if create else unreadable
         try:
             if create and not os.path.lexists(self.path):
                 self._create()
@@ -168,24 +170,12 @@ class _Database:
                     return work(connection)
             if not create:
                 return None
-            problem = unusable(self.path, "it was taken away meanwhile")
+            problem = unusable(self.path, FileNotFoundError(errno.ENOENT, "it was just removed"))
         except RangeHeldError as error:
             problem = lock_held(str(self.path), error.waited_s)
-        except OSError as error:
-            problem = failed(self.path, str(error.strerror))
-        except sqlite3.Error as error:
-            problem = failed(self.path, str(error))
-            if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
-                problem = self._damaged(str(error))
+        except (OSError, sqlite3.Error) as error:
+            problem = unusable(self.path, error)
         raise problem
-
-    def _damaged(self, problem: str) -> TokenSourceError:
-        return TokenSourceError(
-            str(self.path),
-            f"it is damaged ({problem})",
-            remedy="Restore it from a backup; without one, move it away, and the refresh tokens "
-            "that WeChat's list of merchants shows are found again",
-        )
 
     def _connected(self) -> sqlite3.Connection | None:
         """The connection; None where there is no file. Made anew where it is another file."""
@@ -196,8 +186,8 @@ class _Database:
             return None
         # Not opened to look at it: closing a file ends the locks that SQLite has on it in other
         # threads, https://www.sqlite.org/howtocorrupt.html.
-        check_owner(self.path, found)
         check_directory(self.path.parent)
+        check_file(self.path, found, secret=True)
         if self._connection is None or self._file != (found.st_dev, found.st_ino):
             self._close()
             self._connection, self._file = self._opened(), (found.st_dev, found.st_ino)
@@ -225,21 +215,24 @@ class _Database:
     def _check(self, connection: sqlite3.Connection) -> None:
         """Refuse what is no token store, is cut short, or was written by a newer version."""
         if _number(connection, "application_id") != _APPLICATION_ID:
-            raise refused(self.path, "it is not a token store")
+            raise self._refused("it is not a token store", remedy=_ANOTHER)
         if self.path.stat().st_size % _number(connection, "page_size"):
-            raise self._damaged("it is cut short")  # SQLite would read zeros in the last page
+            # SQLite would read zeros in the last page.
+            problem, remedy = damaged("it is cut short")
+            raise self._refused(problem, remedy=remedy)
         version = _number(connection, "user_version")
         if version > _VERSION:
             problem = f"a newer prefetch-kit wrote it (schema {version}, this one knows {_VERSION})"
-            raise refused(self.path, problem, remedy="Upgrade prefetch-kit")
+            raise self._refused(problem, remedy="Upgrade prefetch-kit; leave the file as it is")
+
+    def _refused(self, problem: str, *, remedy: str) -> TokenSourceError:
+        return TokenSourceError(str(self.path), problem, remedy=remedy)
 
     def _create(self) -> None:
         """Put a complete, empty file there, unless another process has."""
-        make_directory(self.path.parent)
         with self._locks.hold("", wait_s=_BUSY_S):
             if os.path.lexists(self.path):
                 return
-            close_to_others(self.path.parent)
             handle, new = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
             try:
                 os.close(handle)

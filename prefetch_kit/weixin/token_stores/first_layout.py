@@ -5,6 +5,7 @@ version is rolled out, so the files are read, never changed, and locked as those
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
@@ -13,8 +14,9 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 from prefetch_kit.addresses import first_layout_names
-from prefetch_kit.weixin.token_stores.owned_files import check_owner, unreadable, unusable
-from prefetch_kit.weixin.token_stores.records import Codec, lock_held
+from prefetch_kit.concurrency.file_ranges import hold_file
+from prefetch_kit.concurrency.owned_files import check_file
+from prefetch_kit.weixin.token_stores.records import Codec, lock_held, unusable
 
 _MAX_BYTES: Final = 8192
 
@@ -46,15 +48,13 @@ class FirstLayout:
 
 
 def _lock(path: Path, wait_s: float, held: ExitStack) -> None:
-    # Imported on first use: most state directories have no such file.
-    from filelock import FileLock, Timeout
-
+    lock = path.with_name(f"{path.name}.lock")
     try:
-        held.enter_context(FileLock(f"{path}.lock", timeout=wait_s, mode=0o600))
-    except Timeout:
+        held.enter_context(hold_file(lock, ends_at=time.monotonic() + wait_s))
+    except TimeoutError:
         problem = lock_held(str(path), wait_s)
     except OSError as error:
-        problem = unusable(path.with_name(f"{path.name}.lock"), str(error.strerror))
+        problem = unusable(lock, error)
     else:
         return
     raise problem
@@ -63,12 +63,12 @@ def _lock(path: Path, wait_s: float, held: ExitStack) -> None:
 def _read(path: Path, codec: Codec[_T]) -> _T | None:
     try:
         with open(path, "rb", opener=_open_plain_file) as file:
-            check_owner(path, os.fstat(file.fileno()))
+            check_file(path, os.fstat(file.fileno()), secret=True)
             return codec.read(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
-        problem = unreadable(path, str(error.strerror))
+        problem = unusable(path, error)
     raise problem
 
 

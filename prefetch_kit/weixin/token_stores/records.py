@@ -2,12 +2,15 @@
 
 import json
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
+from prefetch_kit.concurrency.file_failures import failure_of
 from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
@@ -125,6 +128,12 @@ def _later(one: StoredToken, other: StoredToken) -> StoredToken:
 
 
 TOKEN_CODEC: Final = Codec(encode_token, decode_token, _later)
+
+
+def unusable(path: Path, error: OSError | sqlite3.Error) -> TokenSourceError:
+    """For a file of records; its text is none of theirs."""
+    problem, remedy = failure_of(path, error)
+    return TokenSourceError(str(path), problem, remedy=remedy)
 
 
 def lock_held(where: str, waited_s: float) -> TokenSourceError:

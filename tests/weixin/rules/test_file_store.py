@@ -116,7 +116,7 @@ def test_records_do_not_mix(store: TokenStore, path: Path) -> None:
     opened(path, "wx02").save(OTHER)
     assert (store.load(), opened(path, "wx02").load()) == (TOKEN, OTHER)
     assert opened(path, "wx01", "ticket").load() is None
-    assert sorted(os.listdir(path.parent)) == ["tokens.lock", path.name]
+    assert sorted(os.listdir(path.parent)) == [".gitignore", "tokens.lock", path.name]
 
 
 def test_other_tools_can_read_the_file(store: TokenStore, path: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_file_open_to_others_is_refused(store: TokenStore, path: Path, mode: i
     """Its token may be known to others, or planted by them."""
     store.save(TOKEN)
     path.chmod(mode)
-    with pytest.raises(TokenSourceError, match="other users may read or write it") as caught:
+    with pytest.raises(TokenSourceError, match="other users may read or write") as caught:
         store.load()
-    assert (caught.value.source, caught.value.remedy[:12]) == (str(path), "Take it away")
+    assert (caught.value.source, caught.value.remedy.split()[-1]) == (str(path),) * 2
     assert CANARY not in str(caught.value)
 
 
@@ -237,11 +237,11 @@ PUT = [put_symlink, put_fifo, put_directory]
 
 @pytest.mark.parametrize("put", PUT)
 def test_what_is_no_plain_file_is_refused_at_once(store: TokenStore, path: Path, put: Put) -> None:
-    """Nothing is followed or waited for, to read or to write; moving it away is the remedy."""
+    """Nothing is followed or waited for, to read or to write."""
     store.save(TOKEN)
     put(path)
     for attempt in (store.load, lambda: store.save(OTHER)):
-        with pytest.raises(TokenSourceError, match="Move it away, or point PREFETCH_STATE_DIR"):
+        with pytest.raises(TokenSourceError, match="is not a plain file"):
             attempt()
 
 
@@ -260,7 +260,7 @@ def test_a_directory_that_others_write_to_is_refused(store: TokenStore, path: Pa
     """They could exchange the file; the remedy says how to take that right away."""
     store.save(TOKEN)
     path.parent.chmod(0o777)
-    with pytest.raises(TokenSourceError, match=r"Take it away from them \(chmod go-w\)"):
+    with pytest.raises(TokenSourceError, match="from them: chmod go-w /"):
         store.load()
 
 
@@ -334,16 +334,16 @@ def test_the_journal_is_as_private_as_the_file(store: TokenStore, path: Path) ->
 def test_a_full_disk_leaves_the_old_token_and_no_rest(store: TokenStore, path: Path) -> None:
     """The failure names the file and a way out, and no half-written copy is left."""
     store.save(TOKEN)
-    with full_disk(), pytest.raises(TokenSourceError, match="cannot be used") as caught:
+    with full_disk(), pytest.raises(TokenSourceError, match="may store no more") as caught:
         store.save(StoredToken(Secret(CANARY * 2), 1.0))
-    assert (store.load(), len(os.listdir(path.parent))) == (TOKEN, 2)  # the file and its lock
+    assert (store.load(), len(os.listdir(path.parent))) == (TOKEN, 3)  # .gitignore, file and lock
     assert caught.value.source == str(path)
     assert CANARY not in str(caught.value)
 
 
 def test_a_full_disk_at_the_very_start(store: TokenStore, path: Path) -> None:
     """A file that could not be made whole is not there; later all is well."""
-    with full_disk(), pytest.raises(TokenSourceError, match="cannot be used"):
+    with full_disk(), pytest.raises(TokenSourceError, match="may store no more"):
         store.save(TOKEN)
     assert not path.exists()
     store.save(TOKEN)
@@ -361,7 +361,7 @@ def test_a_read_only_directory_is_named(
 ) -> None:
     """Saving and locking fail alike, with what to change; loading finds nothing."""
     assert read_only.load() is None
-    with pytest.raises(TokenSourceError, match="PREFETCH_STATE_DIR at a directory") as caught:
+    with pytest.raises(TokenSourceError, match="another user") as caught:
         attempt(read_only)
     assert "/tokens." in caught.value.source
     assert CANARY not in str(caught.value)
@@ -373,7 +373,7 @@ def test_a_file_instead_of_the_directory_is_refused(tmp_path: Path) -> None:
     store = opened(tmp_path / "state" / "tokens.sqlite3")
     with pytest.raises(TokenSourceError, match="Not a directory"):
         store.load()
-    with pytest.raises(TokenSourceError, match="cannot be used"):
+    with pytest.raises(TokenSourceError, match=r"Not a directory.* point PREFETCH_STATE_DIR"):
         store.save(TOKEN)
 
 
@@ -402,7 +402,7 @@ def test_the_lock_of_one_record_blocks_no_other(store: TokenStore, path: Path) -
         with other.lock():
             other.save(OTHER)
         assert other.load() == OTHER
-    assert sorted(os.listdir(path.parent)) == ["tokens.lock", path.name]
+    assert sorted(os.listdir(path.parent)) == [".gitignore", "tokens.lock", path.name]
 
 
 FORK_WHILE_SAVING = """
