@@ -40,6 +40,7 @@ from prefetch_kit.fleet.targets import (
     settings_text,
 )
 from prefetch_kit.fleet.workers import Summary, Workers
+from prefetch_kit.registrar.database import LOCKS
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.journal import Action, Journal
 from prefetch_kit.registrar.locks import FLEET, Locks
@@ -138,7 +139,7 @@ class Fleet:
             proxy=project.proxy,
         )
         self._tokens = TokenSources(project, self._transport)
-        self._locks = Locks(project.wechat_dir / "apps.lock")
+        self._locks = Locks(project.wechat_dir / LOCKS)
         # The journal of all runs for this WeChat, also of those for one app alone.
         self.history: Final = Journal(project.wechat_dir / "journal.sqlite3")
         self._telling = threading.Lock()

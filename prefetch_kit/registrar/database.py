@@ -1,5 +1,6 @@
 """The journal's SQLite file: its layout, its connections, and how many threads write to it."""
 
+import os
 import sqlite3
 import threading
 import time
@@ -18,6 +19,7 @@ from prefetch_kit.registrar import first_layout
 _T = TypeVar("_T")
 # Something to be written, and who waits for it.
 _Job = tuple[Callable[[sqlite3.Connection], Any], "Future[Any] | None"]
+LOCKS: Final = "apps.lock"  # beside the journal
 _LAYOUT: Final = 2
 _BUSY_S: Final = 30.0
 _MOST_AT_ONCE: Final = 1000
@@ -77,19 +79,22 @@ class Database:
         self._writing = threading.Lock()
         self._jobs: deque[_Job] = deque()
         self._db: sqlite3.Connection | None = None
-        self._inode = 0
+        self._kept: dict[Path, os.stat_result] = {}
         self._written_at = 0.0
 
     def __enter__(self) -> Self:
-        with self._failing():
+        with self._writing, self._failing():
             self._db = self._open()
-            self._inode = self.path.stat().st_ino
+            # Without the file of the locks, another process could change the same apps.
+            paths = self.path, self.path.with_name(LOCKS)
+            self._kept = {path: path.stat() for path in paths if path.exists()}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        with self._writing:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
 
     def exists(self) -> bool:
         """Whether there is one, or what it is made of."""
@@ -167,15 +172,18 @@ class Database:
         self._check_not_moved()  # it may have been moved with what was just written
 
     def _check_not_moved(self) -> None:
-        if self._was_moved():
-            raise self._failed(REMOVED)
+        if (path := self._moved()) is not None:
+            raise self._failed(REMOVED, path)
 
-    def _was_moved(self) -> bool:
-        """Whether the file of the kept connection is no longer in its place."""
-        try:
-            return self._db is not None and self.path.stat().st_ino != self._inode
-        except (FileNotFoundError, NotADirectoryError):
-            return True
+    def _moved(self) -> Path | None:
+        """What is no longer the file that it was when the kept connection was made."""
+        for path, was in self._kept.items() if self._db is not None else ():
+            try:
+                if not os.path.samestat(path.stat(), was):
+                    return path
+            except (FileNotFoundError, NotADirectoryError):
+                return path
+        return None
 
     def _open(self) -> sqlite3.Connection:
         make_file(self.path)
@@ -219,9 +227,9 @@ class Database:
 
     def _failure(self, error: BaseException) -> JournalFailed:
         with suppress(OSError):  # then the error itself says more
-            if self._was_moved():
-                return self._failed(REMOVED)
-        return self._failed(failure_of(self.path, error))
+            if (path := self._moved()) is not None:
+                return self._failed(REMOVED, path)
+        return self._failed(failure_of(self.path, error), self.path)
 
-    def _failed(self, failure: Failure) -> JournalFailed:
-        return JournalFailed(str(self.path), failure.problem, remedy=failure.remedy)
+    def _failed(self, failure: Failure, path: Path) -> JournalFailed:
+        return JournalFailed(str(path), failure.problem, remedy=failure.remedy)

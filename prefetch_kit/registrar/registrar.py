@@ -10,6 +10,7 @@ from typing import Final, Self
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.errors import ConfigError, NoSuchRun, NothingToRollBack, PlanStale
 from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
+from prefetch_kit.registrar.database import LOCKS
 from prefetch_kit.registrar.execute import (
     WAIT_S,
     Execution,
@@ -76,7 +77,7 @@ class Registrar:
         self._settings = SettingsApi(self._transport, token_source_of(tokens), sleep=sleep)
         directory = Path(state_dir, wechat_name(self._transport.base_url))
         self._journal = Journal(directory / "journal.sqlite3")
-        self._locks = Locks(directory / "apps.lock")
+        self._locks = Locks(directory / LOCKS)
         self._wait_s = wait_s
         self._sleep = sleep
 
@@ -162,7 +163,7 @@ class Registrar:
             return approved
         check_guards(approved, allow, "apply")
         approve(approved)
-        with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S):
+        with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S), self._journal:
             plan = self._as_soon_as_settled(read)
             _check_fresh(plan, approved)
             if plan.changes:
@@ -206,7 +207,7 @@ class Registrar:
         check_guards(approved, allow, "rollback")
         if approved.changes:
             approve(approved)
-        with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S):
+        with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S), self._journal:
             plan = self._as_soon_as_settled(lambda waited_s: self._plan_rollback(since, waited_s))
             if self._journal.last_applied(self._appid) == last:
                 _check_fresh(plan, approved)

@@ -230,7 +230,7 @@ def test_git_ignores_it(use: Use, directory: Path, tmp_path: Path, is_made: bool
         directory.parent.mkdir(parents=True, mode=0o700)
     use(directory)
     (tmp_path / "app.py").touch()
-    status = ["git", "-C", tmp_path, "status", "--porcelain", "--untracked-files=all"]
+    status = ["git", "-C", str(tmp_path), "status", "--porcelain", "--untracked-files=all"]
     assert subprocess.check_output(status, text=True) == "?? app.py\n"
 
 

@@ -189,6 +189,35 @@ def test_a_directory_that_is_removed_ends_the_fleet(
     assert sets(merchants.wx) < 20
 
 
+ANOTHER = """
+import shutil, sys
+from pathlib import Path
+from prefetch_kit.registrar.journal import Journal
+from prefetch_kit.registrar.locks import FLEET, Locks
+directory, what = Path(sys.argv[1]), sys.argv[2]
+(directory / "apps.lock").unlink() if what == "locks" else shutil.rmtree(directory)
+if "made anew" in what:
+    with Locks(directory / "apps.lock").hold(FLEET):
+        Journal(directory / "journal.sqlite3").begin("apply", appid="wx01")
+"""
+
+
+@pytest.mark.parametrize("what", ["directory", "directory, made anew", "locks"])
+def test_what_another_process_removes_ends_the_fleet(
+    merchants: "Merchants", directory: Path, what: str
+) -> None:
+    """Also where it made another directory or lock, with which it could change the same apps."""
+    appids = merchants.add(5)
+
+    def then(appid: str) -> None:
+        if appid == appids[2] and merchants.wx.count(action="set_pre_fetch") == 2:
+            subprocess.run([sys.executable, "-c", ANOTHER, str(directory), what], check=True)
+
+    with pytest.raises(JournalFailed, match="was removed or replaced while this process used it"):
+        fleet_that(merchants, then).apply(Limits())
+    assert merchants.wx.count(action="set_pre_fetch") == 2
+
+
 def test_a_plan_needs_no_lock(merchants: "Merchants", directory: Path) -> None:
     """Looking is allowed while another fleet is at work."""
     merchants.add(2)

@@ -237,6 +237,63 @@ def test_a_result_that_cannot_be_stored_is_said(
     assert wx.count(action="set_period_fetch") == 1
 
 
+ANOTHER = """
+import shutil, sys
+from pathlib import Path
+from prefetch_kit.registrar.journal import Journal
+from prefetch_kit.registrar.locks import Locks
+directory, what = Path(sys.argv[1]), sys.argv[2]
+(directory / "apps.lock").unlink() if what == "locks" else shutil.rmtree(directory)
+if "made anew" in what:
+    with Locks(directory / "apps.lock").hold("wx01"):
+        Journal(directory / "journal.sqlite3").begin("apply", appid="wx01")
+"""
+
+
+class RemovingTokens(StaticToken):
+    """Has another process remove something when the token is asked for, which is per call."""
+
+    def __init__(self, value: Secret, directory: Path, what: str, *, call: int) -> None:
+        super().__init__(value)
+        self._command = [sys.executable, "-c", ANOTHER, str(directory), what]
+        self._calls_left = call
+
+    def get(self) -> Secret:
+        self._calls_left -= 1
+        if self._calls_left == 0:
+            subprocess.run(self._command, check=True)
+        return super().get()
+
+
+@pytest.mark.parametrize("what", ["directory", "directory, made anew", "locks"])
+@pytest.mark.parametrize("action", ["apply", "rollback"])
+def test_what_is_removed_under_an_apply_ends_it(
+    wx: Sandbox,
+    apply: Callable[[], Plan],
+    transport: Transport,
+    root: Path,
+    state_dir: Path,
+    what: str,
+    action: str,
+) -> None:
+    """Between its two calls: the second is not sent, and nothing is written to what is new."""
+    apply()
+    before = wx.count(action="set_period_fetch")
+    # Read to plan, read under the lock, set the first kind: there it goes.
+    tokens = RemovingTokens(Secret(wx.access_token(APPID)), state_dir, what, call=3)
+    registrar = Registrar(APPID, tokens=tokens, state_dir=root, transport=transport)
+    wanted = FetchSetting.server(f"{PRE_URL}/new")
+    new: Mapping[Kind, FetchSetting] = {"pre_fetch": wanted, "period_fetch": wanted}
+    go = {"apply": lambda: registrar.apply(new), "rollback": registrar.rollback}[action]
+    with pytest.raises(JournalFailed, match="was removed or replaced while this process used it"):
+        go()
+    assert wx.count(action="set_period_fetch") == before
+    if "anew" in what:
+        assert Journal(state_dir / "journal.sqlite3").runs() == []
+    elif what == "directory":
+        assert not state_dir.exists()
+
+
 def test_the_lock_is_waited_for_and_then_named(
     wx: Sandbox,
     apply: Callable[[], Plan],
