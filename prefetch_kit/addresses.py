@@ -19,6 +19,9 @@ _PRINTABLE: Final = re.compile(r"[!-~]*")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+# Of a placeholder that was not filled: written so, doubled, or encoded by a browser.
+BRACE: Final = re.compile(r"[{}]|%7[BD]", re.IGNORECASE)
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or literal address can only mean this machine."""
@@ -160,6 +163,9 @@ def public_url_problem(url: str) -> tuple[str, str] | None:
             "it holds spaces, backslashes or characters outside printable ASCII",
             "Percent-encode the path, and write the host in its xn-- form",
         )
+    if BRACE.search(url):
+        remedy = "Write what they stand for; {placeholders} are for prefetch.toml and its list"
+        return "it holds braces, which nothing fills", remedy
     if parts.scheme != "https":
         return "it does not begin with https://", "WeChat pulls over HTTPS only"
     if parts.username is not None or parts.password is not None:

@@ -417,6 +417,17 @@ class JournalFailed(RegistrarError):
         super().__init__(f"The journal {path} cannot be used: {cause}. {remedy}.")
 
 
+class TemporaryFileFailed(RegistrarError):
+    """A fleet has no room for the file in which it keeps its apps while it runs."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(
+            f"A temporary file cannot be used: {cause}. Make room in the temporary directory, or "
+            "name another one with TMPDIR, then run the same command again."
+        )
+
+
 class LockHeld(RegistrarError):
     """Another process or thread is changing the same settings; `holder` says which, if known.
 

@@ -7,7 +7,7 @@ from typing import Final, Literal, Self, get_args
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from prefetch_kit.addresses import public_url_problem, shown
+from prefetch_kit.addresses import BRACE, public_url_problem, shown
 from prefetch_kit.errors import SourceRefused, UrlRefused
 
 Kind = Literal["pre_fetch", "period_fetch"]
@@ -150,9 +150,9 @@ class FetchSetting:
                 problem = f"names a cloud function without its {what} ({field})"
                 raise SourceRefused(problem, field=field, remedy=f"Give the {what} too")
             value = getattr(self, field)
-            if not isinstance(value, str) or not shape.match(value):
+            if not isinstance(value, str) or not shape.match(value) or BRACE.search(value):
                 problem = f"names a cloud function whose {what} ({field}) cannot be one"
-                remedy = "Give up to 128 printable ASCII characters, without spaces"
+                remedy = "Give up to 128 printable ASCII characters, without spaces or braces"
                 raise SourceRefused(problem, field=field, remedy=remedy)
 
 

@@ -64,6 +64,8 @@ def test_public_urls_are_taken(url: str) -> None:
         ("https://shop..example", "domain name"),
         ("https://sho%70.example", "domain name"),
         (f"https://{'a' * 64}.example", "domain name"),
+        ("https://shop.example/p/{appid}", "braces"),
+        ("https://shop.example/p/%7bappid%7D", "braces"),
         ("https://10.0.0.1", "IP address"),
         ("https://[::1]/", "IP address"),
         ("https://127.1", "domain name"),

@@ -35,9 +35,11 @@ class ForkLock:
     def after_fork(self, *, in_child: bool) -> None:
         if self._forks:  # not where it was made while a fork was under way
             self._forks = False
-            if in_child:
-                self._in_child()
-            self._lock.release()
+            try:
+                if in_child:
+                    self._in_child()
+            finally:
+                self._lock.release()
 
 
 def _register(lock: "weakref.ref[ForkLock]") -> None:

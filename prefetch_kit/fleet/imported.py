@@ -89,8 +89,7 @@ class _Seen:
                 what = "a URL" if setting.source == "server" else "a cloud function"
                 self.left[f"from {what} that cannot be registered"] += 1
         if len(self._templates[kind]) < 2:
-            template = text.replace("{", "{{").replace("}", "}}").replace(appid, "{appid}")
-            self._templates[kind].add(template)
+            self._templates[kind].add(text.replace(appid, "{appid}"))
         return text
 
     def templates(self) -> dict[Kind, str]:

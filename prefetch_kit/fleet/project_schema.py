@@ -248,7 +248,12 @@ class _FleetSchema(Schema):
 
 
 class _ProjectSchema(Schema):
-    state_dir = fields.String(load_default=None)
+    state_dir = fields.String(
+        load_default=None,
+        validate=validate.Length(
+            min=1, error="is empty\nName a directory, or leave it out for the default"
+        ),
+    )
     api_base_url = fields.String(load_default="https://api.weixin.qq.com", validate=_check_base_url)
     ca_file = fields.String(load_default=None)
     proxy = fields.Raw(load_default=None, validate=_check_reference)

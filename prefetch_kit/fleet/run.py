@@ -112,8 +112,8 @@ class Fleet:
     """The mini programs of a project, at the pace it names, for one run.
 
     Methods raise what their parts raise: `ConfigError`, `ListRefused`, `LockHeld`,
-    `JournalFailed`, `PlanUnusable`, and while the list of merchants is read `WeixinError` and
-    `TokenSourceError`. What goes wrong with one app is in its result. `selection` leaves apps
+    `JournalFailed`, `TemporaryFileFailed`, `PlanUnusable`, and while the list of merchants is read
+    `WeixinError` and `TokenSourceError`. What goes wrong with one app is in its result. `selection` leaves apps
     out. `settings_of` gives the way to one app's settings; the project says where left out.
     """
 

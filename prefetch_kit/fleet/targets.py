@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Final, Self
 
-from prefetch_kit.errors import JournalFailed
+from prefetch_kit.errors import TemporaryFileFailed
 from prefetch_kit.fetch_setting import FetchSetting, FetchSettings, Kind
 from prefetch_kit.registrar.plan import Change, OffIfFrom, Plan, Wanted, plan_saved, plan_wanted
 from prefetch_kit.registrar.plan_file import change_fields, read_changes
@@ -21,7 +21,8 @@ Planned = Callable[[str, str, FetchSettings], Plan]
 class Targets:
     """A text for each appid, in the order they came. Ends with its process.
 
-    Safe to share between threads. Raises `JournalFailed` where the temporary directory is full.
+    Safe to share between threads. Raises `TemporaryFileFailed` where there is no temporary
+    directory, or no room in it.
     """
 
     def __init__(self) -> None:
@@ -85,9 +86,7 @@ class Targets:
                 cursor = self._db.execute(sql, parameters)
                 return cursor.rowcount, cursor.fetchall()
         except sqlite3.Error as error:
-            raise JournalFailed(
-                "(a temporary file)", str(error), remedy="Make room in the temporary directory"
-            ) from error
+            raise TemporaryFileFailed(str(error)) from error
 
 
 def wanted_text(wanted: Wanted) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from prefetch_kit.errors import JournalFailed, PrefetchKitError
+from prefetch_kit.errors import JournalFailed, PrefetchKitError, TemporaryFileFailed
 from prefetch_kit.fleet.changes import NotSent, Pending
 from prefetch_kit.fleet.results import Result, Tally, done_cause, failure, whose
 from prefetch_kit.fleet.schedule import Schedule, Task
@@ -154,7 +154,7 @@ class Workers:
         except NotSent as stopped:
             self._schedule.stop(str(stopped))
             result = Result(task.appid, "left", "the fleet stopped before anything was sent")
-        except JournalFailed:
+        except (JournalFailed, TemporaryFileFailed):
             raise
         except PrefetchKitError as error:
             delay_s = None if task.is_open else pause_s(error, task.tries)

@@ -10,8 +10,10 @@ For an app with several mini programs or blueprints, run `apply` with `--appid` 
 the deploy pipeline instead.
 """
 
+import atexit
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -39,13 +41,32 @@ def when_ready_or_stop(server: Any) -> None:
     """`when_ready` for those who would rather not serve than serve unregistered.
 
     Import it `as when_ready`. Where the registration fails, gunicorn is told to end (SIGTERM):
-    requests under way are answered, and what started it sees that it ended.
+    requests under way are answered, and its exit status is 1.
     """
-    # The child keeps gunicorn's own rights, without which it could not end it.
-    _start_child(server, [str(os.getpid()), json.dumps(_identity(server.cfg))])
+    told, tell = os.pipe()
+    os.set_blocking(told, False)
+    try:
+        # The child keeps gunicorn's own rights, without which it could not end it.
+        identity = json.dumps(_identity(server.cfg))
+        _start_child(server, [str(os.getpid()), identity, str(tell)], pass_fds=(tell,))
+    finally:
+        os.close(tell)
+    # gunicorn ends with 0 after a SIGTERM, whoever sent it. Its workers are forks, which must
+    # end as they do without this.
+    atexit.register(_end, told, os.getpid())
 
 
-def _start_child(server: Any, stop: list[str], **identity: Any) -> None:
+def _end(told: int, gunicorn: int) -> None:
+    """Exit with 1 where the child said that gunicorn ends because of it."""
+    with contextlib.suppress(BlockingIOError):  # gunicorn ends before the child is done
+        if os.getpid() == gunicorn and os.read(told, 1):
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def _start_child(server: Any, stop: list[str], **options: Any) -> None:
     address = server.LISTENERS[0].getsockname()
     if not isinstance(address, str):  # else it is the path of a Unix socket
         host, port = address[:2]
@@ -58,7 +79,7 @@ def _start_child(server: Any, stop: list[str], **identity: Any) -> None:
         env=os.environ | {"PYTHONPATH": _python_path(server.cfg)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        **identity,
+        **options,
     )
 
 
@@ -105,7 +126,9 @@ def _connect(host: str, port: str) -> socket.socket:
     return connection
 
 
-def _main(app: str, listener: str, gunicorn: str = "", identity: str = "{}") -> None:
+def _main(
+    app: str, listener: str, gunicorn: str = "", identity: str = "{}", tell: str = ""
+) -> None:
     try:
         _wait_until_serving(listener)
     except OSError:
@@ -120,6 +143,7 @@ def _main(app: str, listener: str, gunicorn: str = "", identity: str = "{}") -> 
     finally:
         if not is_registered and os.getppid() == int(gunicorn):
             print("prefetch_kit: not registered, so gunicorn ends.", file=sys.stderr)  # noqa: T201
+            os.write(int(tell), b"!")
             os.kill(int(gunicorn), signal.SIGTERM)
 
 

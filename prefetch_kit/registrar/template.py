@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Final
 
+from prefetch_kit.addresses import BRACE
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.registrar.plan import OffIfFrom
@@ -28,7 +29,9 @@ class Template:
             parts = list(Formatter().parse(text))
         except ValueError:
             raise ValueError("has a brace without its other one") from None
-        for _, name, spec, conversion in parts:
+        for literal, name, spec, conversion in parts:
+            if BRACE.search(literal):
+                raise ValueError("has doubled or encoded braces, which nothing would fill")
             if name is not None and (spec or conversion or not _NAME.match(name)):
                 raise ValueError("has a placeholder that is not a plain {name}")
         self._text = text

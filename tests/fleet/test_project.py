@@ -95,6 +95,10 @@ def test_everything_at_once(tmp_path: Path) -> None:
         ("{appid}", "{appid!r}", r"\[urls\] pre_fetch has a placeholder"),
         ("{appid}", "{appid.__class__}", r"\[urls\] pre_fetch has a placeholder"),
         ("{appid}", "{}", r"\[urls\] pre_fetch has a placeholder"),
+        ("{appid}", "{{appid}}", r"\[urls\] pre_fetch has doubled or encoded braces"),
+        ("{appid}", "{appid}/{{x}}", r"\[urls\] pre_fetch has doubled or encoded braces"),
+        ("{appid}", "%7Bappid%7d", r"\[urls\] pre_fetch has doubled or encoded braces"),
+        ("[apps]", 'state_dir = ""\n[apps]', r"state_dir is empty\. Name a directory"),
         ("[tokens]", 'off = ["period_fetch"]\n[tokens]', r"\[urls\] off names period_fetch"),
         (
             '{ env = "SECRETS" }',

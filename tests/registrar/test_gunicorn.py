@@ -177,10 +177,10 @@ def or_stop(serve: Serve, tmp_path: Path) -> None:
 def test_a_refused_registration_stops_who_asked_for_it(
     wx: Sandbox, serve: Serve, or_stop: None
 ) -> None:
-    """The refusal is said, and gunicorn ends as if told to by its owner."""
+    """The refusal is said, and the exit status tells whoever started gunicorn."""
     wx.deny("wx01", 48001)
     served = serve()
-    assert served.process.wait(timeout=60) == 0
+    assert served.process.wait(timeout=60) == 1
     assert "48001" in served.said
     assert "not registered, so gunicorn ends" in served.said
 
@@ -193,6 +193,34 @@ def test_a_registration_that_succeeds_stops_nobody(
     served.until(lambda: "read back from WeChat" in served.said)
     served.until(lambda: not children(served.process.pid, "prefetch_kit.registrar.gunicorn"))
     assert served.answers() == 200
+
+
+def test_requests_under_way_are_answered(
+    wx: Sandbox, serve: Serve, or_stop: None, tmp_path: Path
+) -> None:
+    """Although gunicorn ends, and with a status that says why."""
+    slow = "prefetch.period_fetch()(lambda pull: __import__('time').sleep(1.5) or NO_DATA)"
+    app = APP.replace("prefetch.period_fetch()(lambda pull: NO_DATA)", slow)
+    (tmp_path / "hooked_app.py").write_text(app)
+    wx.deny("wx01", 48001)
+    with (tmp_path / "gunicorn.conf.py").open("a") as config:
+        config.write("threads = 4\n")
+    served = serve()
+    statuses = []
+    while "gunicorn ends" not in served.said:
+        statuses.append(served.answers())
+    assert served.process.wait(timeout=60) == 1
+    assert set(statuses) == {200}
+
+
+def test_who_ends_gunicorn_otherwise_gets_its_status(
+    wx: Sandbox, serve: Serve, or_stop: None
+) -> None:
+    """A registration that succeeded says nothing at the end."""
+    served = serve()
+    served.until(lambda: "read back from WeChat" in served.said)
+    served.process.terminate()
+    assert served.process.wait(timeout=60) == 0
 
 
 def children(parent: int, module: str) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -284,7 +285,9 @@ def test_what_is_removed_under_an_apply_ends_it(
     registrar = Registrar(APPID, tokens=tokens, state_dir=root, transport=transport)
     wanted = FetchSetting.server(f"{PRE_URL}/new")
     new: Mapping[Kind, FetchSetting] = {"pre_fetch": wanted, "period_fetch": wanted}
-    go = {"apply": lambda: registrar.apply(new), "rollback": registrar.rollback}[action]
+    go: Callable[[], object] = registrar.rollback
+    if action == "apply":
+        go = partial(registrar.apply, new)
     with pytest.raises(JournalFailed, match="was removed or replaced while this process used it"):
         go()
     assert wx.count(action="set_period_fetch") == before
