@@ -113,8 +113,9 @@ class Fleet:
 
     Methods raise what their parts raise: `ConfigError`, `ListRefused`, `LockHeld`,
     `JournalFailed`, `TemporaryFileFailed`, `PlanUnusable`, and while the list of merchants is read
-    `WeixinError` and `TokenSourceError`. What goes wrong with one app is in its result. `selection` leaves apps
-    out. `settings_of` gives the way to one app's settings; the project says where left out.
+    `WeixinError` and `TokenSourceError`. What goes wrong with one app is in its result.
+    `selection` leaves apps out. `settings_of` gives the way to one app's settings; the project
+    says where left out.
     """
 
     def __init__(
