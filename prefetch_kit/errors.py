@@ -428,6 +428,16 @@ class TemporaryFileFailed(RegistrarError):
         )
 
 
+class BackupFailed(RegistrarError):
+    """The journal was not copied; nothing is there that was not there before."""
+
+    def __init__(self, path: str, cause: str, *, remedy: str) -> None:
+        self.path = path
+        self.cause = cause
+        self.remedy = remedy
+        super().__init__(f"Nothing was copied to {path}: {cause}. {remedy}.")
+
+
 class LockHeld(RegistrarError):
     """Another process or thread is changing the same settings; `holder` says which, if known.
 

@@ -1,6 +1,7 @@
 """The commands, as `flask --app … prefetch …` and as `prefetch-kit --app … …`."""
 
 from prefetch_kit.cli import domains as domains  # adds its commands, as the next do
+from prefetch_kit.cli import journal as journal
 from prefetch_kit.cli import platform as platform
 from prefetch_kit.cli import pull as pull
 from prefetch_kit.cli import sandbox as sandbox

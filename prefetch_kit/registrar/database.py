@@ -117,6 +117,14 @@ class Database:
             with self._failing(), closing(self._open()) as db:
                 yield from db.execute(sql, parameters)
 
+    def copy_to(self, other: sqlite3.Connection) -> None:
+        """Write all of it to another database, as it is at one moment."""
+        with self._failing(), closing(self._open()) as db:
+            # A read that waits until it may: SQLite's copying would wait without an end.
+            db.execute("BEGIN")
+            db.execute("SELECT 1 FROM runs LIMIT 1").fetchall()
+            db.backup(other)
+
     def write_later(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """Have it written with what is written next."""
         self._jobs.append((work, None))

@@ -211,6 +211,8 @@ class Registrar:
             plan = self._as_soon_as_settled(lambda waited_s: self._plan_rollback(since, waited_s))
             if self._journal.last_applied(self._appid) == last:
                 _check_fresh(plan, approved)
+                if since not in self._journal.runs(self._appid):  # it was pruned meanwhile
+                    raise PlanStale(self._appid)
                 run = self._journal.begin("rollback", appid=self._appid, returns_from=since)
                 self._execute(plan, run, undoes=since)
             elif all(are_alike(change.before, change.after) for change in plan.changes):

@@ -106,10 +106,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(use: Use, small_disk: Path) -> None:
     """As the system says it."""
     use(small_disk / "state")
-    with (
-        (small_disk / "other").open("wb", buffering=0) as other,
-        pytest.raises(OSError, match="No space"),
-    ):
+    with (small_disk / "other").open("wb", buffering=0) as other, suppress(OSError):
         while True:
             other.write(bytes(4096))
     said = refusal(use, small_disk / "state")
