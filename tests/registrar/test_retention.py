@@ -80,7 +80,7 @@ def test_an_app_that_was_changed_long_ago_can_still_go_back(journal: Journal) ->
 
 def test_one_that_was_cut_short_stays(journal: Journal) -> None:
     """The same command continues it."""
-    run, _ = journal.begin_fleet("apply", wanted="x", apps=2)
+    run, _ = journal.begin_fleet("apply", apps=2)
     confirmed(journal, run, "wx01", 0)
     applied(journal, "wx01", 1)
     assert prune(journal, before=LATER, dry_run=False) == Pruned(0, 0)
@@ -98,7 +98,9 @@ def test_no_rollback_finds_another_past(journal: Journal, seed: int) -> None:
         numbers[appid] += 1
         if what == "fleet":
             action: Action = "apply"
-            fleets.append(journal.begin_fleet(action, wanted=str(len(fleets)), apps=3)[0])
+            run, _ = journal.begin_fleet(action, apps=3)
+            journal.end_fleet(run)  # else the next fleet would continue it
+            fleets.append(run)
         elif fleets and chance.random() < 0.4:
             confirmed(journal, chance.choice(fleets), appid, numbers[appid])
         elif what == "rollback" and (since := journal.last_applied(appid)) is not None:
@@ -108,8 +110,6 @@ def test_no_rollback_finds_another_past(journal: Journal, seed: int) -> None:
             journal.undo(run, plan, since=since)
         else:
             applied(journal, appid, numbers[appid])
-    for run in fleets:
-        journal.end_fleet(run)
     last = {appid: journal.last_applied(appid) for appid in APPIDS}
     fleet = journal.last_fleet_applied(), journal.last_fleet()
     runs = journal.runs()
