@@ -41,8 +41,13 @@ def half_way(
     late = Fault(kind="delay", action="set_pre_fetch", after=4, times=4, delay_s=30.0)
     project.wx.inject(late)
     process = shell.start("prefetch_kit", "fleet", "apply", "--yes", "--json")
-    until(lambda: [record.get("sent") for record in project.lines("status")[1:]] == [4])
+    until(lambda: counted(project) == [(4, 4)])
     return process
+
+
+def counted(project: "Project") -> list[tuple[object, object]]:
+    """How many are done and how many under way, once a fleet has begun."""
+    return [(record.get("done"), record.get("sent")) for record in project.lines("status")[1:]]
 
 
 def test_status_beside_a_running_fleet(
