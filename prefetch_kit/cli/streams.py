@@ -43,8 +43,13 @@ class LossyFile(io.FileIO):
 
 
 def keep_streams_going() -> None:
-    """Let nothing that is written to standard output or standard error raise an error."""
+    """Let nothing that is written to standard output or standard error raise an error.
+
+    Standard input, where it is closed, is empty.
+    """
     _open_closed()
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(os.devnull)), encoding="utf-8")
     sys.stdout = _keep_going(sys.stdout, 1)
     sys.stderr = _keep_going(sys.stderr, 2)
 

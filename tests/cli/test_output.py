@@ -202,3 +202,10 @@ def test_a_signal_before_anything_is_set(
         process.send_signal(signal.SIGTERM)
         ended = shell.end(process)
     assert (ended.status, "No pull was set." in ended.stderr) == (128 + signal.SIGTERM, True)
+
+
+def test_closed_standard_input_is_empty(run: Redirected) -> None:
+    """Whoever reads from it is told so, and nobody is asked."""
+    app = ONE[:3]
+    assert "holds no text" in run("<&-", *app, "pull", "--token-file", "-").stderr
+    assert "Nobody is here to answer" in run("<&-", *app, "apply", "--skip-probe").stderr
