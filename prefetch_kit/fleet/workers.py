@@ -120,13 +120,15 @@ class Workers:
 
     def _wait(self) -> None:
         # Not by Thread.join: where Ctrl-C interrupts that, Python 3.11 takes the thread for ended.
+        is_interrupted = False
         while True:
             try:
                 while not self._over.wait(_LOOK_S):
                     pass
             except KeyboardInterrupt:
-                if self._schedule.stopping.is_set():
+                if is_interrupted:
                     raise
+                is_interrupted = True
                 self._schedule.stop("interrupted")
             else:
                 return

@@ -101,10 +101,10 @@ class Database:
         with self._failing():
             return is_there(self.path) or bool(first_layout.journals(self.path.parent))
 
-    def read(self, sql: str, parameters: Any = ()) -> list[Any]:
-        """All rows, of what this journal was told too."""
+    def read(self, sql: str, parameters: Any = (), *, writes_first: bool = True) -> list[Any]:
+        """All rows; without `writes_first` those of what is on the disk already."""
         with self._writing:
-            if self._jobs:
+            if writes_first and self._jobs:
                 self._commit()
             with self._failing():
                 if self._db is not None:

@@ -224,7 +224,9 @@ class Journal(Database):
         clock = datetime.now(UTC)
         bounds = clock - timedelta(seconds=within_s + 1), clock
         found: dict[Kind, Recent] = {}
-        for kind, wanted, may_arrive, at in self.read(_RECENT, (appid, *map(_text, bounds))):
+        # What waits to be written in this process is of other apps, or of no effect.
+        values = appid, *map(_text, bounds)
+        for kind, wanted, may_arrive, at in self.read(_RECENT, values, writes_first=False):
             age_s = max(0.0, (clock - datetime.fromisoformat(at)).total_seconds() - 1)
             if age_s < within_s:
                 found[kind] = Recent(self._load(wanted), bool(may_arrive), age_s)

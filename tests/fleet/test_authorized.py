@@ -200,7 +200,7 @@ def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
     Fleet(project, merchants.told).plan()
     results = merchants.told.results
     assert [results[appid].outcome for appid in merchants.appids] == ["done", "failed", "done"]
-    assert "other users may read or write it" in results["wxm00001"].cause
+    assert "other users may read or write" in results["wxm00001"].cause
 
 
 @pytest.mark.parametrize("kind", ["errcode", "lose"])
