@@ -213,7 +213,7 @@ def test_a_night(night: Night, tmp_path: Path) -> None:
         rounds += 1
         for number, appid in enumerate(night.merchants.appids):
             night.wx.put_settings(appid, before(number))
-        first = 1 + last_run(night.project)
+        first = next_run(night.project)
         forget_access_tokens(night.project)
         night.misbehave()
         for step in range(night.random.randrange(2, 5)):
@@ -245,11 +245,25 @@ def test_a_night(night: Night, tmp_path: Path) -> None:
 
 
 def last_run(project: Project) -> int:
+    return numbers(project)[0]
+
+
+def next_run(project: Project) -> int:
+    """The first run that may change something now: a fleet that was cut short is continued."""
+    last, is_cut_short, last_fleet = numbers(project)
+    return last_fleet if is_cut_short else last + 1
+
+
+def numbers(project: Project) -> tuple[int, bool, int]:
+    """The last run, whether the last of a fleet was cut short, and its number."""
     path = next(project.state_dir.glob("*/journal.sqlite3"), None)
     if path is None:
-        return 0
+        return 0, False, 0
     with closing(sqlite3.connect(path)) as db:
-        return int(db.execute("SELECT COALESCE(MAX(id), 0) FROM runs").fetchone()[0])
+        last = db.execute("SELECT COALESCE(MAX(id), 0) FROM runs").fetchone()[0]
+        fleet = "SELECT id, ended FROM runs WHERE appid IS NULL ORDER BY id DESC LIMIT 1"
+        number, ended = db.execute(fleet).fetchone() or (0, True)
+    return last, not ended, number
 
 
 def roll_back(night: Night, first: int) -> None:
