@@ -400,9 +400,12 @@ class NotListed(RegistrarError):
     def __init__(self, appids: Sequence[str], source: str) -> None:
         self.appids = tuple(appids)
         self.source = source
-        more = f" and {len(appids) - 3} more" if len(appids) > 3 else ""
+        # An appid of WeChat's begins so. What does not may be a secret in a file taken for a list.
+        shown = [each for each in appids if each.startswith("wx")][:3]
+        rest = len(appids) - len(shown)
+        names = [*shown, *([f"{rest} more" if shown else f"{rest} names"] if rest else [])]
         super().__init__(
-            f"Nothing was sent: {', '.join(appids[:3])}{more} (--only, --exclude) cannot be found "
+            f"Nothing was sent: {', '.join(names)} (--only, --exclude) cannot be found "
             f"in {source}. Correct the name, or leave it out."
         )
 

@@ -35,7 +35,7 @@ from prefetch_kit.registrar.plan_file import read_plans
 from prefetch_kit.registrar.probe import Probed, probe_setting
 from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.weixin.token_sources import TokenSources
-from prefetch_kit.weixin.transport import Transport
+from prefetch_kit.weixin.transport import Transport, transport_of
 
 # From the flags, by kind of pull; "app" is the app's own URL.
 Sources = Mapping[Kind, FetchSetting | Literal["app"]]
@@ -178,8 +178,7 @@ class LoadedApp:
 
     @cached_property
     def transport(self) -> Transport:
-        config = self.config
-        return Transport(base_url=config.api_base_url, ca_file=config.ca_file, proxy=config.proxy)
+        return transport_of(self.config)
 
     @cached_property
     def tokens(self) -> TokenSources:

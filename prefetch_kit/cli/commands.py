@@ -1,8 +1,7 @@
 """The commands for one app, and what they share with the other modules of commands."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,9 +11,10 @@ import click
 from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.cli.app import LoadedApp, Sources, load_app, project_of
-from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, Interrupted, confirmed
+from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, confirmed
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
+from prefetch_kit.cli.interrupts import interrupts_explained
 from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
@@ -36,22 +36,14 @@ from prefetch_kit.cli.output import (
     print_settings,
 )
 from prefetch_kit.endpoint.app_state import process_of, state_of
-from prefetch_kit.errors import (
-    JournalFailed,
-    ProbeFailed,
-    Refused,
-    TokenSourceError,
-    WeixinError,
-)
+from prefetch_kit.errors import ProbeFailed, Refused, TokenSourceError, WeixinError
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, write_project
 from prefetch_kit.fleet.run import Fleet
 from prefetch_kit.fleet.selection import Selection
-from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
-from prefetch_kit.registrar.records import UNSENT, newest_changes
 from prefetch_kit.weixin.errcodes import SET_BY_HAND
 
 _Command = Callable[..., Any]
@@ -298,40 +290,6 @@ def _check_domains(loaded: LoadedApp, found: Plan) -> None:
             click.echo(f"The business domains could not be looked at: {error}", err=True)
             return
         standing.check()
-
-
-@contextmanager
-def interrupts_explained(loaded: LoadedApp) -> Iterator[None]:
-    """After a signal, end with what may have been sent, and what to run next."""
-    journal, appid = loaded.journal, loaded.appid
-    last, _ = newest_changes(journal, appid)
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        failure = Interrupted(interrupt, _what_was_sent(journal, appid, since=last))
-    else:
-        return
-    raise failure
-
-
-def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:
-    states = ["what was being sent may have been set, or not"]
-    # A second signal, or a journal that cannot be read, leaves it at that.
-    with suppress(KeyboardInterrupt, JournalFailed):
-        run, changes = newest_changes(journal, appid)
-        sent = [each for each in changes if each.outcome not in UNSENT] if run > since else []
-        if not sent:
-            return "No pull was set."
-        states = [
-            f"{each.kind} was set"
-            if each.outcome in ("sent", "confirmed")
-            else f"{each.kind} may have been set, or not"
-            for each in sent
-        ]
-    return (
-        f"Of {appid}, {'; '.join(states)}. Run the same command again to go on, or rollback to "
-        "undo it; show says what WeChat has now."
-    )
 
 
 def ask(found: Plan, *, yes: bool) -> None:

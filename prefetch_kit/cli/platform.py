@@ -24,7 +24,7 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorization_links import create_links
 from prefetch_kit.weixin.third_party import ThirdParty, third_party_of
 from prefetch_kit.weixin.token_stores.records import decode_secret
-from prefetch_kit.weixin.transport import Transport
+from prefetch_kit.weixin.transport import transport_of
 
 _Command = Callable[..., Any]
 _LONGEST_CODE: Final = 4096
@@ -45,9 +45,7 @@ def _with_platform(function: _Command) -> _Command:
     @wraps(function)
     def command(info: ScriptInfo, /, *args: Any, config: Path | None, **options: Any) -> None:
         settings = state_of(load_app(info)).config if config is None else load_project(config)
-        with Transport(
-            base_url=settings.api_base_url, ca_file=settings.ca_file, proxy=settings.proxy
-        ) as transport:
+        with transport_of(settings) as transport:
             found = third_party_of(settings, transport)
             if found is None:
                 raise ConfigError(

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import click
 
 from prefetch_kit.cli.app import LoadedApp
-from prefetch_kit.cli.commands import ask, commands, interrupts_explained, print_done, with_app
+from prefetch_kit.cli.commands import ask, commands, print_done, with_app
 from prefetch_kit.cli.errors import RefusalPrinted
+from prefetch_kit.cli.interrupts import interrupts_explained
 from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.errors import Refused, SourceRefused

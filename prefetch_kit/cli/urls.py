@@ -26,7 +26,7 @@ from prefetch_kit.fleet.selection import Selection
 from prefetch_kit.fleet.targets import Targets, read_wanted
 from prefetch_kit.registrar.plan import OffIfFrom, Wanted
 from prefetch_kit.registrar.probe import Probed, probe_setting
-from prefetch_kit.weixin.transport import Transport
+from prefetch_kit.weixin.transport import Transport, transport_of
 
 _Settings = Mapping[Kind, FetchSetting]
 _Probe = Callable[[Kind, FetchSetting], Probed]
@@ -87,12 +87,7 @@ def fleet_urls(*, config: Path, as_json: bool, selection: Selection, skip_probe:
         )
     hosts: set[str] = set()
     all_are_good = True
-    with (
-        Transport(
-            base_url=project.api_base_url, ca_file=project.ca_file, proxy=project.proxy
-        ) as transport,
-        Targets() as targets,
-    ):
+    with transport_of(project) as transport, Targets() as targets:
         fill_targets(project, None, targets)
         selection.reduce(targets, source_of_apps(project))
         for appid, text in targets:

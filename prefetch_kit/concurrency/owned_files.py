@@ -8,7 +8,9 @@ that share a state directory.
 import errno
 import os
 import stat
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -121,6 +123,21 @@ def check_file(path: Path, found: os.stat_result, *, secret: bool = False) -> No
         remedy = f"Take that away from them: chmod go-rwx {path}"
         raise FileRefusedError(f"other users may read or write {path}", remedy=remedy)
     _check_owner(path, found)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new file of 0600 to write to, which is at `path` after the block, or nowhere."""
+    handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(written)
+        os.replace(written, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(written)
+        raise
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

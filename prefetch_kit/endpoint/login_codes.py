@@ -108,11 +108,13 @@ def code_logins(config: Config, logger: SafeLogger) -> CodeLogins:
     # Imported with the first code: it brings requests, which most apps never need.
     from prefetch_kit.weixin.login import CodeExchange, platform_exchange
 
-    deadline_s, ca_file = LOGIN_DEADLINE_S, config.ca_file
     own = CodeExchange(
-        base_url=config.api_base_url, ca_file=ca_file, proxy=config.proxy, deadline_s=deadline_s
+        base_url=config.api_base_url,
+        ca_file=config.ca_file,
+        proxy=config.proxy,
+        deadline_s=LOGIN_DEADLINE_S,
     )
-    platform = platform_exchange(config, ca_file=ca_file, deadline_s=deadline_s)
+    platform = platform_exchange(config, deadline_s=LOGIN_DEADLINE_S)
 
     def exchange(appid: str, code: Secret) -> Login | None:
         secret = config.app_secrets.get(appid)

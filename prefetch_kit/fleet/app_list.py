@@ -72,7 +72,7 @@ def recover_tokens(
     """Have the refresh tokens of those apps that get their tokens through the platform."""
     if project.apps is not None and authorizers is not None:
         served = (appid for appid, _ in targets if source_of(project, appid) == "platform")
-        # Whoever has no refresh token after that asks for it alone, and says what is wrong.
+        # A merchant without a refresh token after that is asked for alone, and says what is wrong.
         with suppress(WeixinError, TokenSourceError):
             authorizers.recover(served, shown=shown)
 

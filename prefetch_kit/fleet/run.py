@@ -258,7 +258,7 @@ class Fleet:
     def _drop_unlisted(self, targets: Targets, plan: Path) -> tuple[str, ...]:
         """Take out those that came off the list after the plan was saved; who they are.
 
-        Whoever takes an app off the list wants it left alone.
+        An app is taken off the list to be left alone.
         """
         listed = listed_appids(self._project, self._authorizers, self._report.listed)
         unlisted = tuple(appid for appid, _ in targets if appid not in listed)

@@ -64,7 +64,8 @@ def _read(value: str) -> Iterator[str]:
     for where, cells in read_list(path) if is_list else _names(path):
         appid = "" if isinstance(cells, str) else cells.get("appid", "")
         if not APPID_SHAPE.match(appid):
-            problem = cells if isinstance(cells, str) else f"{appid[:64]!r} is no appid"
+            # It may be a secret, so it is not shown.
+            problem = cells if isinstance(cells, str) else "it is no appid"
             raise ListRefused(value, [f"{where}: {problem}"])
         count += 1
         yield appid

@@ -19,7 +19,7 @@ from prefetch_kit.pushes.xml import MAX_BYTES
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.third_party import ThirdParty
 from prefetch_kit.weixin.token_stores.settings import stores_of
-from prefetch_kit.weixin.transport import Transport
+from prefetch_kit.weixin.transport import transport_of
 
 # WeChat waits five seconds: one call for the platform's token, one for the merchant's.
 _DEADLINE_S: Final = 2.0
@@ -60,12 +60,7 @@ class PlatformPushes(Blueprint):
         state.push_endpoint = f"{setup.name_prefix}.{setup.name}.events".lstrip(".")
         keys = _keys(config)
         platform = ThirdParty(
-            Transport(
-                base_url=config.api_base_url,
-                ca_file=config.ca_file,
-                proxy=config.proxy,
-                deadline_s=_DEADLINE_S,
-            ),
+            transport_of(config, deadline_s=_DEADLINE_S),
             keys.appid,
             _given("PREFETCH_COMPONENT_SECRET", config.component_secret),
             stores_of(config, lock_wait_s=_DEADLINE_S),

@@ -51,7 +51,7 @@ def when_ready_or_stop(server: Any) -> None:
         _start_child(server, [str(os.getpid()), identity, str(tell)], pass_fds=(tell,))
     finally:
         os.close(tell)
-    # gunicorn ends with 0 after a SIGTERM, whoever sent it. Its workers are forks, which must
+    # gunicorn ends with 0 after any SIGTERM. Its workers are forks, which must
     # end as they do without this.
     atexit.register(_end, told, os.getpid())
 

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
 from marshmallow import Schema, ValidationError, fields, validate
 
+from prefetch_kit.concurrency.owned_files import whole_file
 from prefetch_kit.errors import PlanUnusable, SourceRefused, UrlRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting
 from prefetch_kit.registrar.plan import Change, checked_changes
@@ -63,17 +62,10 @@ def write_plans(path: Path, plans: Iterable[AppPlan], *, wechat: str, unread: in
     file is there whole or not at all. Raises `PlanUnusable` where it cannot be written.
     """
     try:
-        handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                fingerprint = _write(file, plans, wechat, unread)
-                file.flush()
-                os.fsync(handle)
-            os.replace(written, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(written)
-            raise
+        with whole_file(path) as written, written.open("w", encoding="utf-8") as file:
+            fingerprint = _write(file, plans, wechat, unread)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise PlanUnusable(str(path), f"it cannot be written ({error.strerror})") from error
     return fingerprint

@@ -1,8 +1,6 @@
 """Copies of the journal, and how it is made shorter without what a rollback still needs."""
 
-import os
 import sqlite3
-import tempfile
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from prefetch_kit.concurrency.file_failures import failure_of
-from prefetch_kit.concurrency.owned_files import sync_directory
+from prefetch_kit.concurrency.owned_files import whole_file
 from prefetch_kit.errors import BackupFailed
 from prefetch_kit.registrar.database import Database
 
@@ -112,17 +110,8 @@ def backup(journal: Database, path: Path) -> None:
     if not journal.exists():
         raise BackupFailed(str(path), f"there is no journal {journal.path}", remedy="Run apply")
     try:
-        handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            with closing(sqlite3.connect(written)) as copy:
-                journal.copy_to(copy)
-            os.replace(written, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(written)
-            raise
-        sync_directory(path.parent)
+        with whole_file(path) as written, closing(sqlite3.connect(written)) as copy:
+            journal.copy_to(copy)
     except (OSError, sqlite3.Error) as error:
         problem, remedy = failure_of(path, error)
         raise BackupFailed(str(path), problem, remedy=remedy) from error

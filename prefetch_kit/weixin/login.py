@@ -14,7 +14,7 @@ from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import answer_schema, promised, read
 from prefetch_kit.weixin.component import ComponentCalls
 from prefetch_kit.weixin.third_party import third_party_of
-from prefetch_kit.weixin.transport import Transport
+from prefetch_kit.weixin.transport import Transport, transport_of
 
 if TYPE_CHECKING:
     from prefetch_kit.weixin.token_sources import Settings
@@ -104,20 +104,13 @@ class PlatformCodeExchange:
         raise problem
 
 
-def platform_exchange(
-    settings: "Settings", *, ca_file: str | None, deadline_s: float
-) -> PlatformCodeExchange | None:
+def platform_exchange(settings: "Settings", *, deadline_s: float) -> PlatformCodeExchange | None:
     """The exchange of the platform in these settings, if there is one.
 
     The platform's own token may have to be renewed first: `deadline_s` is for each call, and
     for the wait while another process does that.
     """
-    transport = Transport(
-        base_url=settings.api_base_url,
-        ca_file=ca_file,
-        proxy=settings.proxy,
-        deadline_s=deadline_s,
-    )
+    transport = transport_of(settings, deadline_s=deadline_s)
     platform = third_party_of(settings, transport, lock_wait_s=deadline_s)
     return None if platform is None else PlatformCodeExchange(platform.calls)
 

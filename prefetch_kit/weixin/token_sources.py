@@ -12,7 +12,7 @@ from prefetch_kit.weixin.third_party import ThirdParty, third_party_of
 from prefetch_kit.weixin.token_stores.records import TOKEN_CODEC, Stores, decode_secret
 from prefetch_kit.weixin.token_stores.settings import stores_of
 from prefetch_kit.weixin.tokens import PlainToken, StableToken, StaticToken, TokenSource
-from prefetch_kit.weixin.transport import Transport
+from prefetch_kit.weixin.transport import Reaches, Transport
 
 Source = Literal["access_token", "token_command", "app_secret", "platform"]
 
@@ -23,13 +23,9 @@ _APP_TOKENS: Final = {
 }
 
 
-class Settings(Protocol):
+class Settings(Reaches, Protocol):
     """What a deployment says about WeChat, its access tokens, and where to keep records."""
 
-    @property
-    def api_base_url(self) -> str: ...
-    @property
-    def proxy(self) -> Secret | None: ...
     @property
     def state_dir(self) -> Path: ...
     @property

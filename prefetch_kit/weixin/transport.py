@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -19,6 +19,8 @@ from prefetch_kit.weixin.connection import OUTGOING, JsonBody, NotPublicError, O
 from prefetch_kit.weixin.errcodes import refusal
 from prefetch_kit.weixin.proxy import Proxy, ProxyError
 from prefetch_kit.weixin.sessions import Sessions
+
+DEADLINE_S: Final = 5.0
 
 _NO_QUERY: Mapping[str, str] = MappingProxyType({})
 _UNKNOWN = "Whether it took effect is unknown: read back before repeating"
@@ -71,7 +73,7 @@ class Transport:
         base_url: str = "https://api.weixin.qq.com",
         ca_file: str | None = None,
         proxy: Secret | None = None,
-        deadline_s: float = 5.0,
+        deadline_s: float = DEADLINE_S,
         max_bytes: int = 65536,
     ) -> None:
         if problem := platform_url_problem(base_url):
@@ -234,6 +236,27 @@ class Transport:
             raise interrupt.with_traceback(None)  # noqa: B904 (it is the same one)
         finally:
             OUTGOING.reset(reset)
+
+
+class Reaches(Protocol):
+    """What a deployment says of the way to WeChat."""
+
+    @property
+    def api_base_url(self) -> str: ...
+    @property
+    def ca_file(self) -> str | None: ...
+    @property
+    def proxy(self) -> Secret | None: ...
+
+
+def transport_of(settings: Reaches, *, deadline_s: float = DEADLINE_S) -> Transport:
+    """A transport that goes the way that the settings say."""
+    return Transport(
+        base_url=settings.api_base_url,
+        ca_file=settings.ca_file,
+        proxy=settings.proxy,
+        deadline_s=deadline_s,
+    )
 
 
 def _fetch_address(url: str, origin: str | None) -> str:

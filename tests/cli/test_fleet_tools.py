@@ -113,13 +113,26 @@ def test_names_that_cannot_be_found(project: "Project", tmp_path: Path, option: 
         ("wxm0l", "wxm0l (--only, --exclude) cannot be found in"),
         ("nobody.txt", "neither an appid nor a file"),
         (str(tmp_path / "empty.csv"), "it names no mini program"),
-        (str(tmp_path / "odd.csv"), "'a b' is no appid"),
+        (str(tmp_path / "odd.csv"), "it is no appid"),
     ]:
         (tmp_path / "empty.csv").write_text("appid\n")
         (tmp_path / "odd.csv").write_text("appid\na b\n")
         ended = project("apply", "--yes", option, name)
         assert (ended.status, problem in ended.stderr) == (4, True)
     assert project.wx.count(action="get") == 0
+
+
+@pytest.mark.parametrize("content", ["0123456789abcdef" * 2, '{"canary+app/secret": "wx01"}'])
+def test_a_secret_taken_for_a_list_is_not_shown(
+    project: "Project", tmp_path: Path, content: str
+) -> None:
+    """A file of secrets lies beside the list, and is soon mistaken for it."""
+    path = tmp_path / "secret.txt"
+    path.write_text(content)
+    ended = project("plan", "--only", str(path))
+    assert ended.status == 4
+    assert "0123456789" not in ended.stdout + ended.stderr
+    assert "canary" not in ended.stdout + ended.stderr
 
 
 def test_one_app_does_not_end_a_run_that_was_cut_short(

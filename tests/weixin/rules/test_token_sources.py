@@ -24,6 +24,7 @@ class Said:
     state_dir: Path = Path("state")
     api_base_url: str = "https://api.weixin.qq.com"
     proxy: Secret | None = None
+    ca_file: str | None = None
     token_store_url: Secret | None = None
     cache_namespace: str = "test"
     access_token: Secret | None = None

@@ -1,0 +1,44 @@
+"""What a command for one app says when a signal ends it in the middle of a set."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from prefetch_kit.cli.app import LoadedApp
+from prefetch_kit.cli.errors import Interrupted
+from prefetch_kit.errors import JournalFailed
+from prefetch_kit.registrar.journal import Journal
+from prefetch_kit.registrar.records import UNSENT, newest_changes
+
+
+@contextmanager
+def interrupts_explained(loaded: LoadedApp) -> Iterator[None]:
+    """After a signal, end with what may have been sent, and what to run next."""
+    journal, appid = loaded.journal, loaded.appid
+    last, _ = newest_changes(journal, appid)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        failure = Interrupted(interrupt, _what_was_sent(journal, appid, since=last))
+    else:
+        return
+    raise failure
+
+
+def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:
+    states = ["what was being sent may have been set, or not"]
+    # A second signal, or a journal that cannot be read, leaves it at that.
+    with suppress(KeyboardInterrupt, JournalFailed):
+        run, changes = newest_changes(journal, appid)
+        sent = [each for each in changes if each.outcome not in UNSENT] if run > since else []
+        if not sent:
+            return "No pull was set."
+        states = [
+            f"{each.kind} was set"
+            if each.outcome in ("sent", "confirmed")
+            else f"{each.kind} may have been set, or not"
+            for each in sent
+        ]
+    return (
+        f"Of {appid}, {'; '.join(states)}. Run the same command again to go on, or rollback to "
+        "undo it; show says what WeChat has now."
+    )
