@@ -14,7 +14,7 @@ from prefetch_kit.cli.app import LoadedApp, Sources, load_app, project_of
 from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, confirmed
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
-from prefetch_kit.cli.interrupts import interrupts_explained
+from prefetch_kit.cli.interrupts import adding_explained, sets_explained
 from prefetch_kit.cli.options import (
     FILE,
     as_json_option,
@@ -191,10 +191,11 @@ def apply(
         if ensure_domain:
             for host in found.hosts:
                 domains = loaded.domains(host)
-                domains.ensure(directly=directly, checks_file=not skip_probe).check()
+                with adding_explained(host):
+                    domains.ensure(directly=directly, checks_file=not skip_probe).check()
 
     registrar = loaded.registrar(wait_s=wait_s)
-    with interrupts_explained(loaded):
+    with sets_explained(loaded):
         if saved is None:
             done = registrar.apply(loaded.wanted(sources), allow=allow, approve=approve)
         else:
@@ -220,7 +221,7 @@ def rollback(
     wait_s: float | None,
 ) -> None:
     """Restore what WeChat had before the last apply, or before an earlier run."""
-    with interrupts_explained(loaded):
+    with sets_explained(loaded):
         done = loaded.registrar(wait_s=wait_s).rollback(
             to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
         )

@@ -9,6 +9,7 @@ import click
 from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import commands, confirm, with_app
 from prefetch_kit.cli.errors import FAILED
+from prefetch_kit.cli.interrupts import adding_explained
 from prefetch_kit.cli.options import as_json_option, yes_option
 from prefetch_kit.cli.output import print_standing
 from prefetch_kit.registrar.domains import DomainStatus
@@ -44,7 +45,8 @@ def ensure(
         standing = wanted.inspect()
         if standing.broken:
             confirm("Add it?", yes=yes, shown=partial(print_standing, standing, as_json=False))
-            standing = wanted.ensure(directly=directly, checks_file=not skip_probe)
+            with adding_explained(host):
+                standing = wanted.ensure(directly=directly, checks_file=not skip_probe)
         standings.append(standing)
     _print_and_exit(standings, as_json=as_json)
 

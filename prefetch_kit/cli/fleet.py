@@ -34,6 +34,7 @@ from prefetch_kit.cli.options import (
     with_sources,
     yes_option,
 )
+from prefetch_kit.cli.output import counted
 from prefetch_kit.cli.report import check_name, write_report
 from prefetch_kit.cli.signals import signals_raised
 from prefetch_kit.errors import PrefetchKitError
@@ -269,7 +270,7 @@ def report(config: Path, *, as_json: bool, run: int | None, out: Path) -> None:
         raise NothingDone("No fleet has come to any app in that run. fleet status names the last.")
     count = write_report(chain([first], rows), number, out, as_json=as_json)
     if str(out) != "-":
-        click.echo(f"{count} mini programs of run {number} are in {out}.", err=True)
+        click.echo(f"{out} has {counted(count, 'mini program')} of run {number}.", err=True)
 
 
 def _ask(question: str, *, yes: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 import click
 
-from prefetch_kit.cli.output import change_record, print_json, print_table
+from prefetch_kit.cli.output import change_record, counted, print_json, print_table
 from prefetch_kit.cli.progress import Speed, left_text, rate_text, remaining_s
 from prefetch_kit.fleet.results import FleetOutcome, Result, Tally
 from prefetch_kit.fleet.run import Begun
@@ -55,7 +55,7 @@ class Printer:
             return
         what = "continues" if begun.resumed else "is"
         run = f"Run {begun.run} {what} {begun.action}" if begun.run else begun.action.capitalize()
-        click.echo(f"{run}: {begun.apps} mini programs.", err=True)
+        click.echo(f"{run}: {counted(begun.apps, 'mini program')}.", err=True)
         if begun.unread:
             click.echo(
                 f"The plan lacks {begun.unread} that could not be read when it was made.", err=True

@@ -1,7 +1,8 @@
-"""What a command for one app says when a signal ends it in the middle of a set."""
+"""What a command for one app says when a signal ends it in the middle of a write."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 
 from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.errors import Interrupted
@@ -11,17 +12,32 @@ from prefetch_kit.registrar.records import UNSENT, newest_changes
 
 
 @contextmanager
-def interrupts_explained(loaded: LoadedApp) -> Iterator[None]:
+def _explained(explanation: Callable[[], str]) -> Iterator[None]:
     """After a signal, end with what may have been sent, and what to run next."""
-    journal, appid = loaded.journal, loaded.appid
-    last, _ = newest_changes(journal, appid)
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        failure = Interrupted(interrupt, _what_was_sent(journal, appid, since=last))
+        failure = Interrupted(interrupt, explanation())
     else:
         return
     raise failure
+
+
+def sets_explained(loaded: LoadedApp) -> AbstractContextManager[None]:
+    """The same for what sets pulls: what was sent from now on is in the journal."""
+    journal, appid = loaded.journal, loaded.appid
+    last, _ = newest_changes(journal, appid)
+    return _explained(partial(_what_was_sent, journal, appid, since=last))
+
+
+def adding_explained(host: str) -> AbstractContextManager[None]:
+    """The same for what adds a business domain."""
+    return _explained(
+        lambda: (
+            f"{host} may have been added, or not. domains show says how it stands; the same "
+            "command adds what is missing."
+        )
+    )
 
 
 def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:

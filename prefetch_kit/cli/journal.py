@@ -14,11 +14,13 @@ from prefetch_kit.addresses import wechat_name
 from prefetch_kit.cli.app import load_app
 from prefetch_kit.cli.commands import commands, confirm
 from prefetch_kit.cli.options import FILE, read_by, yes_option
+from prefetch_kit.cli.output import counted
 from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.fleet.project import load_project
 from prefetch_kit.registrar.database import LOCKS
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.locks import FLEET, Locks
+from prefetch_kit.registrar.retention import Pruned
 from prefetch_kit.registrar.retention import backup as write_backup
 from prefetch_kit.registrar.retention import prune as prune_journal
 
@@ -90,10 +92,14 @@ def prune(directory: Path, *, older_than: timedelta, dry_run: bool, yes: bool) -
         return
     with Locks(directory / LOCKS).hold(FLEET):
         found = prune_journal(made, before=before, dry_run=True)
-        what = f"{found.runs} runs and {found.changes} changes"
+        what = _described(found)
         if dry_run or not (found.runs or found.changes):
             click.echo(f"To be removed: {what}.")
             return
         confirm("Remove them?", yes=yes, shown=lambda: click.echo(f"To be removed: {what}."))
         done = prune_journal(made, before=before, dry_run=False)
-    click.echo(f"Removed {done.runs} runs and {done.changes} changes.")
+    click.echo(f"Removed {_described(done)}.")
+
+
+def _described(found: Pruned) -> str:
+    return f"{counted(found.runs, 'run')} and {counted(found.changes, 'change')}"

@@ -23,6 +23,11 @@ def print_json(record: dict[str, object]) -> None:
     click.echo(json.dumps(record, ensure_ascii=not shows_every_character()))
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _describe(setting: FetchSetting) -> str:
     """The setting of one kind of pull in a few words."""
     if setting.open is None and setting.source is None:

@@ -8,7 +8,7 @@ import click
 from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import ask, commands, print_done, with_app
 from prefetch_kit.cli.errors import RefusalPrinted
-from prefetch_kit.cli.interrupts import interrupts_explained
+from prefetch_kit.cli.interrupts import sets_explained
 from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.errors import Refused, SourceRefused
@@ -88,7 +88,7 @@ def _add_set_command(kind: Kind) -> None:
         if wanted.open and wanted.source == "server":
             loaded.demand_handler(kind, flags["url"])
         registrar = loaded.registrar()
-        with _refusal_printed(as_json=as_json), interrupts_explained(loaded):
+        with _refusal_printed(as_json=as_json), sets_explained(loaded):
             done = registrar.apply(
                 {kind: wanted}, allow=allow, approve=lambda found: ask(found, yes=yes)
             )

@@ -21,8 +21,12 @@ def check_free(path: Path) -> None:
         problem = "is the name of a list, which comes beside the project"
         raise ConfigError(str(path), problem, remedy="Name the project with --out prefetch.toml")
     for each in (path, path.with_suffix(".csv")):
-        if each.exists():
-            raise ConfigError(str(each), "is there already", remedy="Choose another with --out")
+        if not each.exists():
+            continue
+        remedy = "Choose another with --out"
+        if each != path:  # the list is written first
+            remedy += ", or remove it if an import that was cut short left it"
+        raise ConfigError(str(each), "is there already", remedy=remedy)
     if not path.absolute().parent.is_dir():
         raise ConfigError(str(path), "is in no directory", remedy="Choose another with --out")
 

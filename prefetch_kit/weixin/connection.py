@@ -77,9 +77,12 @@ class JsonBody:
 
     def __init__(self, fields: Mapping[str, object]) -> None:
         self._fields = dict(fields)
+        self._length: int | None = None
 
     def __len__(self) -> int:
-        return len(self._encoded())
+        if self._length is None:  # it is asked for three times
+            self._length = len(self._encoded())
+        return self._length
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._encoded()

@@ -3,7 +3,7 @@
 import os
 import ssl
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from http.cookiejar import DefaultCookiePolicy
@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.weixin.connection import DeadlineTLSSocket, PlainPool, TLSPool
@@ -70,18 +69,31 @@ class Sessions:
         session.mount("https://", _TLSAdapter(self._tls))
 
 
+def prepared(
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    data: Iterable[bytes] | None = None,
+) -> requests.PreparedRequest:
+    """A request for `send` of one of these sessions, with our headers where none are given.
+
+    `Session.request` takes half as long again, to merge in what these sessions do not have.
+    """
+    headers = {
+        "User-Agent": _user_agent(),
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",  # a few compressed bytes can become any size
+        **(headers or {}),
+    }
+    return requests.Request(method, url, headers=headers, data=data).prepare()
+
+
 class _Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False  # no proxies, .netrc or CA bundle of the environment
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self.headers = CaseInsensitiveDict(
-            {
-                "User-Agent": _user_agent(),
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",  # a few compressed bytes can become any size
-            }
-        )
         self.adapters.clear()  # what requests mounts itself knows no deadline
         self.mount("http://", _PlainAdapter())
 

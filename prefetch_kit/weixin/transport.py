@@ -18,7 +18,7 @@ from prefetch_kit.weixin.answers import UnreadableError, parse
 from prefetch_kit.weixin.connection import OUTGOING, JsonBody, NotPublicError, Outgoing
 from prefetch_kit.weixin.errcodes import refusal
 from prefetch_kit.weixin.proxy import Proxy, ProxyError
-from prefetch_kit.weixin.sessions import Sessions
+from prefetch_kit.weixin.sessions import Sessions, prepared
 
 DEADLINE_S: Final = 5.0
 
@@ -58,9 +58,8 @@ class Transport:
     `base_url` is https, or http for a loopback host. `ca_file` names certificates in PEM form
     that are trusted beside the usual ones. `proxy` is the address of an HTTP proxy through which
     https calls go, with its credentials: `http://user:password@host:port`; what is fetched does
-    not go through it. `deadline_s` covers a whole call, name lookup,
-    tunnel and handshake included; `max_bytes` is the longest answer that is read. Raises
-    ConfigError.
+    not go through it. `deadline_s` covers a whole call, name lookup, tunnel and handshake
+    included; `max_bytes` is the longest answer that is read. Raises ConfigError.
 
     Safe to share between threads and to use after a fork: each request has a session to
     itself, and a session made by another process is never used. Closing ends idle connections;
@@ -210,13 +209,12 @@ class Transport:
             is_alone = outgoing.public_only or outgoing.proxy is not self._proxy
             opened = self._sessions.fresh if is_alone else self._sessions.borrowed
             with opened(url) as session:
-                response = session.request(
-                    method,
-                    url,
+                response = session.send(
+                    prepared(method, url, **request),
                     stream=True,
                     allow_redirects=False,
                     timeout=outgoing.deadline_s,
-                    **request,
+                    proxies={},
                 )
                 with response:  # no local name for the body: an interrupt shows this frame
                     return Reply(

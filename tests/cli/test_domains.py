@@ -1,7 +1,10 @@
 """The commands around business domains, with an app that really serves the confirm file."""
 
 import json
+import os
 import re
+import signal
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +165,32 @@ def test_nobody_to_ask(wx: Sandbox, cli: "Cli", build: Build) -> None:
     """Without --yes and without a person nothing is added."""
     assert "--yes" in cli.refused("domains", "ensure", app=build())
     assert wx.count(action="add") == 0
+
+
+@pytest.mark.parametrize("words", [("domains", "ensure"), ("apply", "--ensure-domain")])
+def test_a_signal_while_one_is_added(
+    wx: Sandbox,
+    cli: "Cli",
+    build: Build,
+    until: Callable[[Callable[[], object]], None],
+    words: tuple[str, ...],
+) -> None:
+    """It is named, and the same command again leads there."""
+    app = build(files_of(cli(*words, "--yes", app=build()).stderr))
+    assert wx.count(action="add") == 0
+    wx.inject(Fault(kind="hang", action="add", times=1))
+
+    def interrupt() -> None:
+        until(lambda: wx.count(action="add"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    ended = cli(*words, "--yes", app=app)
+    other.join()
+    assert ended.status == 130
+    assert "shop.example may have been added, or not. domains show says how" in ended.stderr
+    assert cli(*words, "--yes", app=app).status == 0
 
 
 def test_what_cannot_be_looked_at_is_left_to_weixin(wx: Sandbox, cli: "Cli", build: Build) -> None:

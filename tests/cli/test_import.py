@@ -155,6 +155,8 @@ def test_a_file_that_is_there_stays(cli: "Cli", wx: Sandbox, out: Path) -> None:
     out.write_text("mine")
     assert "is there already" in cli("import", "--out", str(out)).stderr
     assert out.read_text() == "mine"
+    out.rename(out.with_suffix(".csv"))
+    assert "an import that was cut short left it" in cli("import", "--out", str(out)).stderr
     assert "is in no directory" in cli("import", "--out", str(out.parent / "no" / "x")).stderr
     assert wx.requests() == []
 

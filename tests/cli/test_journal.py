@@ -61,9 +61,9 @@ def test_the_journal_of_a_project(
     (journal,) = state_dir.glob("*/journal.sqlite3")
     (tmp_path / "copy").replace(journal)
     old = ("journal", "prune", "--older-than", "90d", *config)
-    assert cli(*old, "--dry-run").stdout == "To be removed: 1 runs and 2 changes.\n"
+    assert cli(*old, "--dry-run").stdout == "To be removed: 1 run and 2 changes.\n"
     assert cli(*old).status == 1
     assert Journal(journal).runs() == [1, 2]
-    assert "Removed 1 runs and 2 changes." in cli(*old, "--yes").stdout
+    assert "Removed 1 run and 2 changes." in cli(*old, "--yes").stdout
     assert Journal(journal).runs() == [2]
     assert cli("rollback", "--yes").status == 0

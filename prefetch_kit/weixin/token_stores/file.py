@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
@@ -99,6 +100,8 @@ class FileStore(Generic[_T]):
         self._first = FirstLayout(stores.directory, account, name)
         self._key = (account, name)
         self._codec = codec
+        # What was read last, and its digest. The text itself would stand in frames and dumps.
+        self._read: tuple[bytes, _T | None] = (b"", None)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -120,7 +123,7 @@ class FileStore(Generic[_T]):
         ask = self._stores.database.ask
         rows = ask(lambda db: db.execute(_LOAD, self._key).fetchall(), create=False)
         content = rows[0][0] if rows else None
-        kept = self._codec.read(content) if isinstance(content, bytes) else None
+        kept = self._record_in(content) if isinstance(content, bytes) else None
         first = self._first.load(self._codec)
         if first is None:
             return kept
@@ -130,6 +133,14 @@ class FileStore(Generic[_T]):
             with suppress(TokenSourceError):
                 self._write(_REPLACE, newest, content)
         return newest
+
+    def _record_in(self, content: bytes) -> _T | None:
+        digest = sha256(content).digest()
+        known, record = self._read
+        if digest != known:  # each call to WeChat loads its token: mostly what it was before
+            record = self._codec.read(content)
+            self._read = digest, record
+        return record
 
     def save(self, record: _T) -> _T:
         self._write(_SAVE, record)
@@ -152,6 +163,7 @@ class _Database:
         self._connection: sqlite3.Connection | None = None
         self._inherited: list[sqlite3.Connection] = []
         self._file: tuple[int, int] | None = None
+        self._checked: tuple[int, ...] | None = None  # the directory, as it was found to be safe
 
     def __del__(self) -> None:
         self._close()
@@ -186,12 +198,19 @@ class _Database:
             return None
         # Not opened to look at it: closing a file ends the locks that SQLite has on it in other
         # threads, https://www.sqlite.org/howtocorrupt.html.
-        check_directory(self.path.parent)
+        self._check_directory()
         check_file(self.path, found, secret=True)
         if self._connection is None or self._file != (found.st_dev, found.st_ino):
             self._close()
             self._connection, self._file = self._opened(), (found.st_dev, found.st_ino)
         return self._connection
+
+    def _check_directory(self) -> None:
+        found = os.stat(self.path.parent)
+        is_as = found.st_dev, found.st_ino, found.st_mode, found.st_uid
+        if is_as != self._checked:  # all of its parents are looked at, which is slow
+            check_directory(self.path.parent)
+            self._checked = is_as
 
     def _opened(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
