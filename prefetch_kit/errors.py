@@ -199,6 +199,10 @@ class TokenSourceError(PrefetchKitError):
         super().__init__(f"No access token from {source}: {problem}. {remedy}.")
 
 
+class TokenStoreFailed(TokenSourceError):
+    """The file of the tokens cannot be used, so a token that is renewed now would be lost."""
+
+
 class PlatformUnusable(TokenSourceError):
     """The third-party platform itself has no token, so none of its merchants has one."""
 
@@ -271,11 +275,11 @@ class GuardRefused(RegistrarError):
 class PlanStale(RegistrarError):
     """What has to be sent now is not what was approved."""
 
-    def __init__(self, appid: str) -> None:
+    def __init__(self, appid: str, *, remedy: str = "Run the same command again") -> None:
         self.appid = appid
         super().__init__(
-            f"Nothing was sent: what WeChat holds for {appid} changed since the plan was shown. "
-            "Run it again."
+            f"Nothing was sent: what WeChat holds for {appid} changed since the plan was made. "
+            f"{remedy}."
         )
 
 
@@ -348,15 +352,61 @@ class PartlySet(RegistrarError):
         )
 
 
+def _cause_of(error: PrefetchKitError) -> str:
+    """What happened, without what to do."""
+    match error:
+        case OutcomeUnknown():
+            return f"{error.action}: {error.cause}"
+        case Refused():
+            return f"WeChat answered {error.action} with {error.errcode}, {error.meaning}"
+    return str(error).rstrip(".")
+
+
+class MayBeSet(RegistrarError):
+    """No certain answer came to a set, and WeChat does not show it: it may hold it, or not.
+
+    `kinds` are the kinds of pull of which this is so, `kept` those that WeChat accepted, and
+    `unsent` those that were not sent after that. `doubt` is what was said of the first of `kinds`,
+    `error` why no more was tried, which may be the same.
+    """
+
+    def __init__(
+        self,
+        appid: str,
+        kinds: Sequence[str],
+        doubt: WeixinError,
+        *,
+        error: PrefetchKitError,
+        kept: Sequence[str] = (),
+        unsent: Sequence[str] = (),
+    ) -> None:
+        self.appid = appid
+        self.kinds = tuple(kinds)
+        self.kept = tuple(kept)
+        self.unsent = tuple(unsent)
+        self.doubt = doubt
+        self.error = error
+        parts = [
+            *(f"{kind} was set and stays so" for kind in kept),
+            *(f"{kind} may have been set, or not" for kind in kinds),
+            *(f"{kind} was not sent" for kind in unsent),
+        ]
+        causes = dict.fromkeys(map(_cause_of, (doubt, error)))
+        super().__init__(
+            f"{appid}: {', '.join(parts)}: {'; '.join(causes)}. Run the same command again, or "
+            "rollback to undo it; show says what WeChat has now."
+        )
+
+
 class NothingToRollBack(RegistrarError):
     """The journal knows no state of this app to go back to."""
 
     def __init__(self, appid: str, journal: str) -> None:
         self.appid = appid
         super().__init__(
-            f"{appid}: {journal} holds no applied change that was not rolled back already. "
-            "Run rollback where apply ran, or point PREFETCH_STATE_DIR there "
-            "(state_dir in prefetch.toml)."
+            f"{appid}: nothing is left to undo. {journal} holds no applied change that was not "
+            "rolled back already. If apply ran on another machine, or with another state "
+            "directory, run rollback there."
         )
 
 
@@ -413,11 +463,16 @@ class NotListed(RegistrarError):
 class JournalFailed(RegistrarError):
     """The journal or a lock beside it cannot be used, so nothing may be sent."""
 
-    def __init__(self, path: str, cause: str, *, remedy: str) -> None:
+    def __init__(self, path: str, cause: str, *, remedy: str, sent_for: str = "") -> None:
         self.path = path
         self.cause = cause
         self.remedy = remedy
-        super().__init__(f"The journal {path} cannot be used: {cause}. {remedy}.")
+        sent = f" Something was sent for {sent_for}: show says what WeChat has." if sent_for else ""
+        super().__init__(f"The journal {path} cannot be used: {cause}. {remedy}.{sent}")
+
+    def with_sent(self, appid: str) -> Self:
+        """The same, where WeChat may hold what could not be recorded."""
+        return type(self)(self.path, self.cause, remedy=self.remedy, sent_for=appid)
 
 
 class TemporaryFileFailed(RegistrarError):

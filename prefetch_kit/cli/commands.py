@@ -11,7 +11,7 @@ import click
 from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.cli.app import LoadedApp, Sources, load_app, project_of
-from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandGroup, confirmed
+from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandFailed, CommandGroup, confirmed
 from prefetch_kit.cli.fleet import fleet, run_fleet
 from prefetch_kit.cli.fleet_output import Printer
 from prefetch_kit.cli.interrupts import adding_explained, sets_explained
@@ -221,10 +221,16 @@ def rollback(
     wait_s: float | None,
 ) -> None:
     """Restore what WeChat had before the last apply, or before an earlier run."""
+    since = loaded.journal.last_applied(loaded.appid) if to is None else to
+
+    def approve(found: Plan) -> None:
+        if not as_json:
+            later = "" if to is None else ", and all later ones"
+            click.echo(f"This undoes run {since}{later}.", err=True)
+        ask(found, yes=yes)
+
     with sets_explained(loaded):
-        done = loaded.registrar(wait_s=wait_s).rollback(
-            to=to, allow=allow, approve=lambda found: ask(found, yes=yes)
-        )
+        done = loaded.registrar(wait_s=wait_s).rollback(to=to, allow=allow, approve=approve)
     print_done(done, as_json=as_json)
 
 
@@ -301,7 +307,7 @@ def ask(found: Plan, *, yes: bool) -> None:
 def confirm(question: str, *, yes: bool, shown: Callable[[], None]) -> None:
     """Print with `shown`, then ask the person at the terminal; not with --yes."""
     if not (yes or confirmed(question, shown=shown)):
-        raise click.Abort
+        raise CommandFailed("Nothing was sent.")
 
 
 def print_done(done: Plan, *, as_json: bool) -> None:

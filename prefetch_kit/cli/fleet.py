@@ -11,7 +11,6 @@ from typing import Any, Final
 import click
 
 from prefetch_kit.cli.errors import (
-    CHANGES_FOUND,
     CommandFailed,
     FleetGroup,
     Interrupted,
@@ -53,9 +52,9 @@ def fleet() -> None:
     """Many mini programs at once, from prefetch.toml.
 
     Exit codes: 0 all done, 1 some are not, 2 wrong usage, 3 something is to be set
-    (--detailed-exitcode), 4 nothing could be done, 5 all set, but some not yet confirmed, 75 only
-    deferred ones remain. Killed or stopped, run the same command again. A second Ctrl-C ends at
-    once, with 130.
+    (--detailed-exitcode), 4 nothing could be done. 5 and 75: nothing failed, but some are set and
+    not yet confirmed, or deferred; run it again, later for 75. Killed or stopped, run the same
+    command again. A second Ctrl-C ends at once, with 130.
 
     What is in the table [fleet] of prefetch.toml is the default of the option of that name.
     """
@@ -148,7 +147,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
         with signals_raised(_STOPPING):
             summary = go()
     except PrefetchKitError as error:
-        failure = failure_of(error, nothing_done=not printer.counts["done"])
+        failure = failure_of(error, nothing_done=not (printer.sends or printer.counts["done"]))
     except KeyboardInterrupt as interrupt:
         failure = Interrupted(interrupt, _AT_ONCE if printer.sends else "Nothing was sent.")
     else:
@@ -167,16 +166,11 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
 @detailed_option
 def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: bool) -> None:
     """Show what apply would change. Changes nothing."""
+    printer.tells_changes = detailed_exitcode
     summary = run_fleet(printer, lambda: made.plan(out=out))
     if out is not None and summary.stopped_because is not None:
         click.echo(f"Nothing was written to {out}: it would be a part of the plan.", err=True)
-    sys.exit(_exit_code(summary, printer, detailed=detailed_exitcode))
-
-
-def _exit_code(summary: Summary, printer: Printer, *, detailed: bool) -> int:
-    """The exit code of what only reads; `detailed` tells whether something is to be set."""
-    has_changes = detailed and not summary.exit_code and printer.has_changes
-    return CHANGES_FOUND if has_changes else summary.exit_code
+    sys.exit(printer.exit_code(summary))
 
 
 @fleet.command()
@@ -238,8 +232,8 @@ def status(made: Fleet, printer: Printer, *, live: bool, detailed_exitcode: bool
     rate = rate_of(history, record)
     print_status(record, tally, holder=holder, rate=rate, as_json=printer.as_json)
     if live:
-        summary = run_fleet(printer, made.plan)
-        sys.exit(_exit_code(summary, printer, detailed=detailed_exitcode))
+        printer.tells_changes = detailed_exitcode
+        sys.exit(printer.exit_code(run_fleet(printer, made.plan)))
 
 
 @fleet.command()

@@ -10,6 +10,7 @@ from typing import Final, get_args
 
 import click
 
+from prefetch_kit.cli.errors import CHANGES_FOUND
 from prefetch_kit.cli.output import change_record, counted, print_json, print_table
 from prefetch_kit.cli.progress import Speed, left_text, rate_text, remaining_s
 from prefetch_kit.fleet.results import FleetOutcome, Result, Tally
@@ -29,6 +30,8 @@ class Printer:
     def __init__(self, *, as_json: bool) -> None:
         self.counts = dict.fromkeys(_OUTCOMES, 0)
         self.has_changes = False
+        # Whether the exit code tells that something is to be set.
+        self.tells_changes = False
         # The first of those that were not done.
         self.not_done: list[str] = []
         self.as_json = as_json
@@ -55,6 +58,8 @@ class Printer:
             return
         what = "continues" if begun.resumed else "is"
         run = f"Run {begun.run} {what} {begun.action}" if begun.run else begun.action.capitalize()
+        if begun.returns_from is not None:
+            run += f" of run {begun.returns_from}"
         click.echo(f"{run}: {counted(begun.apps, 'mini program')}.", err=True)
         if begun.unread:
             click.echo(
@@ -105,6 +110,10 @@ class Printer:
         if self._progress is not None:
             self._progress.end()
 
+    def exit_code(self, summary: Summary) -> int:
+        is_found = self.tells_changes and self.has_changes and not summary.exit_code
+        return CHANGES_FOUND if is_found else summary.exit_code
+
     def summary(self, summary: Summary) -> None:
         if self.as_json:
             print_json(
@@ -117,11 +126,18 @@ class Printer:
                     "unreached": summary.unreached,
                     "stopped_because": summary.stopped_because,
                     "causes": [asdict(group) for group in summary.tally.groups()],
-                    "exit_code": summary.exit_code,
+                    "exit_code": self.exit_code(summary),
                 }
             )
             return
         _print_tally(summary.tally, summary.apps, verb="done" if self.sends else "read")
+        if self._begun.left_by is not None:
+            run, count = self._begun.left_by
+            click.echo(
+                f"{counted(count, 'mini program')} that it did not change will keep what run {run} "
+                f"set; fleet rollback --to {run} undoes that too.",
+                err=True,
+            )
         if summary.stopped_because is not None:
             click.echo(f"Stopped: {summary.stopped_because}.", err=True)
         if summary.exit_code and self.sends:

@@ -9,9 +9,9 @@ from prefetch_kit.cli.app import LoadedApp
 from prefetch_kit.cli.commands import ask, commands, print_done, with_app
 from prefetch_kit.cli.errors import RefusalPrinted
 from prefetch_kit.cli.interrupts import sets_explained
-from prefetch_kit.cli.options import as_json_option, with_guards, yes_option
+from prefetch_kit.cli.options import as_json_option, wait_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
-from prefetch_kit.errors import Refused, SourceRefused
+from prefetch_kit.errors import MayBeSet, Refused, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, SOURCES, FetchSetting, Kind
 from prefetch_kit.registrar.plan import Guard
 from prefetch_kit.weixin.settings import spelled, wire_names
@@ -68,6 +68,7 @@ def _add_set_command(kind: Kind) -> None:
     @click.option(flags["function_name"], "function_name", metavar="NAME", help="With type 1.")
     @with_guards("disable", "takeover")
     @yes_option
+    @wait_option
     @as_json_option
     def set_command(
         loaded: LoadedApp,
@@ -76,6 +77,7 @@ def _add_set_command(kind: Kind) -> None:
         source: int,
         allow: Collection[Guard],
         yes: bool,
+        wait_s: float | None,
         as_json: bool,
         **texts: str | None,
     ) -> None:
@@ -87,7 +89,7 @@ def _add_set_command(kind: Kind) -> None:
             ) from None
         if wanted.open and wanted.source == "server":
             loaded.demand_handler(kind, flags["url"])
-        registrar = loaded.registrar()
+        registrar = loaded.registrar(wait_s=wait_s)
         with _refusal_printed(as_json=as_json), sets_explained(loaded):
             done = registrar.apply(
                 {kind: wanted}, allow=allow, approve=lambda found: ask(found, yes=yes)
@@ -107,10 +109,11 @@ def _refusal_printed(*, as_json: bool) -> Iterator[None]:
     """With --json, print a refusal as WeChat gave it."""
     try:
         yield
-    except Refused as error:
-        if not as_json:
+    except (Refused, MayBeSet) as error:
+        said = error.error if isinstance(error, MayBeSet) else error
+        if not (as_json and isinstance(said, Refused)):
             raise
-        print_json({"errcode": error.errcode, "errmsg": error.errmsg})
+        print_json({"errcode": said.errcode, "errmsg": said.errmsg})
         failure = RefusalPrinted(str(error))
     else:
         return

@@ -6,6 +6,7 @@ no remedy says to remove it, and none leads to another directory where one can b
 
 import errno
 import os
+import resource
 import sqlite3
 import stat
 import tempfile
@@ -111,6 +112,8 @@ def failure_of(path: Path, error: BaseException) -> Failure:
         return damaged(str(error))
     known = None if code is None else _OF_SQLITE.get(code & 0xFF)
     # SQLite does not say what the system said, so that is asked again.
+    if known in (_NO_ROOM, _BAD_DISK) and _is_at_size_limit(path):
+        return _NO_QUOTA
     if known in (_NO_ROOM, _NOT_ALLOWED, _UNOPENED, _BAD_DISK):
         found = _tried(path)
         return known if found is None else _of_system(path, found)
@@ -142,6 +145,16 @@ def _can_be_there(path: Path) -> bool:
         return False
     except OSError:
         return True
+
+
+def _is_at_size_limit(path: Path) -> bool:
+    """Whether this process may not make the file longer, as far as it would be (ulimit -f)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    beside = (path, path.with_name(f"{path.name}-journal"))
+    sizes = [each.stat().st_size for each in beside if each.exists()]
+    return max(sizes, default=0) + len(_PROBE) > limit
 
 
 def _tried(path: Path) -> OSError | None:

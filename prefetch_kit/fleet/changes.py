@@ -138,15 +138,15 @@ class Changes:
         try:
             return plan_now(
                 task.appid,
-                self._settings_of(task).get(),
+                self._settings_of(task).read(),
                 lambda now: self._planned(task.appid, task.target, now),
                 self._journal,
                 kinds=kinds_of(task.target) if is_apply else KINDS,
                 wait_s=self._wait_s,
-                waited_s=task.waited_s,
+                looks=task.looks,
                 must_know_before=is_apply,
             )
         except TooEarly as early:
             delay_s = min(early.left_s, _SETTLING_PAUSE_S)
-        task.waited_s += delay_s
+        task.looks.waited_s += delay_s
         raise Pending(delay_s)

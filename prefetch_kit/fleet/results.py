@@ -8,6 +8,7 @@ from prefetch_kit.errors import (
     DomainMissing,
     GuardRefused,
     LockHeld,
+    MayBeSet,
     NotAuthorized,
     NotConfirmed,
     OutcomeUnknown,
@@ -17,6 +18,7 @@ from prefetch_kit.errors import (
     PrefetchKitError,
     Refused,
     TokenSourceError,
+    TokenStoreFailed,
 )
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.registrar.journal import Outcome
@@ -116,7 +118,7 @@ def done_cause(plan: Plan, *, sent: bool) -> str:
 
 def whose(error: PrefetchKitError) -> Whose | None:
     """Of whom an error says something; None where that is not known."""
-    if isinstance(error, PartlySet):
+    if isinstance(error, PartlySet | MayBeSet):
         return whose(error.error)
     if isinstance(error, Refused):
         is_full = error.action == "setwebviewdomain" and error.errcode in _ITS_OWN_DOMAINS
@@ -132,7 +134,7 @@ def whose(error: PrefetchKitError) -> Whose | None:
     # Where hosts are added, a domain is missing only if the account may have none.
     if isinstance(error, NotAuthorized | DomainMissing):
         return "account"
-    return "all" if isinstance(error, PlatformUnusable) else None
+    return "all" if isinstance(error, PlatformUnusable | TokenStoreFailed) else None
 
 
 def failure(appid: str, error: PrefetchKitError, *, skips_others: bool = False) -> Result:
@@ -152,6 +154,12 @@ def failure(appid: str, error: PrefetchKitError, *, skips_others: bool = False) 
                 f"{' and '.join(error.kept)} set, {other} {'refused' if is_refused else 'not'}: "
                 f"{rest.cause}"
             )
+        case MayBeSet():
+            rest = failure(appid, error.error)
+            outcome, errcode = rest.outcome, rest.errcode
+            kept = "".join(f"{kind} set, " for kind in error.kept)
+            doubt = failure(appid, error.doubt).cause
+            cause = f"{kept}{' and '.join(error.kinds)} may be set, or not: {doubt}"
         case Refused(errcode=code) if skips_others and code == _NO_MINI_PROGRAM:
             outcome, errcode = "skipped", code
             cause = f"{code}, no mini program but another account, such as an official one (公众号)"

@@ -60,7 +60,8 @@ class Begun:
     """What a fleet is about to do. `run` is its number in the journal, None if it sends nothing.
 
     `unread` apps are not in the saved plan that it executes, as they could not be read for it;
-    `unlisted` ones are, and are left out, as they are no longer on the list.
+    `unlisted` ones are, and are left out, as they are no longer on the list. A rollback
+    `returns_from` a run; `left_by` is an older one, and how many apps keep what that set.
     """
 
     action: str
@@ -69,6 +70,8 @@ class Begun:
     resumed: bool = False
     unread: int = 0
     unlisted: tuple[str, ...] = ()
+    returns_from: int | None = None
+    left_by: tuple[int, int] | None = None
 
 
 class Report(Protocol):
@@ -247,7 +250,8 @@ class Fleet:
             def planned(appid: str, _: str, current: FetchSettings) -> Plan:
                 return plan_rollback(appid, current, history.past(appid, since=since))
 
-            return self._change("rollback", targets, limits, planned, undoes=since)
+            left_by = history.older_fleet_apply(since) if to is None else None
+            return self._change("rollback", targets, limits, planned, undoes=since, left_by=left_by)
 
     def _fill(self, targets: Targets) -> None:
         shown = self._report.listed
@@ -313,6 +317,7 @@ class Fleet:
         undoes: int | None = None,
         unread: int = 0,
         unlisted: tuple[str, ...] = (),
+        left_by: tuple[int, int] | None = None,
     ) -> Summary:
         """Do what is `planned` for each app; with `undoes` all since that run is undone by it."""
         most = self._pace.max_changes if limits.max_changes is None else limits.max_changes
@@ -329,7 +334,18 @@ class Fleet:
             if is_resumed and self._selection.is_all:
                 others = sum(appid not in targets for appid, _, _ in journal.results(run))
                 journal.resize(run, apps=len(targets) + others)
-            self._report.begun(Begun(action, len(targets), run, is_resumed, unread, unlisted))
+            self._report.begun(
+                Begun(
+                    action,
+                    len(targets),
+                    run,
+                    resumed=is_resumed,
+                    unread=unread,
+                    unlisted=unlisted,
+                    returns_from=undoes,
+                    left_by=left_by,
+                )
+            )
             pace = self._pace
             schedule = self._schedule(targets, canary=pace.canary, stop_at=pace.stop_at)
 

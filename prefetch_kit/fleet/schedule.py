@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prefetch_kit.fleet.results import Result, Whose
-from prefetch_kit.registrar.execute import Execution
+from prefetch_kit.registrar.execute import Execution, Looks
 from prefetch_kit.weixin.retry import TRIES_OF_AN_APP
 from prefetch_kit.weixin.settings import SettingsApi
 
@@ -28,7 +28,7 @@ class Task:
 
     `is_open` says that something was sent for it, which has to be read back; until then its lock
     is `held`. The others are what is kept of it from one turn to the next: the changes that were
-    `taken` from those that may be sent, and how long it `waited_s` for older ones to be shown.
+    `taken` from those that may be sent, and its `looks` before anything is sent.
     """
 
     appid: str
@@ -40,7 +40,7 @@ class Task:
     execution: Execution | None = None
     held: ExitStack = field(default_factory=ExitStack)
     taken: int = 0
-    waited_s: float = 0.0
+    looks: Looks = field(default_factory=Looks)
 
 
 @dataclass(slots=True)

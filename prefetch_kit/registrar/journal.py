@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from prefetch_kit.concurrency.file_failures import damaged
@@ -45,12 +45,20 @@ _CHANGED: Final = """
 SELECT appid FROM effects WHERE run = ? AND undone_by IS NULL GROUP BY appid ORDER BY MIN(id)
 """
 _CHANGED_SINCE: Final = "SELECT appid FROM effects WHERE run >= ? GROUP BY appid ORDER BY MIN(id)"
+_HELD: Final = "SELECT kind, before, wanted FROM effects WHERE appid = ?"
+_OLDER: Final = """
+SELECT run, COUNT(DISTINCT effects.appid) FROM effects JOIN runs ON runs.id = run
+WHERE run < :run AND runs.appid IS NULL AND action = 'apply' AND undone_by IS NULL
+AND effects.appid NOT IN (SELECT appid FROM effects WHERE run = :run AND undone_by IS NULL)
+GROUP BY run ORDER BY run DESC LIMIT 1
+"""
 _CONFIRMED: Final = """
 SELECT kind, wanted FROM changes WHERE appid = ? AND outcome = 'confirmed' ORDER BY id
 """
-_RECENT: Final = """
-SELECT kind, wanted, outcome IN ('intent', 'unknown') OR detail != '', at FROM effects
-WHERE appid = ? AND at BETWEEN ? AND ? ORDER BY id
+# The columns beside MAX are those of its row, https://www.sqlite.org/lang_select.html#bareagg.
+_LATEST: Final = """
+SELECT kind, wanted, outcome IN ('intent', 'unknown') OR detail != '', at, MAX(id) FROM effects
+WHERE appid = ? GROUP BY kind
 """
 _RECORD: Final = """
 INSERT INTO changes (run, appid, kind, before, wanted, outcome, detail, at)
@@ -187,6 +195,18 @@ class Journal(Database):
         """The newest apply of a fleet of which not all was rolled back."""
         return next((run for (run,) in self.read(_LAST_FLEET_APPLIED)), None)
 
+    def held(self, appid: str, kind: Kind) -> list[FetchSetting]:
+        """All that WeChat held, or may have held, by what was seen and set from here."""
+        rows = self.read(_HELD, (appid,))
+        return [self._load(each) for of, *texts in rows if of == kind for each in texts]
+
+    def older_fleet_apply(self, run: int) -> tuple[int, int] | None:
+        """The newest apply of a fleet before this run that holds for others than this run's apps.
+
+        Its number, and for how many.
+        """
+        return next(iter(self.read(_OLDER, {"run": run})), None)
+
     def last_fleet(self) -> FleetRun | None:
         """The newest run of a fleet."""
         rows = self.read(_LAST_FLEET)
@@ -220,13 +240,13 @@ class Journal(Database):
 
     def recent(self, appid: str, *, within_s: float) -> dict[Kind, Recent]:
         """What was set last for each kind, where that is less than `within_s` seconds ago."""
-        # Times are kept in whole seconds. What is in the future was before the clock was set back.
         clock = datetime.now(UTC)
-        bounds = clock - timedelta(seconds=within_s + 1), clock
         found: dict[Kind, Recent] = {}
         # What waits to be written in this process is of other apps, or of no effect.
-        values = appid, *map(_text, bounds)
-        for kind, wanted, may_arrive, at in self.read(_RECENT, values, writes_first=False):
+        rows = self.read(_LATEST, (appid,), writes_first=False)
+        for kind, wanted, may_arrive, at, _ in rows:
+            # Times are kept in whole seconds. One in the future is from before the clock was set
+            # back, and so may be of just now.
             age_s = max(0.0, (clock - datetime.fromisoformat(at)).total_seconds() - 1)
             if age_s < within_s:
                 found[kind] = Recent(self._load(wanted), bool(may_arrive), age_s)

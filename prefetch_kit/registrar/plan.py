@@ -13,7 +13,9 @@ Guard = Literal["disable", "takeover"]
 # confirmed last, or both.
 Cause = Literal["change", "drift", "both"]
 
+_SAID_NOTHING: Final = "WeChat did not say whether it was on; it is switched off"
 _CANNOT_FORGET: Final = "it had no source before; WeChat cannot forget one, so it is switched off"
+_NEW_PLAN: Final = "Make a new one with plan --out, look at it, and apply that"
 _SENT_ALL_THE_SAME: Final = "WeChat shows this already; it is sent all the same, as that may be old"
 
 
@@ -154,8 +156,10 @@ def plan_rollback(appid: str, current: FetchSettings, pasts: Mapping[Kind, Past]
     changes = []
     for kind, past in pasts.items():
         now = current.for_kind(kind)
-        if past.before.is_whole:
+        if past.before.is_whole and past.before.open is not None:
             after, note = past.before, None
+        elif past.before.is_whole:
+            after, note = past.before.switched_off(), _SAID_NOTHING
         else:
             after = (now if now.is_whole else past.wanted).switched_off()
             note = _CANNOT_FORGET
@@ -179,7 +183,7 @@ def plan_saved(appid: str, current: FetchSettings, saved: Sequence[Change]) -> P
         if are_alike(now, change.after):
             continue
         if not are_alike(now, change.before):
-            raise PlanStale(appid)
+            raise PlanStale(appid, remedy=_NEW_PLAN)
         changes.append(change)
     return Plan(appid, current, tuple(changes))
 

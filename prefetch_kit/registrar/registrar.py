@@ -14,6 +14,7 @@ from prefetch_kit.registrar.database import LOCKS
 from prefetch_kit.registrar.execute import (
     WAIT_S,
     Execution,
+    Looks,
     TooEarly,
     check_guards,
     plan_now,
@@ -155,30 +156,31 @@ class Registrar:
         allow: Collection[Guard],
         approve: Callable[[Plan], object],
     ) -> Plan:
-        def read(waited_s: float) -> Plan:
-            return self._plan_now(planned, kinds=kinds, waited_s=waited_s)
+        looks = Looks()
 
-        approved = self._as_soon_as_settled(read)
+        def read() -> Plan:
+            return self._plan_now(planned, kinds=kinds, looks=looks)
+
+        approved = self._as_soon_as_settled(read, looks)
         if not approved.changes:
             return approved
         check_guards(approved, allow, "apply")
         approve(approved)
         with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S), self._journal:
-            plan = self._as_soon_as_settled(read)
+            plan = self._as_soon_as_settled(read, looks)
             _check_fresh(plan, approved)
             if plan.changes:
                 self._execute(plan, self._journal.begin("apply", appid=self._appid))
         return plan
 
-    def _as_soon_as_settled(self, plan: Callable[[float], Plan]) -> Plan:
-        """What `plan` gives, called with the seconds that were waited for it."""
-        waited_s = 0.0
+    def _as_soon_as_settled(self, plan: Callable[[], Plan], looks: Looks) -> Plan:
+        """What `plan` gives as soon as its `looks` can be believed."""
         while True:
             try:
-                return plan(waited_s)
+                return plan()
             except TooEarly as early:
                 pause = min(early.left_s, _SETTLING_PAUSE_S)
-            waited_s += pause
+            looks.waited_s += pause
             self._sleep(pause)
 
     def _plan_wanted(self, now: FetchSettings, wanted: Wanted) -> Plan:
@@ -203,12 +205,13 @@ class Registrar:
             raise NothingToRollBack(self._appid, str(self._journal.path))
         if to is not None and to not in (runs := self._journal.runs(self._appid)):
             raise NoSuchRun(to, runs, str(self._journal.path))
-        approved = self._plan_rollback(since, waited_s=math.inf)
+        approved = self._plan_rollback(since, Looks(waited_s=math.inf))
         check_guards(approved, allow, "rollback")
         if approved.changes:
             approve(approved)
         with self._locks.hold(self._appid, wait_s=_LOCK_WAIT_S), self._journal:
-            plan = self._as_soon_as_settled(lambda waited_s: self._plan_rollback(since, waited_s))
+            looks = Looks()
+            plan = self._as_soon_as_settled(lambda: self._plan_rollback(since, looks), looks)
             if self._journal.last_applied(self._appid) == last:
                 _check_fresh(plan, approved)
                 if since not in self._journal.runs(self._appid):  # it was pruned meanwhile
@@ -221,12 +224,12 @@ class Registrar:
                 raise PlanStale(self._appid)
         return plan
 
-    def _plan_rollback(self, since: int, waited_s: float) -> Plan:
+    def _plan_rollback(self, since: int, looks: Looks) -> Plan:
         past = self._journal.past(self._appid, since=since)
         return self._plan_now(
             lambda now: plan_rollback(self._appid, now, past),
             kinds=past.keys(),
-            waited_s=waited_s,
+            looks=looks,
             must_know_before=False,
         )
 
@@ -235,17 +238,17 @@ class Registrar:
         planned: Callable[[FetchSettings], Plan],
         *,
         kinds: Collection[Kind],
-        waited_s: float,
+        looks: Looks,
         must_know_before: bool = True,
     ) -> Plan:
         return plan_now(
             self._appid,
-            self._settings.get(),
+            self._settings.read(),
             planned,
             self._journal,
             kinds=kinds,
             wait_s=self._wait_s,
-            waited_s=waited_s,
+            looks=looks,
             must_know_before=must_know_before,
         )
 
@@ -257,7 +260,7 @@ class Registrar:
             while (pause := execution.advance()) is not None:
                 self._sleep(pause)
         finally:
-            self._journal.flush()
+            execution.flush()
 
 
 def _check_fresh(plan: Plan, approved: Plan) -> None:

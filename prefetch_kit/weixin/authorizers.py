@@ -86,6 +86,8 @@ class AuthorizerToken(SharedToken[Authorization]):
     def _issued(self, kept: Authorization | None) -> Authorization:
         known = Authorization((), None, 0.0) if kept is None else kept
         refused: list[Secret] = []
+        if kept is not None:  # what is used up by asking must not be lost to a full disk
+            self._store.reserve(kept)
         issued = (
             self._by_code(known) or self._by_kept(known, refused) or self._by_info(known, refused)
         )

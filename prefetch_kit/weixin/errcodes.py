@@ -88,7 +88,7 @@ ERRCODES: Final[Mapping[int, Errcode]] = {
     44002: Errcode("the body is empty", _REPORT),
     45009: Errcode(
         "the daily quota is used up",
-        "Wait until the quota is reset at midnight",
+        "Wait until the quota is reset at midnight in China (UTC+8)",
         "quota_day",
     ),
     45011: Errcode("too many calls in this minute", "Wait for the next minute", "quota_minute"),

@@ -25,6 +25,8 @@ PAGE: Final = 200
 # Who is not in a list read so shortly ago is not looked for in another.
 _ABSENT_S: Final = 60.0
 _SEARCH_S: Final = 15.0
+# How often a list that moves is read anew.
+_READINGS: Final = 3
 _NEVER: Final = float("-inf")
 
 
@@ -39,6 +41,38 @@ class ListedMerchant:
     appid: str
     refresh_token: Secret | None
     since: float
+
+
+class _Reading:
+    """One reading of the list: each page begins with the last merchant of the page before it.
+
+    Without that one, the list moved up, and a merchant may have been passed over.
+    """
+
+    def __init__(self) -> None:
+        self.has_moved = False
+        self.is_over = False
+        self._last: str | None = None
+        self._read = 0
+        self._is_empty = False
+
+    @property
+    def offset(self) -> int:
+        return max(0, self._read - 1)
+
+    def take(self, total: int, page: list[ListedMerchant]) -> list[ListedMerchant] | None:
+        """Those of a page that are new; None where it ends before the list does."""
+        known = [number for number, each in enumerate(page) if each.appid == self._last]
+        new = page[known[0] + 1 :] if known else page
+        if not new and self._read < total:
+            return None
+        self.has_moved |= bool(page) and self._last is not None and not known
+        self._read = self.offset + len(page)
+        self._last = page[-1].appid if page else None
+        # That there is nobody at all must be said twice.
+        self.is_over = self._read >= total and (total > 0 or self._is_empty)
+        self._is_empty = total == 0
+        return new
 
 
 class MerchantList:
@@ -58,17 +92,26 @@ class MerchantList:
         # When each merchant was read, and what of it.
         self._found: dict[str, tuple[float, ListedMerchant]] = {}
         self._began = self._read_at = _NEVER
-        self._offset: int | None = None  # of the next page; None where there is none
+        self._reading: _Reading | None = None  # one that is not over
 
     def pages(self) -> Iterator[tuple[int, list[ListedMerchant]]]:
-        """Every merchant there is, page by page, each with the number of merchants in all."""
-        offset = 0
-        while True:
-            total, page = self._page(offset, REPEATS_OF_A_PAGE)
-            yield total, page
-            offset += PAGE
-            if offset >= total or not page:
+        """Every merchant there is, once, page by page, each with the number of merchants in all.
+
+        Where the list moves meanwhile it is read again. Raises OutcomeUnknown where it does not
+        stop.
+        """
+        seen: set[str] = set()
+        for _ in range(_READINGS):
+            reading = _Reading()
+            while not reading.is_over:
+                total, page = self._page(reading, REPEATS_OF_A_PAGE)
+                new = {each.appid: each for each in page if each.appid not in seen}
+                seen.update(new)
+                yield total, [*new.values()]
+            if not reading.has_moved:
                 return
+        problem = "the list changed each time while it was read"
+        raise OutcomeUnknown(_ACTION, problem, sent=True, remedy="Try again")
 
     def find(
         self, appid: str, *, refused: Collection[Secret] = (), wait_s: float = _SEARCH_S
@@ -89,7 +132,7 @@ class MerchantList:
                 if token is not None and token not in refused:
                     return listed
                 counts_from = asked_at if token is not None else asked_at - _ABSENT_S
-                if read_at >= counts_from or (self._offset is None and self._began >= counts_from):
+                if read_at >= counts_from or (self._reading is None and self._began >= counts_from):
                     return listed
                 self._read_on()
             finally:
@@ -104,29 +147,38 @@ class MerchantList:
     def _read_on(self) -> None:
         """Read the next page, or the first one of another reading."""
         now = self._clock()
-        if self._offset is None or now - self._read_at > _ABSENT_S:
-            self._began, self._offset = now, 0
+        if self._reading is None or now - self._read_at > _ABSENT_S:
+            self._began, self._reading = now, _Reading()
         # One try: others wait for this.
-        total, page = self._page(self._offset, 0)
+        _, page = self._page(self._reading, 0)
         self._read_at = now
         self._found.update((each.appid, (now, each)) for each in page)
-        self._offset += PAGE
-        if self._offset >= total or not page:
-            self._offset = None
+        if self._reading.is_over:
             self._found = {
                 appid: found for appid, found in self._found.items() if found[0] >= self._began
             }
+            # Who is missing in a list that moved may be there.
+            self._began = _NEVER if self._reading.has_moved else self._began
+            self._reading = None
 
-    def _page(self, offset: int, repeats: int) -> tuple[int, list[ListedMerchant]]:
-        wanted, tries = {"offset": offset, "count": PAGE}, 0
+    def _page(self, reading: _Reading, repeats: int) -> tuple[int, list[ListedMerchant]]:
+        """The next page: how many merchants there are, and those on it that are new."""
+        wanted, tries = {"offset": reading.offset, "count": PAGE}, 0
         while True:
+            failure: SystemBusy | OutcomeUnknown
             try:
-                page = _read_page(self._calls.post(_ACTION, wanted))
-                return promised(_ACTION, page, what="list of merchants")
+                answer = _read_page(self._calls.post(_ACTION, wanted))
+                total, page = promised(_ACTION, answer, what="list of merchants")
             except (SystemBusy, OutcomeUnknown) as error:
-                wait_s = pause_s(error, tries)
-                if wait_s is None or tries == repeats:
-                    raise
+                failure = error
+            else:
+                if (new := reading.take(total, page)) is not None:
+                    return total, new
+                problem = f"the list ends after {reading.offset + 1} of {total} merchants"
+                failure = OutcomeUnknown(_ACTION, problem, sent=True, remedy="Try again")
+            wait_s = pause_s(failure, tries)
+            if wait_s is None or tries == repeats:
+                raise failure
             tries += 1
             self._sleep(wait_s)
 

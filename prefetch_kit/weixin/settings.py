@@ -72,10 +72,14 @@ class SettingsApi:
         self._sleep = sleep
         self._max_wait_s = max_wait_s
 
+    def read(self) -> FetchSettings:
+        """Read both kinds of pull, once."""
+        return self._call("get", {}, _from_wire, REPEATS_OF_A_READ)
+
     def get(self) -> FetchSettings:
-        """Read both kinds of pull. That neither was ever configured must be said three times."""
+        """The same, but that neither was ever configured must be said three times."""
         for reads in range(1, _READS_OF_NOTHING + 1):
-            found = self._call("get", {}, _from_wire, REPEATS_OF_A_READ)
+            found = self.read()
             if found != _NOTHING:
                 break
             if reads < _READS_OF_NOTHING and self._max_wait_s:

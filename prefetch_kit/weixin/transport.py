@@ -47,9 +47,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class _NoReply:
+    """Why there is none. `body` is what came of one."""
+
     cause: str
     sent: bool
     rule: FetchRule
+    body: bytes = field(repr=False)
 
 
 class Transport:
@@ -118,8 +121,8 @@ class Transport:
         """Make one JSON call and return the answer of a success.
 
         `action` names the call in errors. Secrets in `query` and in the first level of `body`
-        are revealed only on the wire. `on_answer` is given the body of any answer, before
-        anything in it is judged. Raises Refused or OutcomeUnknown.
+        are revealed only on the wire. `on_answer` is given the body of any answer, or as much of
+        it as came, before anything in it is judged. Raises Refused or OutcomeUnknown.
         """
         outcome = self._outcome(action, method, path, query, body, on_answer)
         if isinstance(outcome, WeixinError):
@@ -173,12 +176,12 @@ class Transport:
             data=None if body is None else JsonBody(body),
             headers=None if body is None else {"Content-Type": "application/json"},
         )
+        if on_answer is not None:
+            on_answer(reply.body)
         remedy = _UNKNOWN if action.startswith("set_") else _AGAIN
         if isinstance(reply, _NoReply):
             remedy = remedy if reply.sent else self._not_sent()
             return OutcomeUnknown(action, reply.cause, sent=reply.sent, remedy=remedy)
-        if on_answer is not None:
-            on_answer(reply.body)
         try:
             errcode, answer = _read_answer(reply, self._max_bytes)
         except UnreadableError as error:
@@ -216,18 +219,19 @@ class Transport:
                     timeout=outgoing.deadline_s,
                     proxies={},
                 )
-                with response:  # no local name for the body: an interrupt shows this frame
+                with response:
+                    _read(response, outgoing)
                     return Reply(
                         response.status_code,
                         response.headers,
-                        _read(response, outgoing.max_bytes),
+                        bytes(outgoing.body),
                         outgoing.elapsed_s(),
                         outgoing.address,
                         outgoing.certificate_ends,
                     )
         except Exception as error:  # noqa: BLE001 (whatever it is, its frames hold our secrets)
             cause, rule = _failure(error, outgoing)
-            return _NoReply(cause, outgoing.sent, rule)
+            return _NoReply(cause, outgoing.sent, rule, bytes(outgoing.body))
         except BaseException as interrupt:  # noqa: BLE001 (raised on, below)
             # So do the frames of a Ctrl-C or of a greenlet's timeout, which must propagate.
             interrupt.__context__ = None
@@ -269,15 +273,16 @@ def _fetch_address(url: str, origin: str | None) -> str:
     return urlsplit(url)._replace(scheme="http", netloc=urlsplit(origin).netloc).geturl()
 
 
-def _read(response: requests.Response, max_bytes: int) -> bytes:
-    """The body as it came over the wire, cut to `max_bytes` + 1."""
-    body = bytearray()
-    while len(body) <= max_bytes:
-        chunk = response.raw.read(max_bytes + 1 - len(body), decode_content=False)
+def _read(response: requests.Response, outgoing: Outgoing) -> None:
+    """Take the body as it comes over the wire, up to `max_bytes` + 1.
+
+    In pieces, so that what came stays where the rest does not: it may hold a token.
+    """
+    while (left := outgoing.max_bytes + 1 - len(outgoing.body)) > 0:
+        chunk = response.raw.read1(left, decode_content=False)
         if not chunk:
-            break
-        body += chunk
-    return bytes(body)
+            return
+        outgoing.body += chunk
 
 
 def _read_answer(reply: Reply, max_bytes: int) -> tuple[int, dict[str, object]]:

@@ -132,7 +132,8 @@ def test_rollback_says_what_cannot_be_undone(wx: Sandbox, cli: "Cli", served: st
     cli("apply", "--yes")
     assert "WeChat cannot forget" in cli("rollback", "--yes").stdout
     wx.put_settings(APPID, {})
-    cli("apply", "--yes")
+    assert "add --allow-takeover" in cli("apply", "--yes", "--wait", "1s").stderr
+    assert cli("apply", "--yes", "--wait", "1s", "--allow-takeover").status == 0
     first, _, summary = records(cli("rollback", "--yes", "--json"))
     assert "switched off" in first["note"]
     assert summary["applied"] is True
@@ -151,7 +152,7 @@ def test_rollback_needs_a_flag_for_what_others_set(wx: Sandbox, cli: "Cli", serv
 
 def test_nothing_to_roll_back(cli: "Cli") -> None:
     """An empty journal is a sentence with a remedy."""
-    assert "PREFETCH_STATE_DIR" in cli.refused("rollback", "--yes")
+    assert "run rollback there" in cli.refused("rollback", "--yes")
 
 
 def test_routes(cli: "Cli") -> None:

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -50,6 +52,8 @@ def test_json_begins_with_its_version_and_ends_with_the_summary(project: "Projec
         "resumed": False,
         "unread": 0,
         "unlisted": [],
+        "returns_from": None,
+        "left_by": None,
     }
     assert sorted(each["appid"] for each in apps) == project.appids
     assert {each["changes"][0]["kind"] for each in apps} == {"pre_fetch"}
@@ -60,6 +64,7 @@ def test_plan_tells_cause_and_exit_code(project: "Project") -> None:
     """With --detailed-exitcode it is 3 where there is something to do; drift is named."""
     assert project("plan").status == 0
     assert project("plan", "--detailed-exitcode").status == 3
+    assert project.lines("plan", "--detailed-exitcode")[-1]["exit_code"] == 3
     project("apply", "--yes")
     assert project("plan", "--detailed-exitcode").status == 0
     project.wx.put_settings(project.appids[0], {})
@@ -167,6 +172,38 @@ def test_rollback_by_command(project: "Project") -> None:
     assert {project.wx.settings(a)["is_pre_fetch_open"] for a in project.appids} == {True}
 
 
+def test_a_rollback_says_what_it_leaves(project: "Project") -> None:
+    """What failed, and was done by the same command later, is all that the later run changed."""
+    refused = Fault(kind="errcode", errcode=9410016, action="set_pre_fetch", times=1)
+    project.wx.inject(refused)
+    assert project("apply", "--yes", "--stop-at", "100%").status == 1
+    assert project("apply", "--yes").status == 0
+    ended = project("rollback", "--yes")
+    assert (ended.status, "1 of 1 done." in ended.stdout) == (0, True)
+    assert "Run 3 is rollback of run 2: 1 mini program." in ended.stderr
+    said = "7 mini programs that it did not change will keep what run 1 set; fleet rollback --to 1"
+    assert said in ended.stderr
+    assert project("rollback", "--to", "1", "--yes").status == 0
+    assert {project.wx.settings(a)["is_pre_fetch_open"] for a in project.appids} == {False}
+
+
+def test_a_journal_that_is_lost_after_a_set(
+    project: "Project", state_dir: Path, until: Callable[[Callable[[], object]], None]
+) -> None:
+    """Something was done by then, so the exit code is not the one that says nothing was."""
+    project.wx.inject(Fault(kind="delay", action="set_pre_fetch", delay_s=0.3, times=None))
+
+    def lose() -> None:
+        until(lambda: project.wx.count(action="set_pre_fetch"))
+        shutil.rmtree(state_dir)
+
+    other = threading.Thread(target=lose)
+    other.start()
+    ended = project("apply", "--yes", "--workers", "1")
+    other.join()
+    assert (ended.status, "removed or replaced" in ended.stderr) == (1, True)
+
+
 def test_a_rollback_has_no_canaries(project: "Project") -> None:
     """A mini program that cannot be asked any more does not stop the others, as a canary would."""
     project.path.write_text(project.path.read_text().replace("canary = 0", "canary = 1"))
@@ -216,14 +253,20 @@ def test_no_secret_where_no_token_can_be_had(
 
 
 @pytest.fixture
+def slow_sets() -> Fault:
+    return Fault(kind="delay", action="set_pre_fetch", times=4, delay_s=3.0)
+
+
+@pytest.fixture
 def started(
     project: "Project",
+    slow_sets: Fault,
     shell: "Shell",
     state_dir: Path,
     until: Callable[[Callable[[], object]], None],
 ) -> "subprocess.Popen[str]":
     """An apply in a separate process, whose first four sets are under way and take long."""
-    project.wx.inject(Fault(kind="delay", action="set_pre_fetch", times=4, delay_s=3.0))
+    project.wx.inject(slow_sets)
     shell.environment["FLEET_SECRETS"] = os.environ["FLEET_SECRETS"]
     words = ["prefetch_kit", "fleet", "apply", "--yes", "--config", str(project.path)]
     process = shell.start(*words)
@@ -260,6 +303,8 @@ def test_ctrl_c_finishes_what_is_under_way(
     assert project("apply", "--yes").status == 0
 
 
+# None is answered before its deadline, however long the second signal takes to come.
+@pytest.mark.parametrize("slow_sets", [Fault(kind="hang", action="set_pre_fetch", times=4)])
 def test_a_second_ctrl_c_ends_at_once(
     project: "Project", shell: "Shell", started: "subprocess.Popen[str]", state_dir: Path
 ) -> None:

@@ -126,6 +126,18 @@ def test_half_set_is_told_as_what_it_is(merchants: "Merchants", before: list[str
     assert result.plan is not None
 
 
+def test_what_may_be_set_is_told_as_that(merchants: "Merchants", before: list[str]) -> None:
+    """WeChat holds it, says no, and never shows it."""
+    busy = Fault(kind="errcode", errcode=-1, action="set_period_fetch", times=None, effect="now")
+    merchants.wx.inject(busy)
+    show_old(merchants.wx, after=0, reads=1000)
+    summary = merchants.apply(workers=1, wait_s=0.5)
+    assert summary.exit_code == 1
+    result = merchants.told.results[before[0]]
+    assert result.cause.startswith("pre_fetch set, period_fetch may be set, or not: -1, ")
+    assert result.outcomes == {"pre_fetch": "sent", "period_fetch": "unknown"}
+
+
 def test_four_says_that_nothing_is_set(merchants: "Merchants") -> None:
     """Not where half of one app was set before all of them were refused."""
     merchants.add(2)

@@ -131,3 +131,14 @@ def rows(state_dir: Path) -> Callable[[], list[Row]]:
 def actions(wx: Sandbox) -> Callable[[], list[str]]:
     """What was asked of fetchdatasetting, in order."""
     return lambda: [str(r.action) for r in wx.requests() if r.path == "/wxa/fetchdatasetting"]
+
+
+@pytest.fixture
+def age(state_dir: Path) -> Callable[[], None]:
+    """Let all that was done be long ago."""
+
+    def make_old() -> None:
+        with closing(sqlite3.connect(state_dir / "journal.sqlite3")) as db, db:
+            db.execute("UPDATE changes SET at = '2026-01-01T00:00:00+00:00'")
+
+    return make_old

@@ -48,7 +48,7 @@ def test_a_plan_that_went_stale_is_not_sent(
     actions: Callable[[], list[str]],
 ) -> None:
     """Where somebody set something while a person was asked, the person is asked again."""
-    with pytest.raises(PlanStale, match="Run it again") as caught:
+    with pytest.raises(PlanStale, match="Run the same command again") as caught:
         registrar.apply(wanted, approve=lambda _: wx.put_settings(APPID, FOREIGN))
     assert caught.value.appid == APPID
     assert set(actions()) == {"get"}

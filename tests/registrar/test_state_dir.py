@@ -45,7 +45,7 @@ sqlite3.connect(sys.argv[1], timeout=0).execute("BEGIN IMMEDIATE")
 
 
 class SpoilingTokens(StaticToken):
-    """Ruins a file when the token is asked for the fifth time, which is to read back."""
+    """Ruins a file when the token is asked for the eighth time, which is to read back."""
 
     def __init__(self, value: Secret, path: Path) -> None:
         super().__init__(value)
@@ -54,7 +54,7 @@ class SpoilingTokens(StaticToken):
 
     def get(self) -> Secret:
         self._asked += 1
-        if self._asked == 5:
+        if self._asked == 8:
             self._path.write_bytes(b"garbage " * 512)
         return super().get()
 
@@ -233,7 +233,7 @@ def test_a_result_that_cannot_be_stored_is_said(
     token = Secret(wx.access_token(APPID))
     tokens = SpoilingTokens(token, state_dir / "journal.sqlite3")
     registrar = Registrar(APPID, tokens=tokens, state_dir=root, transport=transport)
-    with pytest.raises(JournalFailed):
+    with pytest.raises(JournalFailed, match="Something was sent for wx01: show says what WeChat"):
         registrar.apply(wanted, approve=lambda _: None)
     assert wx.count(action="set_period_fetch") == 1
 

@@ -234,3 +234,21 @@ def test_a_reply_prints_neither_body_nor_headers(
     reply = fetch("https://shop.example/", origin=far.url, deadline_s=10, max_bytes=100)
     assert reply.body == b"hidden"
     assert "hidden" not in repr(reply)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 99\r\n\r\n",  # and then nothing more comes
+        b"content-length: 99\r\n\r\n",  # and then the connection ends
+        b"Transfer-Encoding: chunked\r\n\r\n14\r\n",
+    ],
+    ids=["late", "cut", "a chunk without an end"],
+)
+def test_what_came_of_an_answer_is_handed_on(serve: "Serve", head: bytes) -> None:
+    """The rest of it does not come; it may hold a token that counts all the same."""
+    far = serve.answers(b"HTTP/1.1 200 OK\r\n" + head + b'{"a": "0123456789" }')
+    taken: list[bytes] = []
+    with Transport(base_url=far.url, deadline_s=0.5) as transport, pytest.raises(OutcomeUnknown):
+        transport.call("a", "GET", "/x", query={}, on_answer=taken.append)
+    assert taken == [b'{"a": "0123456789" }']

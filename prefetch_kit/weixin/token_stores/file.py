@@ -68,6 +68,8 @@ WHERE CAST(records.record AS BLOB) = ?
 """
 # Longer than any other process writes; a rotated refresh token must not be lost to a short wait.
 _BUSY_S: Final = 30.0
+# A new access token and a new refresh token are together some 300 characters long.
+_ROOM_FOR_TOKENS: Final = 512
 _ANOTHER: Final = (
     "Restore the token store from a backup, or move what is there to a place of its own"
 )
@@ -146,9 +148,13 @@ class FileStore(Generic[_T]):
         self._write(_SAVE, record)
         return record
 
-    def _write(self, sql: str, record: _T, *parameters: object) -> None:
+    def reserve(self, record: _T) -> None:
+        self._write(_SAVE, record, padding=_ROOM_FOR_TOKENS)
+
+    def _write(self, sql: str, record: _T, *parameters: object, padding: int = 0) -> None:
         def write(db: sqlite3.Connection) -> None:
-            db.execute(sql, (*self._key, self._codec.encode(record), time.time(), *parameters))
+            content = self._codec.encode(record) + " " * padding
+            db.execute(sql, (*self._key, content, time.time(), *parameters))
 
         self._stores.database.ask(write)
 
@@ -173,6 +179,7 @@ class _Database:
 
         Raises TokenSourceError, from no frame that has seen a record.
         """
+        problem: TokenSourceError
         try:
             if create and not os.path.lexists(self.path):
                 self._create()

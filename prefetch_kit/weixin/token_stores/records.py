@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
 from prefetch_kit.concurrency.file_failures import failure_of
-from prefetch_kit.errors import TokenSourceError
+from prefetch_kit.errors import TokenSourceError, TokenStoreFailed
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
 
@@ -62,7 +62,8 @@ class Store(Protocol[_T]):
     """Keeps one record. `load` needs no lock; `save` is called under it.
 
     `save` returns the record that is stored afterwards: another, newer one where the lock was
-    lost meanwhile. All raise TokenSourceError.
+    lost meanwhile. `reserve`, under the lock too, makes sure that what takes the place of this
+    record can be stored. All raise TokenSourceError.
     """
 
     def lock(self) -> AbstractContextManager[None]: ...
@@ -70,6 +71,8 @@ class Store(Protocol[_T]):
     def load(self) -> _T | None: ...
 
     def save(self, record: _T) -> _T: ...
+
+    def reserve(self, record: _T) -> None: ...
 
 
 TokenStore = Store[StoredToken]
@@ -104,6 +107,9 @@ class MemoryStore(Generic[_T]):
         self._record = record
         return record
 
+    def reserve(self, record: _T) -> None:
+        """There is always room."""
+
 
 def encode_token(token: StoredToken) -> str:
     return json.dumps({"access_token": token.value.reveal(), "expires_at": token.expires_at})
@@ -130,10 +136,10 @@ def _later(one: StoredToken, other: StoredToken) -> StoredToken:
 TOKEN_CODEC: Final = Codec(encode_token, decode_token, _later)
 
 
-def unusable(path: Path, error: OSError | sqlite3.Error) -> TokenSourceError:
+def unusable(path: Path, error: OSError | sqlite3.Error) -> TokenStoreFailed:
     """For a file of records; its text is none of theirs."""
     problem, remedy = failure_of(path, error)
-    return TokenSourceError(str(path), problem, remedy=remedy)
+    return TokenStoreFailed(str(path), problem, remedy=remedy)
 
 
 def lock_held(where: str, waited_s: float) -> TokenSourceError:

@@ -110,6 +110,9 @@ class RedisStore(Generic[_T]):
         )
         return self._decoded(newer) or record
 
+    def reserve(self, record: _T) -> None:
+        self.save(record)  # refused where Redis is full, or cannot save what it has
+
     def _acquired(self, holder: str) -> int:
         lease_ms = int(self._stores.lease_s * 1000)
         began = time.monotonic()

@@ -1,5 +1,6 @@
 """The list of a platform's merchants: read page by page, once for all who look for somebody."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -30,9 +31,12 @@ def listing(provider: ThirdParty, clock: Clock) -> MerchantList:
 
 @pytest.fixture
 def many(wx: Sandbox) -> list[str]:
-    """A platform of 600 merchants, three pages, whose refresh tokens are shown."""
+    """A platform of 598 merchants, three pages, whose refresh tokens are shown.
+
+    Each page but the first begins with the last merchant of the one before.
+    """
     wx.switches.listed_refresh_tokens = "always"
-    appids = [f"wx1{number:04}" for number in range(600)]
+    appids = [f"wx1{number:04}" for number in range(598)]
     for appid in appids:
         wx.add_app(appid, secret="s")
         wx.authorize(COMPONENT, appid)
@@ -70,7 +74,7 @@ def test_a_search_ends_where_the_merchant_is_found(
     """The next one goes on from there, and what was read stays known."""
     listing.find(many[0])
     assert calls(LIST) == 1
-    listing.find(many[599])
+    listing.find(many[597])
     assert calls(LIST) == 3
     for appid in many:
         assert shown(listing.find(appid)) == Secret(wx.refresh_token(COMPONENT, appid))
@@ -92,12 +96,15 @@ def test_all_who_search_read_one_list(
 def test_who_is_missing_is_looked_for_once_a_minute(
     wx: Sandbox, listing: MerchantList, clock: Clock, calls: Calls
 ) -> None:
-    """Many that look at once share one reading; a minute later it is read again."""
+    """Many that look at once share one reading; a minute later it is read again.
+
+    That there is nobody at all is one answer twice.
+    """
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(listing.find, [APPID] * 8))
     wx.authorize(COMPONENT, APPID)
     assert (*found, listing.find(APPID)) == (None,) * 9
-    assert calls(LIST) == 1
+    assert calls(LIST) == 2
     clock.now += 61
     assert listing.find(APPID) is not None
 
@@ -147,10 +154,10 @@ def test_a_search_is_bounded(wx: Sandbox, provider: ThirdParty, many: list[str])
     while not listing._turn.locked():
         time.sleep(0.001)
     with pytest.raises(OutcomeUnknown, match=r"not found within 0\.01 s") as caught:
-        listing.find(many[599], wait_s=0.01)
+        listing.find(many[597], wait_s=0.01)
     assert "goes on from there" in caught.value.remedy
     reader.join()
-    assert listing.find(many[599]) is not None
+    assert listing.find(many[597]) is not None
 
 
 @pytest.mark.parametrize(
@@ -195,10 +202,10 @@ def test_a_lost_store_is_filled_from_the_list(
     """One call for 200 merchants brings back all that are missing, and only those."""
     pages: list[tuple[int, int]] = []
     told = lambda *page: pages.append(page)  # noqa: E731
-    assert provider.authorizers.recover(many[:400], shown=told) == 400
-    assert provider.authorizers.recover(many[:400], shown=told) == 0
-    assert (pages, calls("api_authorizer_token")) == ([(200, 600), (400, 600)], 0)
-    for appid in many[:400]:
+    assert provider.authorizers.recover(many[:399], shown=told) == 399
+    assert provider.authorizers.recover(many[:399], shown=told) == 0
+    assert (pages, calls("api_authorizer_token")) == ([(200, 598), (399, 598)], 0)
+    for appid in many[:399]:
         kept = lost(appid).load()
         assert kept is not None
         assert kept.refresh_tokens == (Secret(wx.refresh_token(COMPONENT, appid)),)
@@ -217,10 +224,87 @@ def test_the_list_is_left_where_it_would_take_longer(
     wx: Sandbox, provider: ThirdParty, calls: Calls
 ) -> None:
     """Eleven are missing, and there are a hundred pages: the first one tells."""
-    body = '{"total_count": 20000, "list": []}'
+    body = '{"total_count": 20000, "list": [{"authorizer_appid": "wx1", "auth_time": 1}]}'
     wx.inject(Fault(kind="raw", path=PATH, body=body))
     provider.authorizers.recover([f"wx{number}" for number in range(11)], shown=lambda *_: None)
     assert calls(LIST) == 1
+
+
+def raw_page(wx: Sandbox, total: int, *appids: str) -> None:
+    """Let the next page be this, whatever was asked for."""
+    rows = [{"authorizer_appid": appid, "auth_time": 1} for appid in appids]
+    body = json.dumps({"total_count": total, "list": rows})
+    wx.inject(Fault(kind="raw", path=PATH, body=body, times=1))
+
+
+def test_shorter_pages_than_were_asked_for(wx: Sandbox, listing: MerchantList) -> None:
+    """All are read, each once."""
+    raw_page(wx, 4, "wx1", "wx2")
+    raw_page(wx, 4, "wx2", "wx3")
+    raw_page(wx, 4, "wx3", "wx4")
+    assert [each.appid for _, page in listing.pages() for each in page] == [
+        "wx1",
+        "wx2",
+        "wx3",
+        "wx4",
+    ]
+
+
+def test_a_page_that_is_empty_too_early_is_read_again(
+    wx: Sandbox, listing: MerchantList, many: list[str]
+) -> None:
+    """It is not the end of the list."""
+    raw_page(wx, len(many))
+    assert len([each for _, page in listing.pages() for each in page]) == len(many)
+    for _ in range(3):
+        raw_page(wx, len(many))
+    with pytest.raises(OutcomeUnknown, match="ends after"):
+        next(listing.pages())
+    raw_page(wx, len(many))
+    with pytest.raises(OutcomeUnknown, match="ends after"):
+        listing.find(many[0])
+    assert listing.find(many[0]) is not None
+
+
+@pytest.fixture
+def leave(wx: Sandbox, many: list[str]) -> Callable[[], None]:
+    """`leave()`: two merchants of the first page do, and so the 201st moves up to it."""
+
+    def leave() -> None:
+        for appid in many[5:7]:
+            wx.revoke(COMPONENT, appid)
+
+    return leave
+
+
+def test_a_list_that_moves_is_read_again(
+    listing: MerchantList, many: list[str], leave: Callable[[], None]
+) -> None:
+    """Else who moved up would be passed over."""
+    pages = listing.pages()
+    read = [each.appid for each in next(pages)[1]]
+    leave()
+    read += [each.appid for _, page in pages for each in page]
+    assert sorted(read) == sorted(many)
+
+
+def test_who_is_missing_in_a_list_that_moved_may_be_there(
+    listing: MerchantList, many: list[str], leave: Callable[[], None]
+) -> None:
+    """So it is read once more before that is said."""
+    listing.find(many[0])
+    leave()
+    assert listing.find(many[200]) is not None
+    assert listing.find("wx02") is None
+
+
+def test_a_list_that_never_stops_moving(wx: Sandbox, listing: MerchantList) -> None:
+    """That is an error, not the end."""
+    for _ in range(3):
+        raw_page(wx, 3, "wx1", "wx2")
+        raw_page(wx, 3, "wx3", "wx4")
+    with pytest.raises(OutcomeUnknown, match="changed each time"):
+        list(listing.pages())
 
 
 def test_who_took_it_back_is_not_brought_back(

@@ -1,13 +1,14 @@
 """A refresh token that WeChat rotated is kept, whatever else stands in the answer."""
 
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from prefetch_kit.errors import OutcomeUnknown, Refused, TokenSourceError
+from prefetch_kit.errors import OutcomeUnknown, Refused, TokenSourceError, TokenStoreFailed
 from prefetch_kit.sandbox import Fault, Sandbox
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorizations import AUTHORIZATION_CODEC, Authorization
@@ -135,6 +136,24 @@ def test_an_answer_with_another_status_keeps_its_refresh_token(
     with pytest.raises(OutcomeUnknown):
         renew(answer(expires_in=7200), status=502)
     assert kept().refresh_tokens[0] == ROTATED
+
+
+def test_where_nothing_can_be_stored_nothing_is_used_up(
+    provider: ThirdParty, authorize: Callable[..., str], calls: Callable[[str], int]
+) -> None:
+    """WeChat is not asked for what could not be kept; the cause is said."""
+    authorize()
+    source = provider.authorizers.token(APPID)
+    token, before = source.get(), calls(RENEWAL)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # no file can grow beyond that
+    try:
+        with pytest.raises(TokenStoreFailed, match="quota or file size limit"):
+            source.renew(token)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert calls(RENEWAL) == before
+    assert source.renew(token) != token
 
 
 def test_two_refresh_tokens_are_both_kept(renew: Callable[..., Secret], kept: Kept) -> None:
