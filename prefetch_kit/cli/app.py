@@ -26,7 +26,7 @@ from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
-from prefetch_kit.fleet.project import Pace, Project
+from prefetch_kit.fleet.project import Pace, Project, load_project
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.execute import WAIT_S
 from prefetch_kit.registrar.journal import Journal
@@ -247,6 +247,17 @@ def project_of(config: Config, path: Path) -> Project:
     names = {each.name for each in fields(Project)} & {each.name for each in fields(Config)}
     alike = {name: getattr(config, name) for name in names}
     return Project(path=path, apps=None, pulls={}, pace=Pace(), **alike)
+
+
+def settings_of(info: ScriptInfo, config: Path | None) -> Config | Project:
+    """The settings of a prefetch.toml, or without one of the app."""
+    if config is not None:
+        return load_project(config)
+    try:
+        return state_of(load_app(info)).config
+    except AppMissing as error:
+        sentence = f"{error.message} Or give --config prefetch.toml."
+    raise AppMissing(sentence)
 
 
 def load_app(info: ScriptInfo) -> Flask:

@@ -229,7 +229,7 @@ def rollback(
             click.echo(f"This undoes run {since}{later}.", err=True)
         ask(found, yes=yes)
 
-    with sets_explained(loaded):
+    with sets_explained(loaded, next_step="Run the same rollback again to finish it"):
         done = loaded.registrar(wait_s=wait_s).rollback(to=to, allow=allow, approve=approve)
     print_done(done, as_json=as_json)
 

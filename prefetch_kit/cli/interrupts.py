@@ -23,11 +23,15 @@ def _explained(explanation: Callable[[], str]) -> Iterator[None]:
     raise failure
 
 
-def sets_explained(loaded: LoadedApp) -> AbstractContextManager[None]:
+def sets_explained(
+    loaded: LoadedApp,
+    *,
+    next_step: str = "Run the same command again to go on, or rollback to undo it",
+) -> AbstractContextManager[None]:
     """The same for what sets pulls: what was sent from now on is in the journal."""
     journal, appid = loaded.journal, loaded.appid
     last, _ = newest_changes(journal, appid)
-    return _explained(partial(_what_was_sent, journal, appid, since=last))
+    return _explained(partial(_what_was_sent, journal, appid, since=last, next_step=next_step))
 
 
 def adding_explained(host: str) -> AbstractContextManager[None]:
@@ -40,7 +44,7 @@ def adding_explained(host: str) -> AbstractContextManager[None]:
     )
 
 
-def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:
+def _what_was_sent(journal: Journal, appid: str, *, since: int, next_step: str) -> str:
     states = ["what was being sent may have been set, or not"]
     # A second signal, or a journal that cannot be read, leaves it at that.
     with suppress(KeyboardInterrupt, JournalFailed):
@@ -54,7 +58,4 @@ def _what_was_sent(journal: Journal, appid: str, *, since: int) -> str:
             else f"{each.kind} may have been set, or not"
             for each in sent
         ]
-    return (
-        f"Of {appid}, {'; '.join(states)}. Run the same command again to go on, or rollback to "
-        "undo it; show says what WeChat has now."
-    )
+    return f"Of {appid}, {'; '.join(states)}. {next_step}; show says what WeChat has now."

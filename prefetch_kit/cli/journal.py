@@ -11,12 +11,10 @@ import click
 from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.addresses import wechat_name
-from prefetch_kit.cli.app import load_app
+from prefetch_kit.cli.app import settings_of
 from prefetch_kit.cli.commands import commands, confirm
 from prefetch_kit.cli.options import FILE, read_by, yes_option
 from prefetch_kit.cli.output import counted
-from prefetch_kit.endpoint.app_state import state_of
-from prefetch_kit.fleet.project import load_project
 from prefetch_kit.registrar.database import LOCKS
 from prefetch_kit.registrar.journal import Journal
 from prefetch_kit.registrar.locks import FLEET, Locks
@@ -42,11 +40,8 @@ def _with_directory(function: Callable[..., Any]) -> Callable[..., None]:
     @pass_script_info
     @wraps(function)
     def command(info: ScriptInfo, /, *args: Any, config: Path | None, **kwargs: Any) -> None:
-        if config is not None:
-            directory = load_project(config).wechat_dir
-        else:
-            settings = state_of(load_app(info)).config
-            directory = settings.state_dir / wechat_name(settings.api_base_url)
+        settings = settings_of(info, config)
+        directory = settings.state_dir / wechat_name(settings.api_base_url)
         function(directory, *args, **kwargs)
 
     return command

@@ -13,13 +13,11 @@ import click
 from flask.cli import ScriptInfo, pass_script_info
 
 from prefetch_kit.addresses import platform_url_problem
-from prefetch_kit.cli.app import load_app
+from prefetch_kit.cli.app import settings_of
 from prefetch_kit.cli.commands import commands
 from prefetch_kit.cli.options import FILE, as_json_option
 from prefetch_kit.cli.output import print_json
-from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.errors import ConfigError
-from prefetch_kit.fleet.project import load_project
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorization_links import create_links
 from prefetch_kit.weixin.third_party import ThirdParty, third_party_of
@@ -44,7 +42,7 @@ def _with_platform(function: _Command) -> _Command:
     @pass_script_info
     @wraps(function)
     def command(info: ScriptInfo, /, *args: Any, config: Path | None, **options: Any) -> None:
-        settings = state_of(load_app(info)).config if config is None else load_project(config)
+        settings = settings_of(info, config)
         with transport_of(settings) as transport:
             found = third_party_of(settings, transport)
             if found is None:

@@ -1,5 +1,6 @@
 """The result of each app of a fleet, and their number by cause."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -45,6 +46,7 @@ _OF_PLATFORM: Final = frozenset(
 _ADDRESSES: Final = frozenset({40164, 89501, 89503, 89506, 89507})
 # Too many business domains, or the account of a person; of the platform's list they say the same.
 _ITS_OWN_DOMAINS: Final = frozenset({89029, 89231})
+_ADDRESS: Final = re.compile(r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|\b[0-9a-f]*(?::[0-9a-f]*){2,7}\b")
 _HELD: Final = "another process is changing it, such as an apply for this app alone"
 _WHY: Final = {
     "change": "to change",
@@ -164,7 +166,10 @@ def failure(appid: str, error: PrefetchKitError, *, skips_others: bool = False) 
             outcome, errcode = "skipped", code
             cause = f"{code}, no mini program but another account, such as an official one (公众号)"
         case Refused():
-            cause, errcode = f"{error.errcode}, {error.meaning}. {error.remedy}", error.errcode
+            errcode, meaning = error.errcode, error.meaning
+            if errcode in _ADDRESSES and (address := _ADDRESS.search(error.errmsg)):
+                meaning += f" ({address[0]})"
+            cause = f"{errcode}, {meaning}. {error.remedy}"
             if error.kind in ("quota_minute", "quota_day"):
                 outcome = "deferred"
         case OutcomeUnknown():

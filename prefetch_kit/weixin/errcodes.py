@@ -49,8 +49,9 @@ _NEW_AUTH_CODE = (
 _NEW_CODE = "Call wx.login again: a code works once, for five minutes"
 # Whether WeChat takes a mini program's own token for fetchdatasetting is not known.
 SET_BY_HAND: Final = (
-    "Without a platform, set the URLs by hand: `prefetch-kit urls` prints what to paste into "
-    "WeChat's console (mp.weixin.qq.com → 开发管理 → 开发设置)"
+    "Without a platform, set the URLs by hand: `prefetch-kit urls`, or for many "
+    "`prefetch-kit fleet urls`, prints what to paste into WeChat's console "
+    "(mp.weixin.qq.com → 开发管理 → 开发设置)"
 )
 _OTHER_LIST = "the server domains (服务器域名) are another list"
 _PLATFORM_DOMAIN = (

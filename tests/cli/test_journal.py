@@ -23,6 +23,14 @@ list = "apps.csv"
 [tokens]
 app_secrets = {{ env = "FLEET_SECRETS" }}
 """
+BEFORE: dict[str, object] = {
+    "is_pre_fetch_open": False,
+    "pre_fetch_type": 0,
+    "pre_fetch_url": "https://shop.example/before",
+    "is_period_fetch_open": False,
+    "period_fetch_type": 0,
+    "period_fetch_url": "https://shop.example/before",
+}
 APPLY = ("apply", "--yes", "--skip-probe")
 
 
@@ -51,8 +59,8 @@ def test_the_journal_of_a_project(
     path = tmp_path / "prefetch.toml"
     path.write_text(TOML.format(base_url=wx.base_url, state_dir=state_dir))
     for _ in range(2):
-        wx.put_settings("wx01", {})
-        assert cli(*APPLY).status == 0
+        wx.put_settings("wx01", BEFORE)
+        assert cli(*APPLY, "--wait", "1s").status == 0
     config = ("--config", str(path))
     assert cli("journal", "backup", str(tmp_path / "copy"), *config).status == 0
     with closing(sqlite3.connect(tmp_path / "copy")) as db, db:

@@ -187,7 +187,8 @@ def test_a_signal_in_the_middle_of_a_set(
         ended = shell.end(process)
     assert ended.status == 128 + number
     assert re.search(r"Of wx01, .*\bpre_fetch may have been set, or not", ended.stderr)
-    assert "Run the same command again" in ended.stderr
+    again = {"apply": "Run the same command again", "rollback": "Run the same rollback again"}
+    assert again[command] in ended.stderr
     assert shell.run(*words).status == 0
     assert has_set(wx, APPID) == (command == "apply")
 

@@ -213,3 +213,10 @@ def test_a_project_instead_of_an_app(
     ended = shell.end(process)
     assert (ended.status, ended.stderr) == (0, "")
     assert platform_of(wx, state_dir).authorizers.holds(APPID, since=0)
+
+
+@pytest.mark.parametrize("words", [["platform", "start-push"], ["journal", "backup", "copy"]])
+def test_without_an_app_there_is_another_way(shell: "Shell", words: list[str]) -> None:
+    """The file of a fleet says it as well."""
+    ended = shell.run("prefetch_kit", *words)
+    assert (ended.status, "Or give --config prefetch.toml." in ended.stderr) == (1, True)

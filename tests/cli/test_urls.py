@@ -85,7 +85,7 @@ def test_a_refused_own_token_names_the_way_out(
     wx.switches.own_token_errcode = errcode
     sentence = cli.refused(*command)
     assert f": {errcode}, " in sentence
-    assert "`prefetch-kit urls` prints what to paste into WeChat's console" in sentence
+    assert "`prefetch-kit fleet urls`, prints what to paste into WeChat's console" in sentence
     assert "merchant authorize" not in sentence
 
 
