@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from prefetch_kit.errors import JournalFailed, PrefetchKitError, TemporaryFileFailed
@@ -85,7 +86,7 @@ class Workers:
         self._tally = Tally()
         self._broken: BaseException | None = None
         self._running = 0
-        self._over = threading.Event()
+        self._over: SimpleQueue[None] = SimpleQueue()
 
     def run(self, workers: int, *, apps: int) -> Summary:
         """Work until there is nothing left, or Ctrl-C: then what is under way is finished.
@@ -120,18 +121,18 @@ class Workers:
 
     def _wait(self) -> None:
         # Not by Thread.join: where Ctrl-C interrupts that, Python 3.11 takes the thread for ended.
+        # Nor by an Event, whose lock a second Ctrl-C can leave in disorder.
         is_interrupted = False
-        while True:
+        while self._running:
             try:
-                while not self._over.wait(_LOOK_S):
-                    pass
+                self._over.get(timeout=_LOOK_S)
+            except Empty:
+                continue
             except KeyboardInterrupt:
                 if is_interrupted:
                     raise
                 is_interrupted = True
                 self._schedule.stop("interrupted")
-            else:
-                return
 
     def _run(self) -> None:
         try:
@@ -144,7 +145,7 @@ class Workers:
             with self._lock:
                 self._running -= 1
                 if not self._running:
-                    self._over.set()
+                    self._over.put(None)
 
     def _do(self, task: Task) -> None:
         says_of = None
