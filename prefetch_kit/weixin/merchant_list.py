@@ -62,12 +62,13 @@ class _Reading:
 
     def take(self, total: int, page: list[ListedMerchant]) -> list[ListedMerchant] | None:
         """Those of a page that are new; None where it ends before the list does."""
+        read = self.offset + len(page)
+        if read <= self._read < total:
+            return None
         known = [number for number, each in enumerate(page) if each.appid == self._last]
         new = page[known[0] + 1 :] if known else page
-        if not new and self._read < total:
-            return None
         self.has_moved |= bool(page) and self._last is not None and not known
-        self._read = self.offset + len(page)
+        self._read = read
         self._last = page[-1].appid if page else None
         # That there is nobody at all must be said twice.
         self.is_over = self._read >= total and (total > 0 or self._is_empty)

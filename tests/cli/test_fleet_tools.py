@@ -245,4 +245,4 @@ def test_a_killed_fleet_is_reported(project: "Project", half_way: "subprocess.Po
     with half_way:
         half_way.send_signal(signal.SIGKILL)
     rows = rows_of(project("report").stdout)
-    assert [rows[appid]["outcome"] for appid in project.appids] == ["done"] * 4 + ["sent"] * 4
+    assert sorted(row["outcome"] for row in rows.values()) == ["done"] * 4 + ["sent"] * 4

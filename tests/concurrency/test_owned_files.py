@@ -190,7 +190,7 @@ def test_a_file_system_without_locks(
         no_locks, directory, WITHOUT_LOCKS.format(use=use, first=first), number
     )
     assert "its file system has no locks" in said
-    assert said.startswith(("JournalFailed", "TokenSourceError"))
+    assert said.startswith(("JournalFailed", "TokenStoreFailed"))
 
 
 def run_without_locks(no_locks: Path, directory: Path, program: str, number: int) -> str:

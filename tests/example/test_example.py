@@ -86,6 +86,6 @@ def test_it_registers_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with serving_shop(wechat, str(tmp_path), secret) as port:
             assert run_loop(wechat, port)["ok"] is True
         asked = [r.action for r in wechat.requests() if r.path == "/wxa/fetchdatasetting"]
-        assert asked == ["get", "get", "set_pre_fetch", "set_period_fetch", "get"]
+        assert asked == [*["get"] * 5, "set_pre_fetch", "set_period_fetch", "get"]
         fetched = wechat.background_fetch_data(APPID, ALICE, fetch_type="periodic")["fetchedData"]
         assert len(json.loads(str(fetched))["cart"]) == 2

@@ -69,10 +69,19 @@ class Merchants:
         self.appids += added
         return added
 
-    def switch_off(self) -> None:
-        """Let WeChat say of each that it is off: of nothing at all it would be asked again."""
+    def switch_off(self, *, host: str = "shop.example") -> None:
+        """Let WeChat say of each that it is off: without a source it would be asked again."""
+        url = f"https://{host}/before"
+        settings: dict[str, object] = {
+            "is_pre_fetch_open": False,
+            "pre_fetch_type": 0,
+            "pre_fetch_url": url,
+            "is_period_fetch_open": False,
+            "period_fetch_type": 0,
+            "period_fetch_url": url,
+        }
         for appid in self.appids:
-            self.wx.put_settings(appid, {"is_pre_fetch_open": False, "is_period_fetch_open": False})
+            self.wx.put_settings(appid, settings)
 
     def write(self, more: str = "", *, version: str = "") -> Path:
         """The prefetch.toml of all of them; `version` ends their URLs."""

@@ -280,6 +280,7 @@ def without_domains(
     project.path.write_text(text)
     for appid in merchants.add(6):
         authorize(appid)
+    merchants.switch_off(host="new.example")
     return merchants.appids
 
 
@@ -467,7 +468,7 @@ def test_what_was_set_before_all_are_refused_exits_with_one(
     """Something was sent, so it is not said that nothing was."""
     for appid in merchants.add(12):
         authorize(appid)
-        merchants.wx.put_settings(appid, {"is_pre_fetch_open": False})
+    merchants.switch_off()
     merchants.wx.inject(Fault(kind="errcode", errcode=61004, after=6, times=None))
     pace = replace(project.pace, workers=1, canary=0)
     assert Fleet(project, merchants.told, pace=pace).apply().exit_code == 1

@@ -150,7 +150,9 @@ def test_a_failing_canary_stops_the_fleet(merchants: "Merchants") -> None:
 
 def test_a_share_of_failures_stops_the_fleet(merchants: "Merchants") -> None:
     """With 10 % of twenty it is over at the second; with one worker nothing more was begun."""
-    merchants.spoil(merchants.add(100)[::5], 40164)
+    appids = merchants.add(100)
+    merchants.switch_off()
+    merchants.spoil(appids[::5], 40164)
     summary = merchants.apply(stop_at=0.1, workers=1)
     assert merchants.outcomes() == {"done": 4, "failed": 2}
     assert (summary.exit_code, summary.unreached) == (1, 94)
@@ -266,7 +268,7 @@ def test_rollback_restores_what_stood_there(merchants: "Merchants") -> None:
         now = merchants.wx.settings(appid)
         assert {key: now[key] for key in settings} == settings
     assert {merchants.wx.settings(a)["is_pre_fetch_open"] for a in merchants.appids[2:]} == {False}
-    with pytest.raises(NothingToRollBack, match="state_dir"):
+    with pytest.raises(NothingToRollBack, match="another state directory"):
         merchants.fleet().rollback(Limits())
 
 

@@ -115,9 +115,9 @@ class Reached(SettingsApi):
         super().__init__(Transport(base_url=merchants.wx.base_url), tokens)
         self._then = then
 
-    def get(self) -> FetchSettings:
+    def read(self) -> FetchSettings:
         self._then()
-        return super().get()
+        return super().read()
 
 
 def fleet_that(merchants: "Merchants", then: Callable[[str], object]) -> Fleet:
@@ -137,6 +137,7 @@ def test_an_app_that_is_held_for_a_while_is_done(
     """The fleet comes back to it."""
     monkeypatch.setattr("random.uniform", lambda _, high: high / 20)
     first, second = merchants.add(2)
+    merchants.switch_off()
     with ExitStack() as holding:
         holding.enter_context(Locks(directory / "apps.lock").hold(first))
         fleet_that(merchants, lambda _: holding.close()).apply(Limits())
@@ -208,6 +209,7 @@ def test_what_another_process_removes_ends_the_fleet(
 ) -> None:
     """Also where it made another directory or lock, with which it could change the same apps."""
     appids = merchants.add(5)
+    merchants.switch_off()
 
     def then(appid: str) -> None:
         if appid == appids[2] and merchants.wx.count(action="set_pre_fetch") == 2:

@@ -162,7 +162,7 @@ def test_unknown_outcome_is_read_back_before_repeating(
     apply()
     took_effect = kind == "lose"
     repeated = ["get"] if took_effect else ["get", "get", "set_pre_fetch"]
-    planned = ["get", "get", "set_pre_fetch"]
+    planned = [*["get"] * 5, "set_pre_fetch"]
     assert actions() == [*planned, *repeated, "set_period_fetch", "get"]
     assert wx.settings(APPID) == REGISTERED
 

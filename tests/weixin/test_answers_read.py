@@ -333,7 +333,7 @@ MEMBERS: list[tuple[Call, bytes, Outcome]] = [
     ),
     (merchant_list, b'{"total_count":0,"list":[]}', "ok"),
     (merchant_list, b'{"total_count":0,"list":[{}]}', "unknown"),
-    (merchant_list, b'{"total_count":9000,"list":[]}', "ok"),
+    (merchant_list, b'{"total_count":9000,"list":[]}', "unknown"),
     (platform_login, b'{"openid":7}', "unknown"),
 ]
 

@@ -179,6 +179,9 @@ def die_while_writing():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (random.randrange(8000), resource.RLIM_INFINITY))
 
+def before(done, first):
+    return lambda *args: (first(), done(*args))[1]
+
 def renew(rounds):
     with Transport(base_url=base_url, deadline_s=30) as transport:
         stores = FileStores(Path(directory))
@@ -196,7 +199,8 @@ for n in range(int(kills)):
             case 1:
                 FileStore.save = die  # WeChat has answered, and nothing of it is written
             case 3 | 5:
-                die_while_writing()  # in the midst of SQLite's journal
+                # In the midst of SQLite's journal.
+                FileStore.save = before(FileStore.save, die_while_writing)
             case 7:
                 FileStore.save = die_after(FileStore.save)
         renew(itertools.count())
