@@ -32,6 +32,8 @@ WAIT_S: Final = 60.0
 # Reads to see what was set: the pause doubles from the first to the longest.
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 5.0
+# A call that was cut off has arrived at WeChat by then, or never will: its deadline is 5 s.
+_UNDER_WAY_S: Final = 30.0
 # What WeChat says of a source that is to be changed must be said so often where it is not whole.
 _LOOKS_AT_NOTHING: Final = 4
 _BETWEEN_LOOKS_S: Final = (0.1, 0.3)
@@ -90,11 +92,11 @@ def plan_now(
 ) -> Plan:
     """What is `planned` for what WeChat shows now, of these kinds.
 
-    Raises `TooEarly` where another value was set for one of them less than `wait_s` seconds ago,
-    and that call may still arrive. With `must_know_before` also where that value is not shown, or
-    where WeChat does not say from where it would pull, and whether: then it is not known what the
-    plan replaces. It is believed of several `looks` in a row; where the journal knows better,
-    replacing it is a takeover all the same.
+    Raises `TooEarly` where another value was set for one of them a moment ago, and that call may
+    still arrive. With `must_know_before` also where it was set less than `wait_s` seconds ago and
+    is not shown, or where WeChat does not say from where it would pull, and whether: then it is not
+    known what the plan replaces. That is believed of several `looks` in a row; where the journal
+    knows better, replacing it is a takeover all the same.
     """
     recent = journal.recent(appid, within_s=wait_s)
     stale: PlanStale | None = None
@@ -110,8 +112,10 @@ def plan_now(
         if are_alike(wanted.get(kind, now), last.wanted):
             continue
         age_s = max(last.age_s, looks.waited_s)
-        is_old = must_know_before and not are_alike(now, last.wanted)
-        if age_s < wait_s and (last.may_arrive or is_old):
+        under_way_s = min(wait_s, _UNDER_WAY_S) - age_s
+        if last.may_arrive and under_way_s > 0:
+            raise TooEarly(under_way_s)
+        if must_know_before and age_s < wait_s and not are_alike(now, last.wanted):
             raise TooEarly(wait_s - age_s)
     if stale is not None:
         raise stale
