@@ -35,7 +35,6 @@ from prefetch_kit.cli.options import (
 )
 from prefetch_kit.cli.output import counted
 from prefetch_kit.cli.report import check_name, write_report
-from prefetch_kit.cli.signals import signals_raised
 from prefetch_kit.errors import PrefetchKitError
 from prefetch_kit.fleet.history import rate_of, results_of, tally_of
 from prefetch_kit.fleet.project import load_project
@@ -133,7 +132,6 @@ _with_sources: Final = with_sources(
 )
 
 
-_STOPPING: Final = "Stopping: what is under way is finished. Once more ends at once."
 _AT_ONCE: Final = (
     "What was under way may have been set, or not. Run the same command again to go on, or "
     "`fleet rollback` to undo what was set; `fleet status` says how far it came."
@@ -144,8 +142,7 @@ def run_fleet(printer: Printer, go: Callable[[], Summary]) -> Summary:
     """Run a fleet to its end. After Ctrl-C, SIGTERM or SIGHUP it ends in order too."""
     failure: CommandFailed
     try:
-        with signals_raised(_STOPPING):
-            summary = go()
+        summary = go()
     except PrefetchKitError as error:
         failure = failure_of(error, nothing_done=not (printer.sends or printer.counts["done"]))
     except KeyboardInterrupt as interrupt:

@@ -46,6 +46,12 @@ class Printer:
     def listed(self, merchants: int, total: int) -> None:
         self._listing.step(f"{merchants} of {total} merchants of the platform read.")
 
+    def stopping(self) -> None:
+        # The second Ctrl-C may come as soon as this is read, so it is not for the first one's
+        # handler to say: the two would become one.
+        says = "Stopping: what is under way is finished. Once more ends at once."
+        click.echo(says, err=True)
+
     @property
     def sends(self) -> bool:
         """Whether it is about a run that may have sent something."""

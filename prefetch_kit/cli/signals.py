@@ -1,10 +1,9 @@
 """What Ctrl-C, SIGTERM and SIGHUP do to a command: all three raise the same."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
@@ -25,21 +24,13 @@ def number_of(interrupt: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def signals_raised(says: str | None = None) -> Iterator[None]:
-    """Let each of the signals raise `Signalled` here, where it is not ignored, as nohup does.
-
-    The first one says this sentence on standard error at once.
-    """
+def signals_raised() -> Iterator[None]:
+    """Let each of the signals raise `Signalled` here, where it is not ignored, as nohup does."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only there Python lets handlers be set
         return
-    sentences = [] if says is None else [f"{says}\n"]
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if sentences:
-            # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
-            with suppress(OSError):
-                os.write(2, sentences.pop().encode())
         raise Signalled(number)
 
     handled = [each for each in _NUMBERS if signal.getsignal(each) != signal.SIG_IGN]

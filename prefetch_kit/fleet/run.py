@@ -84,6 +84,9 @@ class Report(Protocol):
     def listed(self, merchants: int, total: int) -> None:
         """So many of the platform's merchants were read so far, before anything is begun."""
 
+    def stopping(self) -> None:
+        """Ctrl-C came: what is under way is finished. From the thread that runs the fleet."""
+
 
 class _Silent:
     """For those to whom the summary is enough."""
@@ -93,6 +96,8 @@ class _Silent:
     def app(self, result: Result) -> None: ...
 
     def listed(self, merchants: int, total: int) -> None: ...
+
+    def stopping(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +309,10 @@ class Fleet:
         self._report.begun(Begun(action, len(targets)))
         schedule = self._schedule(targets, canary=0, stop_at=_NEVER)
         skips_others = self._project.apps is None
-        workers = Workers(schedule, work, self._tell, sent=False, skips_others=skips_others)
+        stopping = self._report.stopping
+        workers = Workers(
+            schedule, work, self._tell, stopping=stopping, sent=False, skips_others=skips_others
+        )
         return self._work(workers, schedule)
 
     def _change(
@@ -370,7 +378,15 @@ class Fleet:
 
             is_apply = action == "apply"
             skips_others = is_apply and self._project.apps is None
-            workers = Workers(schedule, changes.turn, report, sent=True, skips_others=skips_others)
+            stopping = self._report.stopping
+            workers = Workers(
+                schedule,
+                changes.turn,
+                report,
+                stopping=stopping,
+                sent=True,
+                skips_others=skips_others,
+            )
             summary = self._work(workers, schedule)
             # What failed is for another run. But a rollback is done only when all is back, and a
             # run that was cut short is not ended by one for some of its apps.

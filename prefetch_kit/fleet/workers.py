@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -64,7 +65,7 @@ class Workers:
     """Threads that take tasks from a schedule, do `work` for each, and hand `report` the result.
 
     `work` returns an app's plan, executed where `sent`. With `skips_others` apps that are no mini
-    programs are left out. `report` is called from the workers.
+    programs are left out. `report` is called from the workers, `stopping` after the first Ctrl-C.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class Workers:
         work: Callable[[Task], Plan],
         report: Callable[[Result], None],
         *,
+        stopping: Callable[[], object],
         sent: bool,
         skips_others: bool,
     ) -> None:
         self._schedule = schedule
         self._work = work
         self._report = report
+        self._stopping = stopping
         self._sent = sent
         self._skips_others = skips_others
         self._is_sent = False
@@ -123,16 +126,19 @@ class Workers:
         # Not by Thread.join: where Ctrl-C interrupts that, Python 3.11 takes the thread for ended.
         # Nor by an Event, whose lock a second Ctrl-C can leave in disorder.
         is_interrupted = False
-        while self._running:
+        while True:
             try:
-                self._over.get(timeout=_LOOK_S)
-            except Empty:
-                continue
+                while self._running:
+                    with suppress(Empty):
+                        self._over.get(timeout=_LOOK_S)
             except KeyboardInterrupt:
                 if is_interrupted:
                     raise
                 is_interrupted = True
                 self._schedule.stop("interrupted")
+                self._stopping()
+            else:
+                return
 
     def _run(self) -> None:
         try:

@@ -42,6 +42,8 @@ class Told:
     def begun(self, begun: Begun) -> None:
         self.fleets.append(begun)
 
+    def stopping(self) -> None: ...
+
     def listed(self, merchants: int, total: int) -> None:
         self.read_of_list.append((merchants, total))
 

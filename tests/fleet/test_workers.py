@@ -38,7 +38,9 @@ def test_ctrl_c_waits_for_the_slowest_app() -> None:
         stop_at=1.0,
         stopping=threading.Event(),
     )
-    summary = Workers(schedule, work, report, sent=False, skips_others=False).run(2, apps=2)
+    summary = Workers(
+        schedule, work, report, stopping=lambda: None, sent=False, skips_others=False
+    ).run(2, apps=2)
     assert summary.stopped_because == "interrupted"
     assert {result.appid for result in reports} == {"wx1", "wx2"}
     assert summary.tally["done"] == 2
