@@ -200,7 +200,7 @@ class TokenSourceError(PrefetchKitError):
 
 
 class TokenStoreFailed(TokenSourceError):
-    """The file of the tokens cannot be used, so a token that is renewed now would be lost."""
+    """The file of all tokens cannot be used, so whichever is renewed now would be lost."""
 
 
 class PlatformUnusable(TokenSourceError):

@@ -44,8 +44,8 @@ class Outgoing:
     `deadline_s` counts from the moment this is made. `max_bytes` is the longest body that is
     wanted. `public_only` connects to nothing but public addresses, `proxy` through a tunnel.
     `sent` turns True when the first byte of the request is handed to the socket. `body` is as much
-    of the answer's as came. `address` is what
-    was connected to, and `certificate_ends` when what it showed does, in seconds since the epoch.
+    of the answer's as came. `address` is what was connected to, and `certificate_ends` when what
+    it showed does, in seconds since the epoch.
     """
 
     query: Mapping[str, str | Secret]

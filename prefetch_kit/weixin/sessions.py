@@ -78,7 +78,8 @@ def prepared(
 ) -> requests.PreparedRequest:
     """A request for `send` of one of these sessions, with our headers where none are given.
 
-    `Session.request` takes half as long again, to merge in what these sessions do not have.
+    Not by `Session.request`, which first merges in what these sessions do not have: that shows
+    in what a fleet costs.
     """
     headers = {
         "User-Agent": _user_agent(),

@@ -197,7 +197,7 @@ def test_a_store_that_cannot_be_used_is_its_merchants_own_matter(
     first.mkdir()
     (first / f"granted-to-{PLATFORM}.json").write_text("{}")
     (first / f"granted-to-{PLATFORM}.json").chmod(0o644)
-    Fleet(project, merchants.told).plan()
+    Fleet(project, merchants.told, pace=replace(project.pace, workers=1)).plan()
     results = merchants.told.results
     assert [results[appid].outcome for appid in merchants.appids] == ["done", "failed", "done"]
     assert "other users may read or write" in results["wxm00001"].cause

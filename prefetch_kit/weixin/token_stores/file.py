@@ -33,7 +33,7 @@ from prefetch_kit.concurrency.owned_files import (
     check_file,
     sync_directory,
 )
-from prefetch_kit.errors import TokenSourceError
+from prefetch_kit.errors import TokenSourceError, TokenStoreFailed
 from prefetch_kit.weixin.token_stores.first_layout import FirstLayout
 from prefetch_kit.weixin.token_stores.records import (
     LOCK_WAIT_S,
@@ -115,7 +115,7 @@ class FileStore(Generic[_T]):
             except RangeHeldError:
                 problem = lock_held(f"{path} ({' '.join(self._key)})", wait_s)
             except OSError as error:
-                problem = unusable(path.with_name("tokens.lock"), error)
+                problem = unusable(TokenStoreFailed, path.with_name("tokens.lock"), error)
             if problem is not None:
                 raise problem
             held.enter_context(self._first.lock(wait_s=wait_s))
@@ -153,8 +153,16 @@ class FileStore(Generic[_T]):
 
     def _write(self, sql: str, record: _T, *parameters: object, padding: int = 0) -> None:
         def write(db: sqlite3.Connection) -> None:
-            content = self._codec.encode(record) + " " * padding
-            db.execute(sql, (*self._key, content, time.time(), *parameters))
+            # No local name for the text: an interrupt shows this frame.
+            db.execute(
+                sql,
+                (
+                    *self._key,
+                    self._codec.encode(record) + " " * padding,
+                    time.time(),
+                    *parameters,
+                ),
+            )
 
         self._stores.database.ask(write)
 
@@ -189,11 +197,12 @@ class _Database:
                     return work(connection)
             if not create:
                 return None
-            problem = unusable(self.path, FileNotFoundError(errno.ENOENT, "it was just removed"))
+            removed = FileNotFoundError(errno.ENOENT, "it was just removed")
+            problem = unusable(TokenStoreFailed, self.path, removed)
         except RangeHeldError as error:
             problem = lock_held(str(self.path), error.waited_s)
         except (OSError, sqlite3.Error) as error:
-            problem = unusable(self.path, error)
+            problem = unusable(TokenStoreFailed, self.path, error)
         raise problem
 
     def _connected(self) -> sqlite3.Connection | None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from prefetch_kit.addresses import first_layout_names
 from prefetch_kit.concurrency.file_ranges import hold_file
 from prefetch_kit.concurrency.owned_files import check_file
+from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.weixin.token_stores.records import Codec, lock_held, unusable
 
 _MAX_BYTES: Final = 8192
@@ -54,7 +55,7 @@ def _lock(path: Path, wait_s: float, held: ExitStack) -> None:
     except TimeoutError:
         problem = lock_held(str(path), wait_s)
     except OSError as error:
-        problem = unusable(lock, error)
+        problem = unusable(TokenSourceError, lock, error)
     else:
         return
     raise problem
@@ -68,7 +69,7 @@ def _read(path: Path, codec: Codec[_T]) -> _T | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        problem = unusable(path, error)
+        problem = unusable(TokenSourceError, path, error)
     raise problem
 
 

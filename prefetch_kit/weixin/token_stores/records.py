@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
 from prefetch_kit.concurrency.file_failures import failure_of
-from prefetch_kit.errors import TokenSourceError, TokenStoreFailed
+from prefetch_kit.errors import TokenSourceError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
 
@@ -19,6 +19,7 @@ LOCK_WAIT_S: Final = 30.0
 TOKEN_SHAPE: Final = re.compile(r"[!-~]{1,1024}\Z")
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound=TokenSourceError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +137,10 @@ def _later(one: StoredToken, other: StoredToken) -> StoredToken:
 TOKEN_CODEC: Final = Codec(encode_token, decode_token, _later)
 
 
-def unusable(path: Path, error: OSError | sqlite3.Error) -> TokenStoreFailed:
+def unusable(kind: type[_E], path: Path, error: OSError | sqlite3.Error) -> _E:
     """For a file of records; its text is none of theirs."""
     problem, remedy = failure_of(path, error)
-    return TokenStoreFailed(str(path), problem, remedy=remedy)
+    return kind(str(path), problem, remedy=remedy)
 
 
 def lock_held(where: str, waited_s: float) -> TokenSourceError:
