@@ -27,7 +27,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "method": Refusal(405, "neither GET nor HEAD"),
     "failed": Refusal(500, "the handler failed"),
     "too-large": Refusal(500, "the answer is over PREFETCH_MAX_BYTES"),
-    "late": Refusal(503, "the handler did not answer within its deadline"),
-    "busy": Refusal(503, "every thread for handlers is taken"),
+    "late": Refusal(503, "the handler, or who knows the user, gave no answer within the deadline"),
+    "busy": Refusal(503, "every thread that the page may have is taken"),
     "weixin": Refusal(503, "WeChat cannot be asked about a login code"),
 }

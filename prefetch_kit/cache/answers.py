@@ -7,7 +7,7 @@ lost or outdated costs a miss, never a wrong answer.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from cachetools import TTLCache
@@ -36,6 +36,8 @@ _RETRY_S: Final = 1.0
 _FAILURES_KEPT: Final = 10_000
 # How long other processes wait at most for one that died with the right to make an answer.
 _LONGEST_LEASE_S: Final = 30.0
+# How much longer than the slowest recent run one more may take.
+_SLOWER: Final = 1.25
 
 
 class RunFailed(Exception):
@@ -88,14 +90,10 @@ class AnswerCache:
         if found := self.find(scope, request):
             return self._serve(found, scope, request, prepare)
         miss = _Miss(scope, request, prepare, ends_at)
-        # A run that will probably answer this request too, then a run for a request just like
-        # it. If each of them turns out to be for itself alone, so is this one.
-        return (
-            self._join_run(self._likely_key(scope, request), miss)
-            or self._join_run(exact_key(request, scope.name), miss)
-            or self._look_up(miss)
-            or self._run_alone(miss)
-        )
+        for key, is_sure in self._runs_to_join(miss):
+            if served := self._join_run(key, miss, is_sure=is_sure):
+                return served
+        return self._look_up(miss) or self._run_alone(miss)
 
     def find(self, scope: Scope, request: Request) -> Found | None:
         """The answer kept in this process."""
@@ -141,16 +139,29 @@ class AnswerCache:
         found = self.find(miss.scope, miss.request)
         return found and self._serve(found, miss.scope, miss.request, miss.prepare)
 
-    def _likely_key(self, scope: Scope, request: Request) -> bytes:
-        names = scope.read_sets.likeliest
-        if names is None:
-            return scope.name + encoded(request.asked.appid)
-        return answer_key(request, scope.name, names)
+    def _runs_to_join(self, miss: "_Miss") -> Iterator[tuple[bytes, bool]]:
+        """The keys of runs that may answer a request, and whether each does for all that is known.
 
-    def _join_run(self, key: bytes, miss: "_Miss") -> Served | None:
+        First a run that will probably do, if there is time to wait for it in vain; then one for a
+        request that is alike in all that any run was seen to read; then one for a request just
+        like it.
+        """
+        scope, request, sets = miss.scope, miss.request, miss.scope.read_sets
+        guess = sets.likeliest
+        if guess is None:
+            yield scope.name + encoded(request.asked.appid), False
+        elif (is_sure := sets.are_in(guess)) or time.monotonic() < miss.last_start_at:
+            yield answer_key(request, scope.name, guess), is_sure
+        ever_read = sets.ever_read  # by now, for a run that was waited for may have read more
+        if ever_read != guess and sets.are_in(ever_read):
+            yield answer_key(request, scope.name, ever_read), True
+        yield exact_key(request, scope.name), TIMESTAMP not in sets.ever_read
+
+    def _join_run(self, key: bytes, miss: "_Miss", *, is_sure: bool) -> Served | None:
         """The answer of the run under way for such requests, or of a new one.
 
-        None where that answer is not for this request, or was not made.
+        None where that answer is not for this request, or was not made; where it is not sure to
+        be for this request, also once a run for this one alone has to begin.
         """
         name = self._flight_name(key)
         flight, is_new = self._flights.enter(name)
@@ -162,46 +173,67 @@ class AnswerCache:
                     self._flights.end(flight)
                     return served
                 run, late_at = self._run_for(name, miss), deadline_in(miss.scope.deadline_s)
-                attempt = self._flights.start(flight, run, late_at=late_at)
+                attempt = self._flights.start(flight, run, late_at=late_at, share=miss.scope.share)
             except BaseException:
                 self._flights.end(flight)
                 raise
-        return self._wait(flight, attempt, miss)
+        return self._wait(flight, attempt, miss, is_sure=is_sure)
 
     def _flight_name(self, key: bytes) -> bytes:
         # A run that began before the last invalidation may carry what was invalidated.
         return b"%d %d %b" % (*self._invalidations.last, key)
 
-    def _wait(self, flight: Flight, ours: Attempt | None, miss: "_Miss") -> Served | None:
-        if ours is None and not flight.wait(min(flight.late_at, miss.ends_at)):
-            run, late_at = self._run_for(flight.name, miss), deadline_in(miss.scope.deadline_s)
-            ours = self._flights.start_another(flight, run, late_at=late_at)
-        has_ended = flight.wait(miss.ends_at)
-        answered_by = flight.answered_by if has_ended else None
-        if ours is not None and ours is not answered_by:
-            self._flights.report_error_of(ours)
-        if not has_ended:
-            raise Late
-        if answered_by is None:
+    def _wait(
+        self, flight: Flight, ours: Attempt | None, miss: "_Miss", *, is_sure: bool
+    ) -> Served | None:
+        if ours is None:
+            until = miss.ends_at if is_sure else miss.last_start_at
+            if not flight.wait(min(flight.late_at, until)):
+                ours = self._start_another(flight, miss)
+            if ours is None and not flight.wait(until):
+                if time.monotonic() >= miss.ends_at:
+                    raise Late
+                return None  # there is time for one of its own
+        answered_by = flight.answered_by if flight.wait(miss.ends_at) else None
+        if answered_by is not None:
+            outcome = answered_by.outcome
+            if answered_by is ours:
+                return Served(outcome.result(), "miss")
+            if outcome.answers(miss.request, miss.scope.name):
+                if ours is not None:
+                    self._flights.report_error_of(ours)
+                if outcome.error is not None and not isinstance(outcome.error, PullRefused):
+                    raise RunFailed
+                return Served(outcome.result(), "miss")
+        if ours is None:
             return None
-        outcome = answered_by.outcome
-        if answered_by is not ours:
-            if not outcome.answers(miss.request, miss.scope.name):
-                return None
-            if outcome.error is not None and not isinstance(outcome.error, PullRefused):
-                raise RunFailed
-        return Served(outcome.result(), "miss")
+        # What another attempt made is for others. This one has gone on all the time.
+        if not ours.wait(miss.ends_at):
+            self._flights.report_error_of(ours)
+            raise Late
+        return Served(ours.outcome.result(), "miss")
+
+    def _start_another(self, flight: Flight, miss: "_Miss") -> Attempt | None:
+        """One more attempt, if all are late and there is room."""
+        return self._flights.start_another(
+            flight,
+            self._run_for(flight.name, miss),
+            late_at=deadline_in(miss.scope.deadline_s),
+            share=miss.scope.share,
+        )
 
     def _run_alone(self, miss: "_Miss") -> Served:
         handle = miss.prepare()
         body = self._executor.call(
-            lambda: self._run(miss.scope, miss.request, handle).result(), ends_at=miss.ends_at
+            lambda: self._run(miss.scope, miss.request, handle).result(),
+            ends_at=miss.ends_at,
+            share=miss.scope.share,
         )
         return Served(body, "miss")
 
     def _run_for(self, name: bytes, miss: "_Miss") -> Callable[[], Outcome]:
-        handle = miss.prepare()
-        return lambda: self._make(name, miss.scope, miss.request, handle, is_refresh=False)
+        handle, last_start_at = miss.prepare(), miss.last_start_at
+        return lambda: self._make(name, miss.scope, miss.request, handle, last_start_at)
 
     def _refresh(self, key: bytes, scope: Scope, request: Request, prepare: Prepare) -> None:
         """Make a stale answer anew in the background, unless that failed a moment ago."""
@@ -210,7 +242,7 @@ class AnswerCache:
         def refresh() -> Outcome:
             outcome, began_at = Outcome(), time.monotonic()
             try:
-                outcome = self._make(name, scope, request, handle, is_refresh=True)
+                outcome = self._make(name, scope, request, handle)
                 if outcome.replaces(key):
                     self._store.drop(key, began_at=began_at)
                     if self._redis is not None:
@@ -224,17 +256,27 @@ class AnswerCache:
         with self._lock:
             if key in self._failed:
                 return
-        attempt = self._flights.start_unawaited(name, refresh)
+        attempt = self._flights.start_unawaited(name, refresh, share=scope.share)
         if attempt is not None:
             self._flights.report_error_of(attempt)
 
     def _make(
-        self, name: bytes, scope: Scope, request: Request, handle: Handle, *, is_refresh: bool
+        self,
+        name: bytes,
+        scope: Scope,
+        request: Request,
+        handle: Handle,
+        last_start_at: float | None = None,
     ) -> Outcome:
-        """Take the answer of another process, or run the handler here."""
+        """Take the answer of another process, or run the handler here.
+
+        The handler starts by `last_start_at`, in monotonic seconds, whatever another process
+        does; None for a refresh, which leaves it to the other process.
+        """
         redis = self._redis
         if redis is None:
             return self._run(scope, request, handle)
+        is_refresh = last_start_at is None
 
         def adopt(found: SharedAnswer | None) -> Outcome | None:
             return found and self._adopt(found, scope, request, handle, is_refresh=is_refresh)
@@ -246,9 +288,9 @@ class AnswerCache:
         lease_s = min(scope.deadline_s, _LONGEST_LEASE_S)
         is_ours, found = run.lease(lease_s)
         if not is_ours:
-            if is_refresh:
+            if last_start_at is None:
                 return Outcome()  # another process is making it
-            found = run.wait(deadline_in(lease_s))
+            found = run.wait(min(deadline_in(lease_s), last_start_at))
         outcome = adopt(found) or self._run(scope, request, handle)
         self._share(redis, run, outcome)
         return outcome
@@ -294,8 +336,9 @@ class AnswerCache:
             body = handle(reads)
         except BaseException as raised:  # noqa: BLE001 (raised again for the one who waits)
             error = raised
-        names = reads.names()
+        names, now = reads.names(), time.monotonic()
         scope.read_sets.saw(names)
+        scope.run_times.add(now - began_at, now=now)
         if TIMESTAMP in names:
             self._warn_of_timestamp(scope)
             return Outcome(body, error, names)
@@ -335,3 +378,8 @@ class _Miss(NamedTuple):
     request: Request
     prepare: Prepare
     ends_at: float
+
+    @property
+    def last_start_at(self) -> float:
+        """When a run for this request alone has to start, to end in time."""
+        return self.ends_at - _SLOWER * self.scope.run_times.slowest_s

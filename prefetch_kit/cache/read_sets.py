@@ -1,5 +1,6 @@
 """Which inputs of a request a handler reads: noted during a run, and remembered for lookups."""
 
+from collections.abc import Iterable
 from typing import Final
 
 # The names of the inputs that a run read, sorted. A key of the page's query is "query=" and its
@@ -28,15 +29,23 @@ class Reads:
         self._names[name] = None
 
     def names(self) -> ReadSet:
-        """The inputs read so far; all of the query, or very much of it, counts as one input."""
-        names = set(self._names)
-        if ALL_OF_QUERY in names or len(names) > _MAX_NAMES:
-            names = {n for n in names if not n.startswith("query=")} | {ALL_OF_QUERY}
-        return tuple(sorted(names))
+        """The inputs read so far."""
+        return _read_set(self._names)
+
+
+def _read_set(names: Iterable[str]) -> ReadSet:
+    """These names as a set; all of the query, or very much of it, counts as one input."""
+    kept = set(names)
+    if ALL_OF_QUERY in kept or len(kept) > _MAX_NAMES:
+        kept = {name for name in kept if not name.startswith("query=")} | {ALL_OF_QUERY}
+    return tuple(sorted(kept))
 
 
 class ReadSets:
     """What the runs of one handler were seen to read: the 8 most recently useful sets.
+
+    `ever_read` is all that any run was seen to read. No name leaves it, so that no number of odd
+    runs can make the cache forget that a handler reads, say, the user.
 
     Changed without a lock, by replacing a tuple: a set that another thread's change loses is
     found again by a later run.
@@ -47,19 +56,27 @@ class ReadSets:
         self._latest: ReadSet | None = None
         self.for_lookup: tuple[ReadSet, ...] = ()
         self.last_useful: ReadSet | None = None
+        self.ever_read: ReadSet = ()
 
     @property
     def likeliest(self) -> ReadSet | None:
         """What the next run will probably read."""
         return self._latest if self.last_useful is None else self.last_useful
 
+    def are_in(self, names: ReadSet) -> bool:
+        """Whether a run reads nothing but these names, as far as runs were seen to."""
+        return TIMESTAMP not in self.ever_read and set(self.ever_read) <= set(names)
+
     def saw(self, names: ReadSet) -> None:
         """Note what a run read, whether or not its answer was kept."""
         self._latest = names
+        ever_read = _read_set((*self.ever_read, *names))
+        if ever_read != self.ever_read:
+            self.ever_read = ever_read
 
     def add(self, names: ReadSet) -> None:
         """Note a set that an answer was kept under; it comes behind the useful ones."""
-        self._latest = names
+        self.saw(names)
         if names not in self._order:
             self._set((*self._order[:_USEFUL], names, *self._order[_USEFUL:]))
 

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -51,8 +52,13 @@ class Attempt:
     """One run of a flight. At `late_at` (monotonic seconds) the next request may add another."""
 
     late_at: float
+    share: str
     outcome: Outcome = field(default_factory=Outcome)
     future: "Future[None]" = field(init=False)
+
+    def wait(self, until: float) -> bool:
+        """Wait until the run has ended; False where it has not by then."""
+        return not futures.wait([self.future], timeout=_timeout(until)).not_done
 
 
 class Flight:
@@ -77,8 +83,7 @@ class Flight:
 
     def wait(self, until: float) -> bool:
         """Wait until the flight has ended; False where it has not by then."""
-        timeout = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
-        has_ended = self._under_way.acquire(timeout=timeout)
+        has_ended = self._under_way.acquire(timeout=_timeout(until))
         if has_ended:
             self._under_way.release()
         return has_ended
@@ -91,8 +96,8 @@ class Flight:
 class SingleFlight:
     """The flights of one process.
 
-    Attempts that are late, and those that nobody waits for, get no more than half of the
-    threads: they may hang.
+    Attempts that are late, and those that nobody waits for, get no more than a quarter of the
+    threads, for each share: they may hang, and a share is at most half.
     """
 
     def __init__(self, executor: Executor) -> None:
@@ -110,27 +115,31 @@ class SingleFlight:
             flight = self._flights[name] = Flight(name)
             return flight, True
 
-    def start(self, flight: Flight, run: Callable[[], Outcome], *, late_at: float) -> Attempt:
+    def start(
+        self, flight: Flight, run: Callable[[], Outcome], *, late_at: float, share: str
+    ) -> Attempt:
         """Start the first attempt. Raises `Busy`."""
         with self._lock:
-            return self._start(flight, run, late_at)
+            return self._start(flight, run, Attempt(late_at, share))
 
     def start_another(
-        self, flight: Flight, run: Callable[[], Outcome], *, late_at: float
+        self, flight: Flight, run: Callable[[], Outcome], *, late_at: float, share: str
     ) -> Attempt | None:
         """Start one more attempt, if all are late and there is room for one that may hang."""
         with self._lock:
             if flight.late_at > time.monotonic() or self._flights.get(flight.name) is not flight:
                 return None
-            return self._start_with_room(flight, run, late_at)
+            return self._start_with_room(flight, run, Attempt(late_at, share))
 
-    def start_unawaited(self, name: bytes, run: Callable[[], Outcome]) -> Attempt | None:
+    def start_unawaited(
+        self, name: bytes, run: Callable[[], Outcome], *, share: str
+    ) -> Attempt | None:
         """Start a run that nobody waits for, unless it is under way or there is no room."""
         with self._lock:
             if name in self._flights:
                 return None
             flight = Flight(name)
-            attempt = self._start_with_room(flight, run, late_at=-math.inf)
+            attempt = self._start_with_room(flight, run, Attempt(-math.inf, share))
             if attempt is not None:
                 self._flights[name] = flight
             return attempt
@@ -146,20 +155,20 @@ class SingleFlight:
             self._end(flight, None)
 
     def _start_with_room(
-        self, flight: Flight, run: Callable[[], Outcome], late_at: float
+        self, flight: Flight, run: Callable[[], Outcome], attempt: Attempt
     ) -> Attempt | None:
         now = time.monotonic()
-        hanging = sum(attempt.late_at <= now for attempt in self._attempts)
-        if hanging >= (self._executor.max_threads + 1) // 2:
+        hanging = sum(
+            other.late_at <= now for other in self._attempts if other.share == attempt.share
+        )
+        if hanging >= (self._executor.max_threads + 3) // 4:
             return None
         try:
-            return self._start(flight, run, late_at)
+            return self._start(flight, run, attempt)
         except Busy:
             return None
 
-    def _start(self, flight: Flight, run: Callable[[], Outcome], late_at: float) -> Attempt:
-        attempt = Attempt(late_at)
-
+    def _start(self, flight: Flight, run: Callable[[], Outcome], attempt: Attempt) -> Attempt:
         def work() -> None:
             try:
                 attempt.outcome = run()
@@ -170,7 +179,7 @@ class SingleFlight:
                 if flight.newest is attempt or attempt.outcome.entry is not None:
                     self._end(flight, attempt)
 
-        attempt.future = self._executor.submit(work)
+        attempt.future = self._executor.submit(work, share=attempt.share)
         self._attempts.add(attempt)
         flight.newest = attempt
         return attempt
@@ -179,3 +188,7 @@ class SingleFlight:
         if self._flights.get(flight.name) is flight:
             del self._flights[flight.name]
             flight.end(attempt)
+
+
+def _timeout(until: float) -> float:
+    return min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)

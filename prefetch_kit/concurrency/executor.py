@@ -20,7 +20,7 @@ _Job = tuple[Callable[[], Any], _Deliver, str | None]
 
 
 class Busy(Exception):
-    """No thread is free for this work, and nothing is queued."""
+    """No thread is free for this work, and nothing is queued. The text says why."""
 
 
 class Late(Exception):
@@ -91,11 +91,14 @@ class Executor:
         share = job[2]
         with self._lock:
             if share is not None and not self._may_take(share):
-                raise Busy(f"{share} has its share of the threads")
+                raise Busy(
+                    f"it has {self._taken[share]} of the {self.max_threads} threads, "
+                    "half of what others leave"
+                )
             if self._free:
                 self._free -= 1
             elif self._threads == self.max_threads or not self._start_thread():
-                raise Busy("every thread is taken")
+                raise Busy(f"all {self.max_threads} threads are taken")
             if share is not None:
                 self._taken[share] += 1
         self._jobs.put(job)

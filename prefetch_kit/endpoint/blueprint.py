@@ -326,6 +326,8 @@ def respond(app: Flask, done: Answer) -> Response:
     if done.refused is not None:
         incident = f"; incident={done.incident}" if done.incident else ""
         headers.append((REFUSED_HEADER, done.refused + incident))
+    if done.retry_after_s is not None:
+        headers.append(("Retry-After", str(done.retry_after_s)))
     if app.debug:
         source = done.cache or "uncached"
         timing = f'prefetch;dur={done.seconds * 1000:.1f};desc="{source}"'

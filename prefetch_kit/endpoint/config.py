@@ -163,7 +163,8 @@ class Config:
     threads: int = setting(
         values.read_whole_number(1, 10_000),
         default=64,
-        meaning="threads for handlers in each process, and as many for your verifiers",
+        meaning="threads for handlers in each process, and as many for your verifiers; a page gets "
+        "at most half of those that the others leave",
     )
     cache_bytes: int = setting(
         values.read_whole_number(0, 2**40),

@@ -1,5 +1,6 @@
 """The way of a pull: parse, admit, find the handler, prove the user, run it or not, encode."""
 
+import math
 import re
 import secrets
 import time
@@ -17,11 +18,12 @@ from prefetch_kit.endpoint.payload import TooLarge, encode
 from prefetch_kit.endpoint.pull import Pull
 from prefetch_kit.endpoint.request import Asked, Inputs
 from prefetch_kit.endpoint.run_context import RunContext
-from prefetch_kit.endpoint.users import LazyUser, Request, Users
+from prefetch_kit.endpoint.users import LazyUser, Request, UserLate, Users
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.logs import SafeLogger
 
+_LONGEST_RETRY_AFTER_S: Final = 60
 _NO_VALUES: Final[Mapping[str, object]] = MappingProxyType({})
 
 
@@ -41,6 +43,7 @@ class Answer(NamedTuple):
     incident: str | None = None
     cache: Freshness | None = None
     unknown_parameters: int = 0
+    retry_after_s: int | None = None
     error: BaseException | None = None
 
 
@@ -64,6 +67,7 @@ class Dispatcher:
         self.users = users
         self.cache = cache
         self._admits = config.admits
+        self._threads = config.threads
         self._max_bytes = config.max_bytes
         self._warn_bytes = config.warn_bytes
         self._context_vars = config.context_vars
@@ -77,25 +81,27 @@ class Dispatcher:
         """Answer one pull. Never raises for what came in; an app's own failure is in `error`."""
         started = time.perf_counter()
         asked: Asked | None = None
-        handler: Handler | None = None
+        registration: Registration | None = None
         status, served = 200, Served(b"")
-        refused = incident = failure = None
+        refused = incident = failure = retry_after_s = None
         try:
             inputs = self.route.parser.parse(query_string)
             del query_string  # a traceback that goes through here shows no token and no code
             asked = inputs.asked
             registration = self.find(asked, route_values)
-            handler = registration.handler
             served = self._serve(registration, inputs)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 (a handler may raise anything, SystemExit too)
-            if (refusal := _refusal(error)) is not None:
+            if (refusal := self._refusal(error, registration)) is not None:
                 status, refused = refusal.status, refusal.reason
                 incident = self._note_refusal(refusal)
+                if registration is not None and refused == "busy":
+                    retry_after_s = _retry_after_s(registration)
             else:
                 failure, refused = error, "too-large" if isinstance(error, TooLarge) else "failed"
-                status, incident = 500, self._note_failure(error, handler)
+                status, incident = 500, self._note_failure(error, registration)
+        handler = registration.handler if registration else None
         return Answer(
             status=status,
             body=served.body,
@@ -107,6 +113,7 @@ class Dispatcher:
             incident=incident,
             cache=served.freshness,
             unknown_parameters=asked.unknown_parameters if asked else 0,
+            retry_after_s=retry_after_s,
             error=failure,
         )
 
@@ -132,7 +139,7 @@ class Dispatcher:
         ends_at = deadline_in(registration.deadline_s)
         if not self.users.have_to_ask(inputs):
             return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
-        user = LazyUser(inputs, self.users, self._user_executor)
+        user = LazyUser(inputs, self.users, self._user_executor, share=registration.name)
         with user.asked_until(ends_at):
             return self._run_or_fetch(registration, Request(inputs, user.prove), ends_at)
 
@@ -146,7 +153,10 @@ class Dispatcher:
         if registration.scope is None:
             run = self._context.capture()
             handle = partial(self._handle, registration.handler, request, None)
-            return Served(self._executor.call(partial(run, handle), ends_at=ends_at))
+            body = self._executor.call(
+                partial(run, handle), ends_at=ends_at, share=registration.name
+            )
+            return Served(body)
 
         def prepare() -> Handle:
             run = self._context.capture(self._context_vars)
@@ -168,6 +178,29 @@ class Dispatcher:
             )
         return body
 
+    def _refusal(
+        self, error: BaseException, registration: Registration | None
+    ) -> PullRefused | None:
+        """What an error means for the pull; None where it is the app's own failure."""
+        if isinstance(error, PullRefused):
+            return error
+        if isinstance(error, RunFailed):
+            return PullRefused("failed", "the run that this pull waited for failed")
+        if registration is None or not isinstance(error, (Late, Busy)):
+            return None
+        name = registration.name
+        setting = "PREFETCH_DEADLINE" if registration.handler.deadline_s is None else "its deadline"
+        limit = f"within {registration.deadline_s:g} s ({setting})"
+        if isinstance(error, UserLate):
+            return PullRefused("late", f"nobody said {limit} who the user of {name} is")
+        if isinstance(error, Late):
+            return PullRefused("late", f"{name} gave no answer {limit}")
+        return PullRefused(
+            "busy",
+            f"no thread for {name}: {error}. Its runs should end {limit}; PREFETCH_THREADS is "
+            f"{self._threads}",
+        )
+
     def _note_refusal(self, refusal: PullRefused) -> str | None:
         status, reason, detail = refusal.status, refusal.reason, refusal.detail
         kind = self.route.kind
@@ -180,31 +213,22 @@ class Dispatcher:
         )
         return incident
 
-    def _note_failure(self, error: BaseException, handler: Handler | None) -> str:
+    def _note_failure(self, error: BaseException, registration: Registration | None) -> str:
         incident = secrets.token_hex(6)
         error.__traceback__ = from_handler(error.__traceback__)
         self._logger.error(
             "%s of page %r failed (incident %s)",
             self.route.kind,
-            handler.page if handler else None,
+            registration.handler.page if registration else None,
             incident,
             exc_info=error,
         )
         return incident
 
 
-def _refusal(error: BaseException) -> PullRefused | None:
-    """What an error means for the pull; None where it is the app's own failure."""
-    match error:
-        case PullRefused():
-            return error
-        case Late():
-            return PullRefused("late")
-        case Busy():
-            return PullRefused("busy")
-        case RunFailed():
-            return PullRefused("failed", "the run that this pull waited for failed")
-    return None
+def _retry_after_s(registration: Registration) -> int:
+    """When each run of now has ended, or is late, in seconds."""
+    return math.ceil(min(registration.deadline_s, _LONGEST_RETRY_AFTER_S))
 
 
 def from_handler(traceback: TracebackType | None) -> TracebackType | None:

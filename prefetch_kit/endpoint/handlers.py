@@ -42,9 +42,11 @@ class Handler:
 class Registration:
     """A handler as one app registered it. `deadline_s` bounds an answer, in seconds.
 
-    `scope` is that of its answers; None where it is not cached.
+    `name` says which page it is, in the log and where threads are shared out. `scope` is that of
+    its answers; None where it is not cached.
     """
 
+    name: str
     handler: Handler
     deadline_s: float
     scope: Scope | None
@@ -111,8 +113,13 @@ class Route:
 
     def _register(self, handler: Handler) -> Registration:
         deadline_s = self._deadline_s if handler.deadline_s is None else handler.deadline_s
+        if self.kind == "period_fetch":
+            name = self.endpoint
+        else:
+            page = "any other page" if handler.page is None else f"page {handler.page!r}"
+            name = f"{page} of {self.endpoint}"
         if handler.cache is None:
-            return Registration(handler, deadline_s, scope=None)
+            return Registration(name, handler, deadline_s, scope=None)
         scope = Scope(
             name=encoded(self.endpoint) + encoded(handler.page),
             instance=self.blueprint,
@@ -120,8 +127,9 @@ class Route:
             policy=handler.cache,
             deadline_s=deadline_s,
             handler_name=handler.name,
+            share=name,
         )
-        return Registration(handler, deadline_s, scope)
+        return Registration(name, handler, deadline_s, scope)
 
 
 def refuse_async(function: Callable[..., object]) -> None:

@@ -11,7 +11,7 @@ from logging import INFO, WARNING
 from typing import Final
 
 from prefetch_kit.cache.key import encoded
-from prefetch_kit.concurrency.executor import Busy, Executor, Late
+from prefetch_kit.concurrency.executor import Executor, Late
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login
@@ -151,22 +151,36 @@ class Users:
         raise PullRefused("weixin", cause)
 
 
+class UserLate(Late):
+    """Nobody said by the page's deadline who the user is."""
+
+
 class LazyUser:
     """Asks the app, or WeChat, who the user of one pull is: once, however often it is read.
 
     Whatever the app does to find out, the thread of the request waits no longer than the page
-    may take: it leaves the question to the `executor`. A handler asks in its own thread, and is
-    left behind as a whole.
+    may take: it leaves the question to the `executor`, where each page has its `share`. A handler
+    asks in its own thread, and is left behind as a whole.
     """
 
-    __slots__ = ("_ask", "_ends_at", "_error", "_executor", "_lock", "_thread", "_user_id")
+    __slots__ = (
+        "_ask",
+        "_ends_at",
+        "_error",
+        "_executor",
+        "_lock",
+        "_share",
+        "_thread",
+        "_user_id",
+    )
 
-    def __init__(self, inputs: Inputs, users: Users, executor: Executor) -> None:
+    def __init__(self, inputs: Inputs, users: Users, executor: Executor, *, share: str) -> None:
         self._lock = threading.Lock()  # a handler may read its pull in several threads
         # A verifier of the app's must find the same context in a cached run as outside.
         context = contextvars.copy_context()
         self._ask: Callable[[], str | None] | None = partial(context.run, users.ask, inputs)
         self._executor = executor
+        self._share = share
         self._thread: int | None = None
         self._ends_at = math.inf
         self._user_id: str | None = None
@@ -182,15 +196,13 @@ class LazyUser:
             self._thread = None
 
     def prove(self, _: Inputs) -> str | None:
-        """The user id; raises what finding out raised, and `PullRefused` (503) if it is late."""
+        """The user id; raises what finding out raised, `UserLate`, and `Busy`."""
         if self._ask is None or self._thread != threading.get_ident():
             return self._find_out()
-        late = None
         try:
-            return self._executor.call(self._find_out, ends_at=self._ends_at)
-        except (Busy, Late) as error:
-            late = "late" if isinstance(error, Late) else "busy"
-        raise PullRefused(late, "the app did not say in time who the user is")
+            return self._executor.call(self._find_out, ends_at=self._ends_at, share=self._share)
+        except Late:
+            raise UserLate from None
 
     def _find_out(self) -> str | None:
         with self._lock:

@@ -22,6 +22,7 @@ def make_scope() -> Callable[[str], Scope]:
             policy=CachePolicy(600),
             deadline_s=2.0,
             handler_name=f"shop.{name}",
+            share=f"page {name}",
         )
 
     return make_scope

@@ -18,7 +18,7 @@ LATE = -math.inf
 
 @pytest.fixture
 def flights() -> SingleFlight:
-    return SingleFlight(Executor(4, on_lost_error=lambda _: None))
+    return SingleFlight(Executor(8, on_lost_error=lambda _: None))
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_success_of_an_older_attempt_ends_a_flight(
     """Nobody waits for the newer one, which may hang as well."""
     (older, end_older), (newer, _) = hold(made), hold(made)
     flight, _ = flights.enter(b"a")
-    first = flights.start(flight, older, late_at=LATE)
-    assert flights.start_another(flight, newer, late_at=deadline_in(60)) is not None
+    first = flights.start(flight, older, late_at=LATE, share="page")
+    assert flights.start_another(flight, newer, late_at=deadline_in(60), share="page") is not None
     end_older.set()
     assert flight.wait(deadline_in(30))
     assert flight.answered_by is first
@@ -66,8 +66,8 @@ def test_failure_of_an_older_attempt_ends_no_flight(
     """The newer one may still succeed."""
     (older, end_older), (newer, end_newer) = hold(ValueError()), hold(made)
     flight, _ = flights.enter(b"a")
-    first = flights.start(flight, older, late_at=LATE)
-    second = flights.start_another(flight, newer, late_at=deadline_in(60))
+    first = flights.start(flight, older, late_at=LATE, share="page")
+    second = flights.start_another(flight, newer, late_at=deadline_in(60), share="page")
     end_older.set()
     first.future.result(30)
     assert not flight.wait(deadline_in(0))
@@ -80,7 +80,7 @@ def test_failure_of_the_newest_attempt_ends_a_flight(flights: SingleFlight, hold
     """Those who wait get its error."""
     run, end = hold(ValueError("broken"))
     flight, _ = flights.enter(b"a")
-    attempt = flights.start(flight, run, late_at=deadline_in(60))
+    attempt = flights.start(flight, run, late_at=deadline_in(60), share="page")
     end.set()
     assert flight.wait(deadline_in(30))
     assert flight.answered_by is attempt
@@ -105,38 +105,44 @@ def test_another_attempt_is_for_late_ones(flights: SingleFlight, hold: Hold, mad
     """One that is in time, or that has ended, is enough."""
     run, end = hold(made)
     flight, _ = flights.enter(b"a")
-    first = flights.start(flight, run, late_at=deadline_in(60))
-    assert flights.start_another(flight, run, late_at=deadline_in(60)) is None
+    first = flights.start(flight, run, late_at=deadline_in(60), share="page")
+    assert flights.start_another(flight, run, late_at=deadline_in(60), share="page") is None
     end.set()
     first.future.result(30)
     first.late_at = LATE
-    assert flights.start_another(flight, run, late_at=deadline_in(60)) is None
+    assert flights.start_another(flight, run, late_at=deadline_in(60), share="page") is None
 
 
-def test_late_attempts_get_half_of_the_threads(
+def test_late_attempts_get_half_of_their_share(
     flights: SingleFlight, hold: Hold, made: Outcome
 ) -> None:
-    """More of them start only when one has ended; those in time do not count."""
+    """More of them start only when one has ended; those in time, and of others, do not count."""
     run, end = hold(made)
     both = [flights.enter(name)[0] for name in (b"a", b"b")]
-    attempts = [flights.start(flight, run, late_at=deadline_in(60)) for flight in both]
-    assert flights.start_unawaited(b"c", run) is not None
+    attempts = [
+        flights.start(flight, run, late_at=deadline_in(60), share="page") for flight in both
+    ]
+    assert flights.start_unawaited(b"c", run, share="page") is not None
     attempts[0].late_at = LATE
-    assert flights.start_another(both[0], run, late_at=deadline_in(60)) is None
-    assert flights.start_unawaited(b"d", run) is None
+    assert flights.start_another(both[0], run, late_at=deadline_in(60), share="page") is None
+    assert flights.start_unawaited(b"d", run, share="page") is None
+    assert flights.start_unawaited(b"e", run, share="other page") is not None
     end.set()
     for attempt in attempts:
         attempt.future.result(30)
-    assert flights.start_unawaited(b"d", run) is not None
+    assert flights.start_unawaited(b"d", run, share="page") is not None
 
 
-def test_runs_that_nobody_waits_for_get_half_of_the_threads(
+def test_runs_that_nobody_waits_for_get_half_of_their_share(
     flights: SingleFlight, hold: Hold, made: Outcome
 ) -> None:
-    """One of each name; the rest of the threads is for requests that wait."""
+    """One of each name; the rest of the share is for requests that wait."""
     run, _ = hold(made)
     names = [b"a", b"a", b"b", b"c", b"d"]
-    started = [flights.start_unawaited(name, run) is not None for name in names]
+    started = [flights.start_unawaited(name, run, share="page") is not None for name in names]
     assert started == [True, False, True, False, False]
     flight, _ = flights.enter(b"awaited")
-    assert flights.start(flight, lambda: made, late_at=deadline_in(60)).future.result(30) is None
+    assert (
+        flights.start(flight, lambda: made, late_at=deadline_in(60), share="page").future.result(30)
+        is None
+    )

@@ -89,7 +89,7 @@ def test_verifiers_that_hang_leave_handlers_their_threads(
     make_app: App, hanging: Prefetch, ask: Ask
 ) -> None:
     """They fill threads of their own, and then only what needs one of those is refused."""
-    app = make_app(hanging, PREFETCH_THREADS=2)
+    app = make_app(hanging, PREFETCH_THREADS=4)
     slow = [outcome(ask(app, path=DEMANDS, token="slow")) for _ in range(3)]
     assert slow == [LATE, LATE, BUSY]
     assert ask(app, path=FREE, token="slow").data == b"free"
