@@ -12,10 +12,9 @@ from typing import Any, Final
 from prefetch_kit.cache.invalidation import Invalidations, Mark, Position
 from prefetch_kit.cache.redis_breaker import RedisBreaker, run_budget
 from prefetch_kit.cache.redis_format import (
-    read_marks,
+    RedisFormat,
     read_position,
     read_stream,
-    write_marks,
     write_position,
 )
 from prefetch_kit.logs import SafeLogger
@@ -36,8 +35,16 @@ class RedisInvalidations:
     `read_to` is the position of the last record that was read.
     """
 
-    def __init__(self, stream: bytes, *, log: Invalidations, logger: SafeLogger) -> None:
+    def __init__(
+        self,
+        stream: bytes,
+        *,
+        format: RedisFormat,  # noqa: A002 (it is one)
+        log: Invalidations,
+        logger: SafeLogger,
+    ) -> None:
         self._stream = stream
+        self._format = format
         self._log = log
         self._logger = logger
         self.read_to = _START
@@ -52,8 +59,8 @@ class RedisInvalidations:
     def take_news(self, reply: object, since: Position) -> bool:
         """Take in the reply; False where it may lack some: no shared answer is safe then."""
         records = _after(since, read_stream(reply))
-        if records is None or len(records) >= _RECORDS_IN_A_RUN - 1:
-            return False  # `listen` will soon know them all
+        if records is None or len(records) >= _RECORDS_IN_A_RUN - 1 or _have_no_room(records):
+            return False  # `listen` will soon see to it
         if records:
             self._take(records)
         return True
@@ -91,13 +98,16 @@ class RedisInvalidations:
             records = self._records_since(since, redis)
         if records is None:
             return
+        if _have_no_room(records):
+            self._begin_anew(redis)
+            return
         before = self._log.last
         if len(records) >= _RECORDS and (oldest := read_position(records[0][0])):
             self._log.add(None, at=oldest)  # older records are gone
             since = _START
         new = _after(since, records)
         self._take(records if new is None else new)
-        if new is None and not _everything(records, after=before):
+        if new is None and not self._are_everything(records, after=before):
             self._invalidate_everything(redis)
         self._send_unsent(redis)
 
@@ -122,11 +132,28 @@ class RedisInvalidations:
             self._log.add(None, at=at)
         self.read_to = at or _START
 
+    def _begin_anew(self, redis: RedisBreaker) -> None:
+        """Replace a stream in which somebody left no room for later records."""
+        redis.probe(lambda pipe: pipe.delete(self._stream))
+        self._invalidate_everything(redis)
+
+    def _are_everything(self, records: Iterable[tuple[object, object]], *, after: Position) -> bool:
+        """Whether one of the records invalidates everything."""
+        read = ((read_position(raw_id), fields) for raw_id, fields in records)
+        return any(
+            at is not None and at > after and self._format.read_marks(self._stream, fields) is None
+            for at, fields in read
+        )
+
     def _send_unsent(self, redis: RedisBreaker) -> None:
         while self._unsent:
             marks = self._unsent[0]
             reply = redis.probe(partial(self._append, marks=marks))
-            if reply is None or read_position(reply[0]) is None:
+            if reply is None:
+                return
+            if read_position(reply[0]) is None:
+                if _is_exhausted(reply[0]):
+                    self._begin_anew(redis)
                 return
             with self._lock:
                 if self._unsent[0] is marks:  # else `add` gave up on all of them meanwhile
@@ -136,12 +163,13 @@ class RedisInvalidations:
         for raw_id, fields in records:
             at = read_position(raw_id)
             if at is not None and at > self.read_to:
-                if (marks := read_marks(fields)) != []:
+                if (marks := self._format.read_marks(self._stream, fields)) != []:
                     self._log.add(marks, at=at)
                 self.read_to = at
 
     def _append(self, pipe: Any, marks: Sequence[Mark] | None, *, at: str = "*") -> None:
-        pipe.xadd(self._stream, write_marks(marks), id=at, maxlen=_RECORDS, approximate=True)
+        fields = self._format.write_marks(self._stream, marks)
+        pipe.xadd(self._stream, fields, id=at, maxlen=_RECORDS, approximate=True)
 
 
 @lru_cache(maxsize=8)  # mostly asked for the last position again
@@ -159,7 +187,11 @@ def _after(since: Position, records: _Records | None) -> _Records | None:
     return records[1:] if records and read_position(records[0][0]) == since else None
 
 
-def _everything(records: Iterable[tuple[object, object]], *, after: Position) -> bool:
-    """Whether one of the records invalidates everything."""
-    read = ((read_position(raw_id), read_marks(fields)) for raw_id, fields in records)
-    return any(at is not None and at > after and marks is None for at, marks in read)
+def _have_no_room(records: Iterable[tuple[object, object]]) -> bool:
+    """Whether one of the records is so far in the future that nothing comes after it."""
+    return any(read_position(raw_id) is None for raw_id, _ in records)
+
+
+def _is_exhausted(refusal: object) -> bool:
+    # "The stream has exhausted the last possible ID": that record may be deleted by now.
+    return isinstance(refusal, Exception) and "exhausted" in str(refusal)

@@ -7,12 +7,19 @@ from typing import Final
 
 from blinker import NamedSignal
 from flask import Flask, got_request_exception
+from itsdangerous import want_bytes
 
 from prefetch_kit.cache.answers import AnswerCache
+from prefetch_kit.cache.digests import Digests
 from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.redis import RedisStore
+from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.concurrency.executor import Executor
-from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
+from prefetch_kit.endpoint.background_tokens import (
+    BackgroundTokens,
+    background_tokens,
+    secret_keys,
+)
 from prefetch_kit.endpoint.config import Config, load_config
 from prefetch_kit.endpoint.confirm_files import serve_confirm_files
 from prefetch_kit.endpoint.dispatch import Dispatcher, from_handler
@@ -67,7 +74,7 @@ class Process:
             executor=self.handler_executor,
             logger=logger,
             invalidations=invalidations,
-            redis=_redis_store(config, invalidations, logger),
+            redis=_redis_store(app, config, invalidations, logger),
         )
         self._dispatchers: dict[str, Dispatcher] = {}
         self._logins: list[CodeLogins] = []
@@ -119,14 +126,25 @@ class Process:
 
 
 def _redis_store(
-    config: Config, invalidations: Invalidations, logger: SafeLogger
+    app: Flask, config: Config, invalidations: Invalidations, logger: SafeLogger
 ) -> RedisStore | None:
     if config.cache_url is None:
         return None
+    if not app.secret_key:
+        logger.warning(
+            "there is no SECRET_KEY: answers from PREFETCH_CACHE_URL are believed, whoever wrote "
+            "them there. Set SECRET_KEY, the same in all processes"
+        )
+
+    def secrets() -> list[bytes]:
+        # Read each time, since the app may change its keys.
+        return [want_bytes(key) for key in reversed(secret_keys(app.config))]
+
     return RedisStore(
         config.cache_url,
         namespace=config.cache_namespace,
         release=config.release,
+        format=RedisFormat(Digests(secrets), max_bytes=config.max_bytes),
         invalidations=invalidations,
         logger=logger,
     )

@@ -126,16 +126,27 @@ def _b64encode(raw: bytes) -> bytes:
 
 def background_tokens(settings: Mapping[str, object], *, max_age_s: int) -> BackgroundTokens:
     """The tokens of an app's `SECRET_KEY` and `SECRET_KEY_FALLBACKS`. Raises `ConfigError`."""
+    keys = secret_keys(settings)
+    if not keys:
+        raise ConfigError("SECRET_KEY", "is missing, and signs the tokens", remedy="Set it")
+    return BackgroundTokens(keys, max_age_s=max_age_s)
+
+
+def secret_keys(settings: Mapping[str, object]) -> list[str | bytes]:
+    """The fallbacks and then the present key of an app; none where it has no present one.
+
+    Raises `ConfigError`.
+    """
     key, fallbacks = settings.get("SECRET_KEY"), settings.get("SECRET_KEY_FALLBACKS") or ()
     if not key:
-        raise ConfigError("SECRET_KEY", "is missing, and signs the tokens", remedy="Set it")
+        return []
     if not isinstance(fallbacks, (list, tuple)):
         # Taken for a list, each character of a string would be a key, and anyone could sign.
         raise ConfigError(
             "SECRET_KEY_FALLBACKS", "is not a list", remedy="Write a list of the earlier keys"
         )
     keys = [_usable("SECRET_KEY_FALLBACKS", each) for each in fallbacks]
-    return BackgroundTokens([*keys, _usable("SECRET_KEY", key)], max_age_s=max_age_s)
+    return [*keys, _usable("SECRET_KEY", key)]
 
 
 def _usable(setting: str, key: object) -> str | bytes:

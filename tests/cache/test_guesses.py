@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefetch_kit.cache.answers import AnswerCache, Handle
+from prefetch_kit.cache.digests import Digests
 from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.key import answer_key
 from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.cache.redis import RedisStore, SharedRun
+from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.cache.scope import RunTimes, Scope
 from prefetch_kit.concurrency.executor import Executor, Late, deadline_in
 from prefetch_kit.concurrency.redis_client import Budget
@@ -184,6 +186,7 @@ def test_a_strangers_lease_does_not_lengthen_a_miss(
         Secret(redis_server.url),
         namespace="shop",
         release="1",
+        format=RedisFormat(Digests(lambda: [b"a key"]), max_bytes=2**20),
         invalidations=Invalidations(),
         logger=LOGGER,
     )

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefetch_kit.cache.digests import Digests
 from prefetch_kit.cache.entry import Entry
 from prefetch_kit.cache.invalidation import Invalidations, Mark
 from prefetch_kit.cache.redis import RedisStore, SharedAnswer, SharedRun
+from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.concurrency.redis_client import Budget
 from prefetch_kit.endpoint.users import Request
@@ -36,6 +38,7 @@ def make_store(redis_server: "RedisServer") -> Callable[[], RedisStore]:
             Secret(redis_server.url),
             namespace="shop",
             release="1",
+            format=RedisFormat(Digests(lambda: [b"a key"]), max_bytes=2**20),
             invalidations=Invalidations(),
             logger=SafeLogger(logging.getLogger("shop")),
         )

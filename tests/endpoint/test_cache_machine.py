@@ -37,13 +37,15 @@ from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, fast_path
 from prefetch_kit.cache import answers, entry, key, redis_format, single_flight
 from prefetch_kit.cache import redis as redis_store
 from prefetch_kit.cache.answers import AnswerCache, Handle
+from prefetch_kit.cache.digests import Digests
 from prefetch_kit.cache.entry import Entry
 from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.cache.redis import SharedRun
+from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.cache.redis_invalidation import RedisInvalidations
 from prefetch_kit.cache.scope import Scope
-from prefetch_kit.cache.single_flight import Flight, Outcome
+from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome
 from prefetch_kit.concurrency import executor, redis_client
 from prefetch_kit.endpoint import handlers, request
 from prefetch_kit.endpoint.app_state import process_of
@@ -234,6 +236,7 @@ class Clock:
 
     now: int = 0
     waited_for: list[Flight] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     leases: list[bytes] = field(default_factory=list)
 
     def monotonic(self) -> float:
@@ -556,7 +559,9 @@ class Pulls(RuleBasedStateMachine):
             for process in processes:
                 with process.cache._flights._lock:
                     under_way += process.cache._flights._flights.values()
-            return unanswered == sum(each in under_way for each in list(self.clock.waited_for))
+            waiting = sum(each in under_way for each in list(self.clock.waited_for))
+            waiting += sum(not each.future.done() for each in list(self.clock.attempts))
+            return unanswered == waiting
 
         ends_at = time.monotonic() + PATIENCE_S
         # The first twice: a run that ended or began meanwhile changes who waits.
@@ -568,6 +573,7 @@ class Pulls(RuleBasedStateMachine):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock, wait, wait_for_other = Clock(), Flight.wait, SharedRun.wait
+    wait_for_attempt = Attempt.wait
 
     def noted_wait(flight: Flight, until: float) -> bool:
         clock.waited_for.append(flight)
@@ -575,6 +581,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             return wait(flight, until)
         finally:
             clock.waited_for.remove(flight)
+
+    def noted_wait_for_attempt(attempt: Attempt, until: float) -> bool:
+        clock.attempts.append(attempt)
+        try:
+            return wait_for_attempt(attempt, until)
+        finally:
+            clock.attempts.remove(attempt)
 
     def noted_wait_for_other(run: SharedRun, until: float) -> Any:
         clock.leases.append(run._lease_key)
@@ -584,6 +597,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             clock.leases.remove(run._lease_key)
 
     monkeypatch.setattr(Flight, "wait", noted_wait)
+    monkeypatch.setattr(Attempt, "wait", noted_wait_for_attempt)
     monkeypatch.setattr(SharedRun, "wait", noted_wait_for_other)
     # The client of Redis too: it hands times to the executor, and each call would be late.
     modules = (answers, entry, single_flight, redis_format, redis_store, executor, redis_client)
@@ -835,18 +849,19 @@ def test_weakened_keys_are_caught_in_redis(
 
 
 def taken_as(weak: Callable[[Entry], Entry]) -> Weaken:
-    read = redis_format.read_entry
+    read = RedisFormat.read_entry
 
     def read_less(*args: Any, **said: Any) -> Entry | None:
         entry = read(*args, **said)
         return entry and weak(entry)
 
-    return lambda patch: patch.setattr(redis_store, "read_entry", read_less)
+    return lambda patch: patch.setattr(RedisFormat, "read_entry", read_less)
 
 
 def checked_without_name(patch: pytest.MonkeyPatch) -> None:
-    checksum = redis_format._checksum
-    patch.setattr(redis_format, "_checksum", lambda _name, *parts: checksum(*parts))
+    sign, verify = Digests.sign, Digests.verify
+    patch.setattr(Digests, "sign", lambda self, *parts: sign(self, parts[-1]))
+    patch.setattr(Digests, "verify", lambda self, digest, *p: verify(self, digest, p[-1]))
 
 
 WEAKENED_SHARING: dict[str, Weaken] = {

@@ -9,6 +9,7 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, pull_served
+from prefetch_kit.cache.digests import Digests
 from prefetch_kit.endpoint.app_state import process_of
 
 App = Callable[..., Flask]
@@ -218,9 +219,11 @@ SPOILED: dict[str, Callable[[bytes], bytes]] = {
     "longer": lambda value: value + b" ",
     "magic": lambda value: b"pfk0" + value[4:],
     "times": lambda value: value[:4] + b"\xff" * 24 + value[28:],
-    "position": lambda value: value[:28] + b"\xff" * 16 + value[44:],
-    "checksum": lambda value: value[:44] + b"\0" * 8 + value[52:],
-    "body": lambda value: value[:52] + b"X" + value[53:],
+    "made at": lambda value: value[:28] + b"\xff" * 8 + value[36:],
+    "position": lambda value: value[:36] + b"\xff" * 16 + value[52:],
+    "digest of the body": lambda value: value[:52] + b"\0" * 32 + value[84:],
+    "keyed digest": lambda value: value[:84] + b"\0" * 32 + value[116:],
+    "body": lambda value: value[:116] + b"X" + value[117:],
     "foreign": lambda _: b'{"banners": []}' * 10,
 }
 
@@ -287,21 +290,39 @@ def test_an_answer_under_another_key_is_a_miss(
 
 
 @pytest.mark.parametrize(
+    "foreign", [b"", b"\xff\xfe", b"{}", b"null", b"5", b"[" * 100_000, b"1" * 5000, b'["query"']
+)
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_foreign_read_sets_are_none(
+    process: App,
+    prefetch: Prefetch,
+    ran: list[str],
+    ask: Ask,
+    settled: Settled,
+    redis: Any,
+    foreign: bytes,
+    is_signed: bool,
+) -> None:
+    """What a handler reads is found out anew, and shared again."""
+    ask(process(prefetch))
+    settled()
+    [reads] = redis.keys("*:reads:*")
+    redis.set(reads, signed(reads, foreign) if is_signed else foreign)
+    made = ask(process(prefetch)).data
+    settled()
+    assert ask(process(prefetch)).data == made
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize(
     "foreign",
     [
-        *(b"", b"\xff\xfe", b"{}", b"null", b'"path"', b"[1]", b"[null]", b"[[]]", b"[" * 100_000),
-        *(
-            b'["timestamp"]',
-            b'["__class__"]',
-            b'["_inputs"]',
-            b'["appid"]',
-            b'["query"',
-            b"1" * 5000,
-        ),
+        *(b"{}", b"null", b'"path"', b"[1]", b"[null]", b"[[]]", b'["timestamp"]'),
+        *(b'["__class__"]', b'["_inputs"]', b'["appid"]'),
         json.dumps([f"query={n}" for n in range(40)]).encode(),
     ],
 )
-def test_foreign_read_sets_are_passed_over(
+def test_impossible_read_sets_are_passed_over(
     process: App,
     prefetch: Prefetch,
     ran: list[str],
@@ -314,9 +335,14 @@ def test_foreign_read_sets_are_passed_over(
     made = ask(process(prefetch)).data
     settled()
     [reads] = redis.keys("*:reads:*")
-    redis.zadd(reads, {foreign: 1e12})
+    redis.set(reads, signed(reads, b'[%b, ["query=id"]]' % foreign))
     assert ask(process(prefetch)).data == made
     assert len(ran) == 1
+
+
+def signed(reads: bytes, raw: bytes) -> bytes:
+    """As a process of ours would write it."""
+    return Digests(lambda: [b"a key"]).sign(b"reads", reads, raw) + raw
 
 
 def test_names_and_users_need_not_be_utf_8(
@@ -354,4 +380,4 @@ def test_an_answer_made_anew_in_between_is_not_taken_for_younger(
             names += [one["command"].split()[0]] if b":answer:" in one["command"].encode() else []
             if len(names) == 2:
                 break
-    assert names == ["PTTL", "GET"]
+    assert names == ["PTTL", "GETRANGE"]
