@@ -316,13 +316,18 @@ def _request_read_sets(pipe: Any, at: bytes) -> None:
 
 
 def _listen(store: "weakref.ref[RedisStore]", redis: RedisBreaker) -> None:
+    has_news, before = False, None
     while (found := store()) is not None:
         try:
             found.listen()
         except Exception:  # noqa: BLE001 (without this thread nobody hears of an invalidation)
             traceback.print_exc(chain=False)
-        del found
-        redis.sleep()
+        read_to = found.stream.read_to
+        wait_for_news = found.stream.news_after(read_to)
+        del found  # the thread ends with its store
+        if has_news and read_to == before:
+            redis.rest()  # something is there that cannot be read
+        has_news, before = redis.wait(wait_for_news), read_to
 
 
 def _quoted(name: str) -> str:

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from prefetch_kit.concurrency.redis_client import Budget, Commands, RedisClient, RedisUnavailable
@@ -18,10 +19,10 @@ REFRESH_BUDGET_S: Final = 1.0
 CONNECT_S: Final = 0.25
 # How long one silence of Redis may be. A reply that drips has many; the budget ends that one.
 SILENCE_S: Final = 0.025
-# Redis is away where calls fail and none was answered for this long.
+# Redis is away where calls have failed for this long, and none was answered meanwhile.
 _PATIENCE_S: Final = 0.2
-# How soon other processes hear of an invalidation.
-_LISTEN_S: Final = 0.2
+# How long a process waits in Redis for the next invalidation, which it hears of at once.
+LISTEN_S: Final = 1.0
 # How soon a Redis that is away is tried again; later the more often it goes away again at once.
 _REST_S: Final = 0.2
 _LONGEST_REST_S: Final = 5.0
@@ -42,7 +43,7 @@ class RedisBreaker:
         self._logger = logger
         self._lock = threading.Lock()
         self._is_away = False
-        self._answered_at = time.monotonic()
+        self._failing_since: float | None = None
         self._back_at = -math.inf
         self._refusals: set[type[Exception]] = set()
         self._rest_s = _REST_S
@@ -50,7 +51,7 @@ class RedisBreaker:
         try:
             self._client.connect(Budget(CONNECT_S))
         except RedisUnavailable as error:  # a run goes on without Redis
-            self._answered_at = -math.inf
+            self._failing_since = -math.inf
             self._note_failure(error)
 
     def call(self, commands: Commands, budget: Budget) -> list[Any] | None:
@@ -62,7 +63,7 @@ class RedisBreaker:
         except RedisUnavailable as error:
             self._note_failure(error)
             return None
-        self._answered_at = time.monotonic()
+        self._failing_since = None
         return replies
 
     def probe(self, commands: Commands) -> list[Any] | None:
@@ -75,16 +76,35 @@ class RedisBreaker:
             return None
         now = time.monotonic()
         if not self._is_away:
-            self._answered_at = now
+            self._failing_since = None
         elif now - started < BUDGET_S:
-            self._answered_at = self._back_at = now
+            self._failing_since, self._back_at = None, now
             self._is_away = False
             self._logger.info("Redis is back")
         return replies
 
-    def sleep(self) -> None:
-        """Sleep until the next `probe`."""
-        time.sleep(self._rest_s if self._is_away else _LISTEN_S)
+    def wait(self, request_news: Callable[[Any, int], object]) -> bool:
+        """Wait until the next `probe`, in Redis if it can; whether there is news by then.
+
+        `request_news` adds a command that waits for so many milliseconds.
+        """
+        block_ms = max(1, int(LISTEN_S * 1000))
+        if not self._is_away:
+            try:
+                news = self._client.call_in_this_thread(
+                    lambda pipe: request_news(pipe, block_ms), waits_s=LISTEN_S
+                )[0]
+            except RedisUnavailable as error:
+                self._note_failure(error)
+            else:
+                self._failing_since = None
+                if not isinstance(news, Exception):
+                    return bool(news)
+        self.rest()
+        return False
+
+    def rest(self) -> None:
+        time.sleep(self._rest_s if self._is_away else _REST_S)
 
     def _note_refusal(self, error: Exception) -> None:
         """Log each kind of refusal once; its text may hold what was to be kept."""
@@ -98,7 +118,9 @@ class RedisBreaker:
     def _note_failure(self, failure: RedisUnavailable) -> None:
         with self._lock:
             now = time.monotonic()
-            if self._is_away or now - self._answered_at < _PATIENCE_S:
+            if self._failing_since is None:
+                self._failing_since = now
+            if self._is_away or now - self._failing_since < _PATIENCE_S:
                 return
             self._is_away = True
             was_back_for_s = now - self._back_at

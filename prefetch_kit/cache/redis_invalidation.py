@@ -5,7 +5,7 @@ It is a log and not a counter, because a counter would empty every cache at each
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -83,6 +83,11 @@ class RedisInvalidations:
             "Redis %s an invalidation; until it takes it, other processes serve what was forgotten",
             "did not take" if reply is None else "refused",
         )
+
+    def news_after(self, since: Position) -> Callable[[Any, int], object]:
+        """The command that waits, so many milliseconds, for a record after this position."""
+        asked = {self._stream: write_position(since)}
+        return lambda pipe, block_ms: pipe.xread(asked, count=1, block=block_ms)
 
     def listen(self, redis: RedisBreaker) -> None:
         """Read what other processes invalidated, and send what could not be sent before."""

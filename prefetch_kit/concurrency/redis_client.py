@@ -28,7 +28,8 @@ _NOT_PRIMARY: Final = {
     "MasterDownError": "MASTERDOWN",
     "ClusterDownError": "CLUSTERDOWN",
 }
-_NOT_PRIMARY_TEXT: Final = re.compile(rf"\b({'|'.join(_NOT_PRIMARY.values())})\b")
+# It ends what waits there with UNBLOCKED, which has no class of its own.
+_NOT_PRIMARY_TEXT: Final = re.compile(rf"\b({'|'.join(_NOT_PRIMARY.values())}|UNBLOCKED)\b")
 
 # Puts commands into a pipeline of redis-py.
 Commands = Callable[[Any], object]
@@ -88,9 +89,13 @@ class RedisClient:
             budget.left_s -= time.monotonic() - started
         raise RedisUnavailable(failure)
 
-    def call_in_this_thread(self, commands: Commands) -> list[Any]:
-        """`call` without a budget, for a thread that may wait: each silence is still bounded."""
-        return self._connections_here().send(commands)
+    def call_in_this_thread(self, commands: Commands, *, waits_s: float = 0.0) -> list[Any]:
+        """`call` without a budget, for a thread that may wait: each silence is still bounded.
+
+        `waits_s` is how long a blocking command among them waits in Redis; at most one thread
+        may do so at a time.
+        """
+        return self._connections_here().send(commands, waits_s)
 
     def connect(self, budget: Budget) -> None:
         """Connect ahead of the first call, which then needs less of its budget."""
@@ -117,6 +122,11 @@ class _Connections:
         # A call that fails after its caller went on is told by the next one.
         self.executor = Executor(_CALLS_AT_ONCE, on_lost_error=lambda _: None)
         self._is_checked = False
+        self._url = url
+        self._silence_s = silence_s
+        # For blocking commands, with the time for which they wait.
+        self._waiting: tuple[Any, float] | None = None
+        self._has_moved = False
         try:
             self._redis = _redis(url.reveal(), silence_s)
         except Exception as error:  # noqa: BLE001 (its text may hold the address)
@@ -125,13 +135,14 @@ class _Connections:
             return
         raise RedisUnavailable(failure)
 
-    def send(self, commands: Commands) -> list[Any]:
+    def send(self, commands: Commands, waits_s: float = 0.0) -> list[Any]:
         replies: list[Any] = []
         failure = ""
         try:
             if not self._is_checked:
                 self._refuse_cluster()
-            with self._redis.pipeline(transaction=False) as pipe:
+            redis = self._waiting_redis(waits_s) if waits_s else self._redis
+            with redis.pipeline(transaction=False) as pipe:
                 commands(pipe)
                 replies = pipe.execute(raise_on_error=False)
         except RedisUnavailable:
@@ -145,6 +156,7 @@ class _Connections:
             if code := _not_primary(reply):
                 # Idle connections alone: the others are in the hands of other threads.
                 self._redis.connection_pool.disconnect(inuse_connections=False)
+                self._has_moved = True
                 failure = _CLUSTER if code == "MOVED" else code
             elif not failure:
                 self._on_refusal(reply)
@@ -152,6 +164,15 @@ class _Connections:
             replies.clear()  # the texts of errors may hold the address
             raise RedisUnavailable(failure)
         return replies
+
+    def _waiting_redis(self, waits_s: float) -> Any:
+        """A client whose replies may take so much longer; what it was connected to may move."""
+        if self._waiting is None or self._waiting[1] != waits_s:
+            self._waiting = _redis(self._url.reveal(), self._silence_s, waits_s), waits_s
+        if self._has_moved:
+            self._has_moved = False
+            self._waiting[0].connection_pool.disconnect(inuse_connections=False)
+        return self._waiting[0]
 
     def _refuse_cluster(self) -> None:
         from redis.exceptions import ResponseError
@@ -175,14 +196,14 @@ def _not_primary(error: Exception) -> str | None:
     return found[1] if found else None
 
 
-def _redis(url: str, silence_s: float) -> Any:
+def _redis(url: str, silence_s: float, waits_s: float = 0.0) -> Any:
     # Imported on first use: most apps have no Redis.
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
     options: dict[str, Any] = {
-        "socket_timeout": silence_s,
+        "socket_timeout": silence_s + waits_s,
         "socket_connect_timeout": silence_s,
         "retry": Retry(NoBackoff(), 0),  # by default a frozen server costs a minute
         "protocol": 2,

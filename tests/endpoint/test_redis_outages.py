@@ -330,7 +330,8 @@ def test_a_pull_waits_for_redis_no_longer_than_its_budget(
         left_s.extend(budget.left_s for budget in budgets)
         return "data"
 
-    for limit in ("CONNECT_S", "SILENCE_S", "_PATIENCE_S", "_LISTEN_S"):
+    monkeypatch.setattr(redis_store, "_listen", lambda *_: None)
+    for limit in ("CONNECT_S", "SILENCE_S", "_PATIENCE_S"):
         monkeypatch.setattr(redis_breaker, limit, 3600.0)
     app = process(prefetch, PREFETCH_CACHE_URL=proxy.url)
     store = process_of(app).cache._redis

@@ -11,7 +11,9 @@ from flask import Flask
 from werkzeug.wrappers import Response
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull
+from prefetch_kit.cache import redis as redis_store
 from prefetch_kit.cache import redis_breaker, redis_invalidation
+from prefetch_kit.endpoint.app_state import process_of
 
 App = Callable[..., Flask]
 Ask = Callable[..., Response]
@@ -255,7 +257,7 @@ def test_nothing_is_taken_before_all_that_was_forgotten_is_known(
     others: int,
 ) -> None:
     """A process that has not listened since hears of it with the first answer it asks for."""
-    monkeypatch.setattr(redis_breaker, "_LISTEN_S", 3600.0)
+    monkeypatch.setattr(redis_store, "_listen", lambda *_: None)
     first, second = process(prefetch), process(prefetch)
     made = ask(first, query="id=1").data
     ask(second, query="id=2")
@@ -361,7 +363,7 @@ def test_marks_that_a_pull_hears_of_first_are_not_taken_for_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A process that listens at the same time would invalidate everything, everywhere."""
-    monkeypatch.setattr(redis_breaker, "_LISTEN_S", 0.001)
+    monkeypatch.setattr(redis_breaker, "LISTEN_S", 0.001)
     with ThreadPoolExecutor(8) as pool:
         pulls = pool.map(lambda n: ask(both[n % 2], query=f"id={n}").status_code, range(300))
         for _ in range(300):
@@ -443,3 +445,22 @@ def test_something_else_instead_of_the_marks(
     assert any(said.startswith("ERROR") and "other processes serve" in said for said in logged())
     assert ask(first).data not in made
     assert ask(second).data == made[1]
+
+
+def test_a_process_without_work_asks_little_and_hears_at_once(
+    process: App, prefetch: Prefetch, ran: list[str], ask: Ask, until: Until, redis: Any
+) -> None:
+    """It waits in Redis: two commands a second, and news that come meanwhile end the wait."""
+    app = process(prefetch)
+    made = ask(app).data
+    until(lambda: b"xread" in {client["cmd"].encode() for client in redis.client_list()})
+    before = redis.info("stats")["total_commands_processed"]
+    time.sleep(3)
+    idle = redis.info("stats")["total_commands_processed"] - before
+    print(f"commands of a process without work in 3 s: {idle}")
+    assert idle <= 9  # one of them is ours
+    store = process_of(app).cache._redis
+    assert store is not None
+    fields = store.format.write_marks(MARKS.encode(), None)
+    redis.xadd(MARKS, fields)
+    until(lambda: ask(app).data != made)
