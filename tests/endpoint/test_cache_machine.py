@@ -237,6 +237,7 @@ class Clock:
     now: int = 0
     waited_for: list[Flight] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    alone: list[object] = field(default_factory=list)
     leases: list[bytes] = field(default_factory=list)
 
     def monotonic(self) -> float:
@@ -561,7 +562,7 @@ class Pulls(RuleBasedStateMachine):
                     under_way += process.cache._flights._flights.values()
             waiting = sum(each in under_way for each in list(self.clock.waited_for))
             waiting += sum(not each.future.done() for each in list(self.clock.attempts))
-            return unanswered == waiting
+            return unanswered == waiting + len(self.clock.alone)
 
         ends_at = time.monotonic() + PATIENCE_S
         # The first twice: a run that ended or began meanwhile changes who waits.
@@ -573,7 +574,7 @@ class Pulls(RuleBasedStateMachine):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock, wait, wait_for_other = Clock(), Flight.wait, SharedRun.wait
-    wait_for_attempt = Attempt.wait
+    wait_for_attempt, run_alone = Attempt.wait, AnswerCache._run_alone
 
     def noted_wait(flight: Flight, until: float) -> bool:
         clock.waited_for.append(flight)
@@ -589,6 +590,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         finally:
             clock.attempts.remove(attempt)
 
+    def noted_run_alone(cache: AnswerCache, miss: Any) -> Any:
+        clock.alone.append(miss)
+        try:
+            return run_alone(cache, miss)
+        finally:
+            clock.alone.pop()
+
     def noted_wait_for_other(run: SharedRun, until: float) -> Any:
         clock.leases.append(run._lease_key)
         try:
@@ -598,6 +606,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(Flight, "wait", noted_wait)
     monkeypatch.setattr(Attempt, "wait", noted_wait_for_attempt)
+    monkeypatch.setattr(AnswerCache, "_run_alone", noted_run_alone)
     monkeypatch.setattr(SharedRun, "wait", noted_wait_for_other)
     # The client of Redis too: it hands times to the executor, and each call would be late.
     modules = (answers, entry, single_flight, redis_format, redis_store, executor, redis_client)
