@@ -1,7 +1,7 @@
 """Prefetch: the Flask blueprint that answers WeChat's pulls."""
 
 from collections.abc import Callable
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, Never, NoReturn, TypeVar
 
 from blinker import Namespace
 from flask import Blueprint, Flask, Response, current_app, request
@@ -29,7 +29,7 @@ from prefetch_kit.endpoint.handlers import (
     HandlerFunction,
     Pages,
     Route,
-    refuse_async,
+    refuse_unfit,
 )
 from prefetch_kit.endpoint.login_codes import Login
 from prefetch_kit.endpoint.request import MAX_CODE_CHARS
@@ -105,13 +105,15 @@ class Prefetch(Blueprint):
     @setupmethod
     def period_fetch(
         self,
-        *,
+        *misplaced: Never,
         login_required: bool = False,
         schema: Schema | None = None,
         cache: float | CachePolicy | None = None,
         deadline: float | None = None,
     ) -> Callable[[_H], _H]:
         """Register the handler of the periodic pull (周期性更新), about every 12 hours."""
+        if misplaced:
+            raise TypeError("write @prefetch.period_fetch(), with parentheses and without a page")
         return self._adding(
             "period_fetch",
             None,
@@ -124,7 +126,7 @@ class Prefetch(Blueprint):
     @setupmethod
     def token_verifier(self, function: _V) -> _V:
         """Check tokens with the app's own `(appid, token) -> user id or None`, on every pull."""
-        _take_once(self._verifier, function, "token_verifier")
+        _take_once(self._verifier, function, "token_verifier", "appid", "token")
         self._verifier = function
         return function
 
@@ -134,7 +136,7 @@ class Prefetch(Blueprint):
 
         Only with this are login codes exchanged, which takes the app's secret.
         """
-        _take_once(self._code_user, function, "code_user")
+        _take_once(self._code_user, function, "code_user", "appid", "openid", "unionid")
         self._code_user = function
         return function
 
@@ -277,8 +279,8 @@ def _secret(code: object) -> Secret | None:
     return None
 
 
-def _take_once(taken: object, function: Callable[..., object], name: str) -> None:
-    refuse_async(function)
+def _take_once(taken: object, function: Callable[..., object], name: str, *arguments: str) -> None:
+    refuse_unfit(function, *arguments)
     if taken is not None:
         raise ValueError(f"{name} is set already: {taken!r}")
 

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from marshmallow import Schema
 
@@ -33,8 +34,11 @@ class Handler:
 
     @property
     def name(self) -> str:
-        # A partial, or an object that can be called, is named after its class.
-        named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        named: Any = self.function
+        while isinstance(named, partial):
+            named = named.func
+        if not hasattr(named, "__qualname__"):  # an object that can be called
+            named = type(named)
         return f"{named.__module__}.{named.__qualname__}"
 
 
@@ -63,7 +67,7 @@ class Pages:
 
     def add(self, handler: Handler) -> None:
         """Take a handler. Raises `ValueError` for a page that has one, or an impossible page."""
-        refuse_async(handler.function)
+        refuse_unfit(handler.function, "pull")
         page = handler.page
         if page is not None and (not page or page.startswith("/") or "?" in page):
             raise ValueError(
@@ -132,7 +136,23 @@ class Route:
         return Registration(name, handler, deadline_s, scope)
 
 
-def refuse_async(function: Callable[..., object]) -> None:
-    """Raise `TypeError` for `async def`: a pull is answered in the thread that took it."""
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function!r} is async; the kit calls plain functions only")
+def refuse_unfit(function: Callable[..., object], *arguments: str) -> None:
+    """Raise `TypeError` for what the kit cannot call with these arguments and have an answer."""
+    if not callable(function):
+        raise TypeError(f"{function!r} is no function")
+    # An object that can be called says of itself neither that it is async nor a generator.
+    for each in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            raise TypeError(f"{function!r} is async; the kit calls plain functions only")
+        if inspect.isgeneratorfunction(each):
+            raise TypeError(f"{function!r} is a generator; return a list instead of yielding")
+    try:
+        # A decorator may add arguments, so what it wraps does not count.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:  # some functions written in C have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        takes = f"takes {signature}, and is called with ({', '.join(arguments)}): {error}"
+        raise TypeError(f"{function!r} {takes}") from None

@@ -11,7 +11,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from prefetch_kit.endpoint.app_state import init_app
 from prefetch_kit.endpoint.config import Config
-from prefetch_kit.endpoint.handlers import refuse_async
+from prefetch_kit.endpoint.handlers import refuse_unfit
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.pushes.envelope import Keys
 from prefetch_kit.pushes.events import Receiver
@@ -47,7 +47,7 @@ class PlatformPushes(Blueprint):
         It runs in a separate thread, in the app's context, once the merchant's refresh token
         is stored; what it raises is logged. It may be called again for the same merchant.
         """
-        refuse_async(function)
+        refuse_unfit(function, "appid")
         if self._on_authorized is not None:
             raise ValueError(f"on_authorized is set already: {self._on_authorized!r}")
         self._on_authorized = function

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 from urllib.parse import quote
 
@@ -226,7 +226,12 @@ async def generator(_pull: Pull) -> Any:
     yield {}
 
 
-@pytest.mark.parametrize("function", [coroutine, generator, partial(coroutine)])
+class Waits:
+    async def __call__(self, _pull: Pull) -> object:
+        return {}
+
+
+@pytest.mark.parametrize("function", [coroutine, generator, partial(coroutine), Waits()])
 @pytest.mark.parametrize("register", ["pre_fetch", "period_fetch", "token_verifier", "code_user"])
 def test_async_function_is_refused(
     prefetch: Prefetch, function: Callable[..., Any], register: str
@@ -237,16 +242,122 @@ def test_async_function_is_refused(
         (decorate() if register.endswith("fetch") else decorate)(function)
 
 
-def test_decorator_without_parentheses_is_refused(prefetch: Prefetch) -> None:
+@pytest.mark.parametrize("kind", ["pre_fetch", "period_fetch"])
+def test_decorator_without_parentheses_is_refused(prefetch: Prefetch, kind: str) -> None:
     """The forgotten call is named in the words of the mistake."""
-    with pytest.raises(TypeError, match=r"write @prefetch\.pre_fetch\(\), with parentheses"):
-        prefetch.pre_fetch(first)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=rf"write @prefetch\.{kind}\(\), with parentheses"):
+        getattr(prefetch, kind)(first)
+
+
+def yielding(_pull: Pull) -> Any:
+    yield {}
+
+
+class Yields:
+    def __call__(self, _pull: Pull) -> Any:
+        yield {}
+
+
+def with_first(function: Callable[..., object], *arguments: object) -> Callable[..., object]:
+    @wraps(function)
+    def wrapper(pull: Pull) -> object:
+        return function(*arguments, pull)
+
+    return wrapper
+
+
+def of_two(_db: object, pull: Pull) -> object:
+    return pull.path
+
+
+@pytest.mark.parametrize("function", [yielding, partial(yielding), Yields()])
+@pytest.mark.parametrize("register", ["pre_fetch", "period_fetch", "token_verifier", "code_user"])
+def test_generator_is_refused(
+    prefetch: Prefetch, function: Callable[..., Any], register: str
+) -> None:
+    """It would be run only after its context has gone."""
+    decorate = getattr(prefetch, register)
+    with pytest.raises(TypeError, match="is a generator; return a list instead"):
+        (decorate() if register.endswith("fetch") else decorate)(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "takes"),
+    [
+        (lambda: "x", r"takes \(\), and is called with \(pull\): too many"),
+        (of_two, r"takes \(_db.*\): missing a required argument: 'pull'"),
+        (lambda *, pull: pull, r"takes \(\*, pull\), and is called with \(pull\): too many"),
+        (
+            lambda pull, *, db: [pull, db],
+            "missing a required (keyword-only )?argument: 'db'",
+        ),
+        (
+            partial(str.upper, "x"),
+            r"takes \(\), and is called with \(pull\): too many positional",
+        ),
+    ],
+)
+def test_handler_of_no_or_two_arguments_is_refused(
+    prefetch: Prefetch, function: Callable[..., Any], takes: str
+) -> None:
+    """Where it is written, with what it takes, and not with the first pull."""
+    for decorate in (prefetch.pre_fetch(), prefetch.period_fetch()):
+        with pytest.raises(TypeError, match=takes):
+            decorate(function)
+
+
+@pytest.mark.parametrize(
+    ("register", "takes"),
+    [("token_verifier", r"\(appid, token\)"), ("code_user", r"\(appid, openid, unionid\)")],
+)
+def test_verifier_of_other_arguments_is_refused(
+    prefetch: Prefetch, register: str, takes: str
+) -> None:
+    """Both functions that prove a user are checked alike."""
+    with pytest.raises(TypeError, match=f"is called with {takes}: too many positional"):
+        getattr(prefetch, register)(lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        first,
+        with_first(of_two, 1),
+        partial(of_two, 1),
+        partial(first),
+        lambda *_: {},
+        lambda pull, extra=1: [pull, extra],
+        "x".format,
+        [].append,
+        str,
+    ],
+)
+def test_whatever_takes_a_pull_is_a_handler(
+    prefetch: Prefetch, function: Callable[[Pull], object]
+) -> None:
+    """What a decorator adds to the arguments, or takes away, counts as it is."""
+    prefetch.pre_fetch()(function)
+
+
+@pytest.mark.parametrize("cache", [None, 30])
+@pytest.mark.parametrize("function", [partial(of_two, 1), partial(partial(of_two), 1)])
+def test_partial_is_named_after_what_it_calls(
+    make_app: Callable[..., Flask],
+    prefetch: Prefetch,
+    ask: Callable[..., Response],
+    function: Callable[[Pull], object],
+    cache: float | None,
+) -> None:
+    """In errors and in listings; and it works, cached or not."""
+    assert Handler(function, None).name == f"{__name__}.of_two"
+    prefetch.pre_fetch(cache=cache)(function)
+    assert ask(make_app(prefetch), path=PAGE).data == PAGE.encode()
 
 
 def test_periodic_handler_takes_no_page(prefetch: Prefetch) -> None:
     """There is no page in a periodic pull."""
     with pytest.raises(TypeError):
-        prefetch.period_fetch(PAGE)  # type: ignore[call-arg, arg-type]
+        prefetch.period_fetch(PAGE)  # type: ignore[arg-type]
 
 
 def test_schema_class_is_refused(prefetch: Prefetch) -> None:
