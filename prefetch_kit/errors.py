@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, Self
 
-from prefetch_kit.refusals import MALFORMED, REFUSALS, Refusal
+from prefetch_kit.refusals import ABORTED, MALFORMED, REFUSALS, Refusal
 
 
 class PrefetchKitError(Exception):
@@ -62,6 +62,16 @@ class QueryKeyMissing(PullRefused, KeyError):
         )
 
     __str__ = PullRefused.__str__
+
+
+class Aborted(PullRefused):
+    """A function of the app refused the pull on purpose, as `abort(404)` does.
+
+    `status` is from 400 to 499. What was answered to such pulls before is not served any more.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__("aborted", detail, refusal=Refusal(status, ABORTED))
 
 
 class WeixinError(PrefetchKitError):

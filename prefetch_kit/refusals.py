@@ -14,6 +14,8 @@ class Refusal(NamedTuple):
     meaning: str
 
 
+# The status is the one that the handler chose, from 400 to 499.
+ABORTED: Final = "the handler refused it, as with abort(404)"
 # The reason is the parameter's name.
 MALFORMED: Final = Refusal(400, "a parameter is missing, too long or malformed")
 REFUSALS: Final[Mapping[str, Refusal]] = {
@@ -24,6 +26,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "login": Refusal(401, "the page needs a user and nothing proves one"),
     "foreign-appid": Refusal(403, "the appid is not ours, or not the one in the URL's path"),
     "page": Refusal(404, "no handler for this page"),
+    "aborted": Refusal(404, ABORTED),
     "method": Refusal(405, "neither GET nor HEAD"),
     "failed": Refusal(500, "the handler failed"),
     "too-large": Refusal(500, "the answer is over PREFETCH_MAX_BYTES"),

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import dukpy
 import pytest
-from flask import Flask
+from flask import Flask, abort
 
 from prefetch_kit import NO_DATA, Prefetch, WeixinError
 from prefetch_kit.cli import commands
@@ -412,6 +412,7 @@ REFUSALS: dict[tuple[int, str], dict[str, object]] = {
     (401, "login"): {"path": "mine"},
     (403, "foreign-appid"): {"appid": "wx2"},
     (404, "page"): {"path": "no-such-page"},
+    (404, "aborted"): {"path": "gone"},
     (500, "failed"): {"path": "fails"},
     (500, "too-large"): {"path": "large"},
     (503, "late"): {"path": "slow"},
@@ -426,6 +427,7 @@ def refusing() -> Flask:
     prefetch = Prefetch("prefetch", __name__)
     prefetch.pre_fetch("asks-for-a-key")(lambda pull: pull.query["id"])
     prefetch.pre_fetch("mine", login_required=True)(lambda _: NO_DATA)
+    prefetch.pre_fetch("gone")(lambda _: abort(404))
     prefetch.pre_fetch("fails")(lambda _: None)
     prefetch.pre_fetch("large")(lambda _: "x" * 11)
     prefetch.pre_fetch("slow", deadline=0.05)(lambda _: Event().wait(5))

@@ -22,7 +22,7 @@ from prefetch_kit.cache.redis_breaker import refresh_budget, run_budget
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome, SingleFlight
 from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
-from prefetch_kit.errors import PullRefused
+from prefetch_kit.errors import Aborted, PullRefused
 from prefetch_kit.logs import SafeLogger
 
 Freshness = Literal["hit", "stale", "miss"]
@@ -246,7 +246,7 @@ class AnswerCache:
                 if outcome.replaces(key):
                     self._store.drop(key, began_at=began_at)
                     if self._redis is not None:
-                        self._redis.drop(key, began_at=began_at)
+                        self._redis.drop([key], began_at=began_at)
             finally:
                 if outcome.key is None or outcome.error is not None:
                     with self._lock:
@@ -319,8 +319,8 @@ class AnswerCache:
         names, key, entry = outcome.names, outcome.key, outcome.entry
 
         def share() -> None:
-            if key is not None and outcome.is_no_data:
-                redis.drop(key, began_at=outcome.began_at)
+            if outcome.outdated:
+                redis.drop(outcome.outdated | run.keys, began_at=outcome.began_at)
             run.publish(None if key is None or entry is None else SharedAnswer(names, key, entry))
 
         try:
@@ -339,9 +339,12 @@ class AnswerCache:
         names, now = reads.names(), time.monotonic()
         scope.read_sets.saw(names)
         scope.run_times.add(now - began_at, now=now)
+        outdated: frozenset[bytes] = frozenset()
+        if not body and (error is None or isinstance(error, Aborted)):
+            outdated = self._drop_outdated(scope, request, names, began_at=began_at)
         if TIMESTAMP in names:
             self._warn_of_timestamp(scope)
-            return Outcome(body, error, names)
+            return Outcome(body, error, names, began_at=began_at, outdated=outdated)
         try:
             key, entry = answer_key(request, scope.name, names), None
         except Exception:  # noqa: BLE001 (nobody can say who the user is, as the handler saw)
@@ -358,9 +361,24 @@ class AnswerCache:
             scope.read_sets.add(names)
             if not self._store.put(key, entry):
                 entry = None
-        elif error is None:  # an earlier answer must not be served as stale
+        return Outcome(body, error, names, key, entry, began_at, outdated)
+
+    def _drop_outdated(
+        self, scope: Scope, request: Request, names: ReadSet, *, began_at: float
+    ) -> frozenset[bytes]:
+        """Drop all that would be served to a request which has no answer any more; the keys.
+
+        Not only what is kept under the `names` that its last run read: it may have ended before
+        it read all that an answer depends on.
+        """
+        sets = {names, *scope.read_sets.for_lookup}
+        try:
+            keys = frozenset(answer_key(request, scope.name, each) for each in sets)
+        except Exception:  # noqa: BLE001 (nobody can say who the user is)
+            return frozenset()
+        for key in keys:
             self._store.drop(key, began_at=began_at)
-        return Outcome(body, error, names, key, entry, began_at)
+        return keys
 
     def _warn_of_timestamp(self, scope: Scope) -> None:
         if not scope.warned_of_timestamp:

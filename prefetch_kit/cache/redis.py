@@ -4,7 +4,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -77,9 +77,10 @@ class RedisStore:
         self._lock = threading.Lock()
         self._redis: RedisBreaker | None = None
 
-    def drop(self, key: bytes, *, began_at: float) -> None:
-        """Drop a shared answer for which there is no data any more, unless a later run made it."""
-        self.replace(self.key(b"answer", key), key, b"", left_ms=0, began_at=began_at)
+    def drop(self, keys: Iterable[bytes], *, began_at: float) -> None:
+        """Drop shared answers that must not be served any more, unless a later run made them."""
+        for key in keys:
+            self.replace(self.key(b"answer", key), key, b"", left_ms=0, began_at=began_at)
 
     def read_sets(self, scope: Scope) -> list[ReadSet]:
         """What runs of a handler were seen to read, in any process, the latest first."""
@@ -176,6 +177,11 @@ class SharedRun:
         # For each read set the key of its answer, and the key in Redis.
         self._keys: list[tuple[bytes, bytes]] = []
         self._add(scope.read_sets.for_lookup)
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """The keys under which an answer was looked for."""
+        return frozenset(key for key, _ in self._keys)
 
     def find(self) -> SharedAnswer | None:
         """An answer that some process made for a request like this."""

@@ -19,6 +19,8 @@ class Outcome:
     """What came of a run: a body or an error, and what the run read.
 
     `key` is None where the answer is for its own request alone, `entry` where it is not kept.
+    `outdated` are the keys of answers that must not be served after it: there is no data any
+    more, or the pull was refused on purpose.
     """
 
     body: bytes = b""
@@ -27,10 +29,7 @@ class Outcome:
     key: bytes | None = None
     entry: Entry | None = None
     began_at: float = 0.0
-
-    @property
-    def is_no_data(self) -> bool:
-        return self.key is not None and self.error is None and not self.body
+    outdated: frozenset[bytes] = frozenset()
 
     def replaces(self, key: bytes) -> bool:
         """Whether what is kept under `key` would now be found under another key, or not at all."""

@@ -25,6 +25,7 @@ from prefetch_kit.endpoint.confirm_files import serve_confirm_files
 from prefetch_kit.endpoint.dispatch import Dispatcher, from_handler
 from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login, code_logins, may_be_code
+from prefetch_kit.endpoint.payload import Encoder
 from prefetch_kit.endpoint.run_context import RunContext
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier, Users
 from prefetch_kit.errors import ConfigError, ForeignAppid, PullRefused
@@ -108,6 +109,13 @@ class Process:
             config=config,
             users=users,
             context=context,
+            encoder=Encoder(
+                max_bytes=config.max_bytes,
+                big_integers_as_text=config.big_integers == "text",
+                app_dumps=self._app.json.dumps,
+                logger=logger,
+                debug=self._app.debug,
+            ),
             executor=self.handler_executor,
             user_executor=self._user_executor,
             cache=self.cache,
@@ -118,6 +126,12 @@ class Process:
     def _report(self, error: BaseException) -> None:
         """Tell of a run that failed when no pull waited for it any more."""
         if isinstance(error, PullRefused):
+            SafeLogger(self._app.logger).info(
+                "a run that no pull waited for was refused (%d %s): %s",
+                error.status,
+                error.reason,
+                error.detail,
+            )
             return
         error.__traceback__ = from_handler(error.__traceback__)
         SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)

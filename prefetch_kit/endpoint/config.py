@@ -6,6 +6,7 @@ The fields of `Config` are the table. A new setting is a new field; the README l
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Never, TypeVar, overload
@@ -155,6 +156,12 @@ class Config:
         default=240_000,  # less than 256 x 1000, should a KB be so long
         meaning="larger answers are logged",
     )
+    big_integers: str = setting(
+        values.read_big_integers,
+        default="number",
+        meaning="integers beyond 2**53, which JavaScript rounds: warned of once a handler, or "
+        "`text`: sent as text",
+    )
     deadline_s: float = setting(
         values.read_seconds(0.01, 3600),
         default=2.0,
@@ -277,8 +284,12 @@ def _refuse_contradictions(config: Config) -> None:
 def _refuse_unknown(settings: Mapping[str, object]) -> None:
     for key in settings:
         if key.startswith(PREFIX) and key not in TABLE:
+            near = get_close_matches(key, TABLE, n=1)
+            meant = f"Did you mean {near[0]}? " if near else ""
             raise ConfigError(
-                key, "is not a setting of prefetch_kit", remedy=f"Known are {', '.join(TABLE)}"
+                key,
+                "is not a setting of prefetch_kit",
+                remedy=f"{meant}Known are {', '.join(TABLE)}",
             )
 
 

@@ -9,17 +9,19 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Final, NamedTuple
 
+from werkzeug.exceptions import HTTPException
+
 from prefetch_kit.cache.answers import AnswerCache, Freshness, Handle, RunFailed, Served
 from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Handler, Registration, Route
-from prefetch_kit.endpoint.payload import TooLarge, encode
-from prefetch_kit.endpoint.pull import Pull
+from prefetch_kit.endpoint.payload import Encoder, TooLarge
+from prefetch_kit.endpoint.pull import Pull, note_if_shown
 from prefetch_kit.endpoint.request import Asked, Inputs
-from prefetch_kit.endpoint.run_context import RunContext
+from prefetch_kit.endpoint.run_context import RunContext, explain
 from prefetch_kit.endpoint.users import LazyUser, Request, UserLate, Users
-from prefetch_kit.errors import PullRefused
+from prefetch_kit.errors import Aborted, PullRefused
 from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.logs import SafeLogger
 
@@ -57,6 +59,7 @@ class Dispatcher:
         config: Config,
         users: Users,
         context: RunContext,
+        encoder: Encoder,
         executor: Executor,
         user_executor: Executor,
         cache: AnswerCache,
@@ -68,10 +71,10 @@ class Dispatcher:
         self.cache = cache
         self._admits = config.admits
         self._threads = config.threads
-        self._max_bytes = config.max_bytes
         self._warn_bytes = config.warn_bytes
         self._context_vars = config.context_vars
         self._context = context
+        self._encoder = encoder
         self._executor = executor
         self._user_executor = user_executor
         self._logger = logger
@@ -141,7 +144,7 @@ class Dispatcher:
             return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
         user = LazyUser(inputs, self.users, self._user_executor, share=registration.name)
         with user.asked_until(ends_at):
-            return self._run_or_fetch(registration, Request(inputs, user.prove), ends_at)
+            return self._run_or_fetch(registration, Request(inputs, user.prove, asks=True), ends_at)
 
     def check_login(self, registration: Registration, request: Request) -> None:
         """Raises `PullRefused` (401, 503) where the page needs a user and nothing proves one."""
@@ -166,8 +169,19 @@ class Dispatcher:
 
     def _handle(self, handler: Handler, request: Request, reads: Reads | None) -> bytes:
         pull = Pull(request, kind=self.route.kind, reads=reads)
-        answer = handler.function(pull)
-        body = encode(answer, schema=handler.schema, max_bytes=self._max_bytes)
+        aborted = None
+        try:
+            answer = handler.function(pull)
+            # Still within: data may be lazy, and read from the pull or a database only now.
+            body = self._encoder.encode(answer, schema=handler.schema, handler=handler.name)
+        except Exception as error:
+            aborted = _aborted(error)
+            if aborted is None:
+                explain(error)
+                raise
+        if aborted is not None:
+            raise aborted
+        note_if_shown(pull, body)
         if len(body) > self._warn_bytes:
             self._logger.warning(
                 "%s of page %r answered %d bytes, over PREFETCH_WARN_BYTES (%d)",
@@ -184,6 +198,8 @@ class Dispatcher:
         """What an error means for the pull; None where it is the app's own failure."""
         if isinstance(error, PullRefused):
             return error
+        if isinstance(error, HTTPException):  # of a verifier, or a callable PREFETCH_APPIDS
+            return _aborted(error)
         if isinstance(error, RunFailed):
             return PullRefused("failed", "the run that this pull waited for failed")
         if registration is None or not isinstance(error, (Late, Busy)):
@@ -229,6 +245,20 @@ class Dispatcher:
 def _retry_after_s(registration: Registration) -> int:
     """When each run of now has ended, or is late, in seconds."""
     return math.ceil(min(registration.deadline_s, _LONGEST_RETRY_AFTER_S))
+
+
+def _aborted(error: BaseException) -> Aborted | None:
+    """The refusal that an app means by an HTTP error of 4xx; None for every other error.
+
+    A `BadRequestKeyError` is a mistake of the app's: a form or a `MultiDict` lacks that key.
+    """
+    if not isinstance(error, HTTPException) or isinstance(error, KeyError):
+        return None
+    status = error.code if error.response is None else error.response.status_code
+    if status is None or not 400 <= status < 500:
+        return None
+    says = error.description if error.description != type(error).description else None
+    return Aborted(status, f"the app aborted it{f': {says!r}' if says else ''}")
 
 
 def from_handler(traceback: TracebackType | None) -> TracebackType | None:

@@ -1,16 +1,18 @@
 """What a handler returned becomes bytes within the limit."""
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from decimal import Decimal
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import Final
 
 import orjson
 from marshmallow import Schema
+from werkzeug.wrappers import Response
 
-from prefetch_kit.errors import PrefetchKitError
+from prefetch_kit.endpoint.json_values import JsonWriter, NotJsonError
+from prefetch_kit.errors import Aborted, PrefetchKitError
+from prefetch_kit.logs import SafeLogger
 
 
 class NoData(Enum):
@@ -28,6 +30,12 @@ NO_DATA: Final = NoData.NO_DATA
 class NotAnAnswer(PrefetchKitError):
     """The handler returned something that cannot be handed to a mini program."""
 
+    def __init__(self, handler: str, problem: str, *, remedy: str) -> None:
+        self.handler = handler
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{handler} returned {problem}. {remedy[:1].upper()}{remedy[1:]}.")
+
 
 class TooLarge(PrefetchKitError):
     """The answer is over the limit, and a phone would keep nothing of it."""
@@ -38,69 +46,121 @@ class TooLarge(PrefetchKitError):
         super().__init__(f"the answer is {size_bytes} bytes, the limit {max_bytes}")
 
 
-def encode(value: object, *, schema: Schema | None, max_bytes: int) -> bytes:
-    """Encode a handler's answer: compact UTF-8 JSON, or text and bytes as they are.
+class Encoder:
+    """Encodes what handlers return: compact UTF-8 JSON, or text and bytes as they are.
 
-    `NO_DATA` becomes an empty body, which a phone treats as nothing to keep. Raises
-    `NotAnAnswer` for what JSON cannot say and `TooLarge` over `max_bytes` bytes
+    `app_dumps` is `app.json.dumps`, for types that only the app knows. In `debug` text that is no
+    JSON is told of. No body is over `max_bytes`
     (/miniprogram/dev/framework/ability/pre-fetch.html: at most 256 KB).
     """
-    body = _to_bytes(value, schema)
-    if len(body) > max_bytes:
-        raise TooLarge(len(body), max_bytes)
-    return body
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        big_integers_as_text: bool,
+        app_dumps: Callable[[object], str],
+        logger: SafeLogger,
+        debug: bool,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._json = JsonWriter(app_dumps=app_dumps, big_integers_as_text=big_integers_as_text)
+        self._logger = logger
+        self._debug = debug
+        self._warned: set[str] = set()
+
+    def encode(self, value: object, *, schema: Schema | None, handler: str) -> bytes:
+        """The body of an answer; `NO_DATA` becomes an empty one: nothing to keep for a phone.
+
+        Raises `NotAnAnswer` for what JSON cannot say, `TooLarge`, and `Aborted` for a response
+        of 4xx. `handler` is the name that errors and warnings give.
+        """
+        body = self._to_bytes(value, schema, handler)
+        if len(body) > self._max_bytes:
+            raise TooLarge(len(body), self._max_bytes)
+        return body
+
+    def _to_bytes(self, value: object, schema: Schema | None, handler: str) -> bytes:
+        is_response = isinstance(value, Response)
+        if isinstance(value, Response):
+            value = _data_of(value, handler)
+        if value is NO_DATA:
+            return b""
+        if value is None:
+            raise NotAnAnswer(handler, "None", remedy="return NO_DATA where there is nothing")
+        if schema is not None:
+            value = schema.dump(value)
+        elif type(value) is tuple:
+            raise NotAnAnswer(
+                handler,
+                "a tuple; a pull's answer has no status and no headers",
+                remedy="return its data alone, or a list; to refuse a pull, call abort(404)",
+            )
+        if isinstance(value, (str, bytes)) and not is_response:
+            return self._text(value, handler)
+        try:
+            body, big_integer = self._json.write(value)
+        except NotJsonError as error:
+            problem, remedy, cause = error.problem, error.remedy, error.__cause__
+        else:
+            if big_integer is not None:
+                self._warn_of_big_integer(handler, big_integer)
+            return body
+        raise NotAnAnswer(handler, problem, remedy=remedy) from cause
+
+    def _text(self, value: str | bytes, handler: str) -> bytes:
+        body: bytes | None = None
+        with suppress(UnicodeEncodeError):
+            body = value.encode() if isinstance(value, str) else value
+        if body is None:  # and not from the foreign error, which holds the text
+            raise NotAnAnswer(
+                handler,
+                "a str with half a surrogate pair, which is no text",
+                remedy="decode what it comes from as UTF-16",
+            )
+        if self._debug:
+            self._tell_of_text(body, handler)
+        return body
+
+    def _tell_of_text(self, body: bytes, handler: str) -> None:
+        try:
+            orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            at = f"line {error.lineno}, column {error.colno}"
+            does = f"throws a SyntaxError ({at})" if body else "gets nothing: it is no data"
+            self._logger.warning(
+                "%s returned text that is no JSON, which goes out as it is: "
+                "JSON.parse(result.fetchedData) in the mini program %s. Return a dict or a list, "
+                "or read fetchedData there without JSON.parse",
+                handler,
+                does,
+            )
+
+    def _warn_of_big_integer(self, handler: str, where: str) -> None:
+        if handler not in self._warned:
+            self._warned.add(handler)
+            self._logger.warning(
+                "%s returned an integer beyond 2**53 %s, which JavaScript rounds to another one. "
+                "Return it as a str, or set PREFETCH_BIG_INTEGERS to 'text'",
+                handler,
+                where,
+            )
 
 
-def _to_bytes(value: object, schema: Schema | None) -> bytes:
-    if value is NO_DATA:
-        return b""
-    if value is None:
-        raise NotAnAnswer("the handler returned None; return NO_DATA where there is nothing")
-    if schema is not None:
-        value = schema.dump(value)
-    elif isinstance(value, tuple):
-        raise NotAnAnswer("the handler returned a tuple; a pull has no status and no headers")
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    return _to_json(value)
-
-
-def _to_json(value: object) -> bytes:
-    body = orjson.dumps(value, default=_default)
-    # orjson writes NaN and infinity as null. Looking for them costs a walk, so walk only
-    # where a null came out. From the right, because rfind is twice as fast as `in`.
-    if body.rfind(b"null") >= 0 and _has_nonfinite(value):
-        raise NotAnAnswer("the answer holds NaN or infinity, which JSON cannot say")
-    return body
-
-
-def _default(value: object) -> object:
-    if isinstance(value, Decimal):
-        if not value.is_finite():
-            raise NotAnAnswer("the answer holds a Decimal that is not a finite number")
-        return str(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def _has_nonfinite(value: object) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, Mapping):
-        return any(_has_nonfinite(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_has_nonfinite(item) for item in value)
-    if isinstance(value, Enum):
-        return _has_nonfinite(value.value)
-    return any(map(_has_nonfinite, _dataclass_values(value)))
-
-
-def _dataclass_values(value: object) -> Iterator[object]:
-    # What orjson writes: attributes set beside the fields too, no name that begins with "_".
-    if is_dataclass(value):
-        for name in {field.name for field in fields(value)} | getattr(value, "__dict__", {}).keys():
-            if not name.startswith("_") and hasattr(value, name):
-                yield getattr(value, name)
+def _data_of(response: Response, handler: str) -> object:
+    """What the JSON of a response says: that of `jsonify` would be longer than ours."""
+    status = response.status_code
+    if 400 <= status < 500:
+        raise Aborted(status, f"{handler} returned a response of {response.status}")
+    if status == 204:
+        return NO_DATA
+    if not 200 <= status < 300:
+        raise NotAnAnswer(
+            handler, f"a response of {response.status}", remedy="return data, or call abort(404)"
+        )
+    if not response.is_json:
+        problem = f"a response that is {response.mimetype}, not JSON"
+        raise NotAnAnswer(handler, problem, remedy="return data, or jsonify(…)")
+    with suppress(ValueError, RecursionError):
+        return json.loads(response.get_data())
+    raise NotAnAnswer(handler, "a response whose JSON cannot be read", remedy="return its data")

@@ -1,14 +1,17 @@
 """A pull as a handler sees it. It notes what is read from it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 from prefetch_kit.cache.read_sets import ALL_OF_QUERY, TIMESTAMP, USER_ID, Reads
 from prefetch_kit.endpoint.request import read_page_query
 from prefetch_kit.endpoint.users import Request
 from prefetch_kit.errors import QueryKeyMissing
 from prefetch_kit.fetch_setting import Kind
+
+# Of each of the two texts that repr() shows: a query can have 4,096 characters.
+_MAX_SHOWN_CHARS: Final = 200
 
 
 class PageQuery(Mapping[str, str]):
@@ -18,42 +21,37 @@ class PageQuery(Mapping[str, str]):
     the `KeyError`; `get` and `in` ask without refusing.
     """
 
-    __slots__ = ("_reads", "_values")
+    # A function and not the values: tools that write down any object find nothing unnoted.
+    __slots__ = ("_read",)
 
     def __init__(self, page_query: str) -> None:
-        self._values = read_page_query(page_query)
-        self._reads: Reads | None = None
+        self._read = _noting(read_page_query(page_query), reads=None)
+
+    @classmethod
+    def _of(cls, values: dict[str, list[str]], reads: Reads | None) -> Self:
+        query = cls.__new__(cls)
+        query._read = _noting(values, reads)
+        return query
 
     def __getitem__(self, name: str) -> str:
-        values = self._read(name)
-        if values is None:
+        values = self.getlist(name)
+        if not values:
             raise QueryKeyMissing(name)
         return values[0]
 
     def __iter__(self) -> Iterator[str]:
-        self._read_all()
-        return iter(self._values)
+        return iter(self._read(None))
 
     def __len__(self) -> int:
-        self._read_all()
-        return len(self._values)
+        return len(self._read(None))
 
     def getlist(self, name: str) -> list[str]:
         """All values of a name, in the order they came; empty if there are none."""
-        return list(self._read(name) or ())
-
-    def _read(self, name: str) -> list[str] | None:
         if not isinstance(name, str):
-            return None  # absent from every query, so nothing to note
+            return []  # absent from every query, so nothing to note
         # An Enum that is a str writes itself otherwise than it is looked up: take the text.
         name = str.__str__(name)
-        if self._reads is not None:
-            self._reads.note(f"query={name}")
-        return self._values.get(name)
-
-    def _read_all(self) -> None:
-        if self._reads is not None:
-            self._reads.note(ALL_OF_QUERY)
+        return self._read(name)
 
     def __repr__(self) -> str:
         return "<PageQuery>"  # its names would have to be noted as read
@@ -64,8 +62,22 @@ class PageQuery(Mapping[str, str]):
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
+    def __getstate__(self) -> NoReturn:
         raise TypeError("a PageQuery cannot be pickled; read what you need from it")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        self.__getstate__()
+
+
+def _noting(values: dict[str, list[str]], reads: Reads | None) -> Callable[[str | None], list[str]]:
+    """What gives the values of one name, or all names for None, and notes that they were read."""
+
+    def read(name: str | None) -> list[str]:
+        if reads is not None:
+            reads.note(ALL_OF_QUERY if name is None else f"query={name}")
+        return [*values] if name is None else [*values.get(name, ())]
+
+    return read
 
 
 class Pull:
@@ -74,65 +86,69 @@ class Pull:
     `kind` is `"pre_fetch"` or `"period_fetch"`; `path`, `scene` and `version` are None where
     WeChat did not send them; `timestamp` is the client's claim, an aware datetime in UTC. In a
     cached handler each thing read here is noted, and the answer is kept for pulls alike in it.
+
+    `repr()` is for logs: it shows page and query, and whether a user is proved, and notes nothing.
     """
 
-    __slots__ = ("_query", "_reads", "_request", "kind")
+    # Functions and not the request, as in PageQuery.
+    __slots__ = ("_appid", "_is_shown", "_query", "_read", "_show", "kind")
 
     kind: Kind
 
     def __init__(self, request: Request, *, kind: Kind, reads: Reads | None) -> None:
         self.kind = kind
-        self._request = request
-        self._reads = reads
-        self._query: PageQuery | None = None
+        self._appid = request.asked.appid
+        self._query = PageQuery._of(request.asked.values, reads)
+        self._is_shown = False
+
+        def read(name: str) -> Any:
+            if reads is not None:
+                reads.note(name)
+            return _READERS[name](request)
+
+        self._read: Callable[[str], Any] = read
+        self._show: Callable[[], str] = lambda: _shown(request, kind)
 
     @property
     def appid(self) -> str:
-        return self._request.asked.appid  # part of every key, so not noted
+        return self._appid  # part of every key, so not noted
 
     @property
     def query(self) -> PageQuery:
-        if self._query is None:
-            query = object.__new__(PageQuery)
-            query._values, query._reads = self._request.asked.values, self._reads
-            self._query = query
         return self._query
 
     @property
     def path(self) -> str | None:
-        self._note("path")
-        return self._request.asked.path
+        path: str | None = self._read("path")
+        return path
 
     @property
     def scene(self) -> int | None:
-        self._note("scene")
-        scene: int | None = self._request.asked.others.get("scene")
+        scene: int | None = self._read("scene")
         return scene
 
     @property
     def version(self) -> str | None:
-        self._note("version")
-        version: str | None = self._request.asked.others.get("version")
+        version: str | None = self._read("version")
         return version
 
     @property
     def timestamp(self) -> datetime:
-        self._note(TIMESTAMP)
-        digits = self._request.inputs.timestamp
-        return datetime.fromtimestamp(int(digits) / (1 if len(digits) == 10 else 1000), UTC)
+        timestamp: datetime = self._read(TIMESTAMP)
+        return timestamp
 
     @property
     def user_id(self) -> str | None:
         """The user whose identity was proved; None where nothing proves one."""
-        self._note(USER_ID)
-        return self._request.user_id()
-
-    def _note(self, name: str) -> None:
-        if self._reads is not None:
-            self._reads.note(name)
+        user_id: str | None = self._read(USER_ID)
+        return user_id
 
     def __repr__(self) -> str:
-        return f"<Pull {self.kind} {self.appid}>"
+        self._is_shown = True
+        return self._show()
+
+    def __str__(self) -> str:
+        return f"<Pull {self.kind} {self.appid}>"  # the same for all that share an answer
 
     def __copy__(self) -> Self:
         return self
@@ -140,5 +156,37 @@ class Pull:
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
+    def __getstate__(self) -> NoReturn:
         raise TypeError("a Pull cannot be pickled; read what you need from it")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        self.__getstate__()
+
+
+def note_if_shown(pull: Pull, body: bytes) -> None:
+    """Note what `repr(pull)` shows, if the answer repeats it."""
+    if pull._is_shown and f"{str(pull)[:-1]} page=".encode() in body:
+        for name in ("path", ALL_OF_QUERY, USER_ID):
+            pull._read(name)
+
+
+_READERS: Final[Mapping[str, Callable[[Request], object]]] = {
+    "path": lambda request: request.asked.path,
+    "scene": lambda request: request.asked.others.get("scene"),
+    "version": lambda request: request.asked.others.get("version"),
+    ALL_OF_QUERY: lambda request: request.asked.page_query,
+    TIMESTAMP: lambda request: _time(request.inputs.timestamp),
+    USER_ID: lambda request: request.user_id(),
+}
+
+
+def _time(digits: str) -> datetime:
+    return datetime.fromtimestamp(int(digits) / (1 if len(digits) == 10 else 1000), UTC)
+
+
+def _shown(request: Request, kind: Kind) -> str:
+    asked, is_proved = request.asked, request.is_user_proved()
+    user = "not asked" if is_proved is None else "proved" if is_proved else "none"
+    page = None if asked.path is None else asked.path[:_MAX_SHOWN_CHARS]
+    query = asked.page_query[:_MAX_SHOWN_CHARS]
+    return f"<Pull {kind} {asked.appid} page={page!r} query={query!r} user={user}>"

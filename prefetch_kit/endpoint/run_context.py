@@ -1,15 +1,33 @@
 """Where functions of the app run for a pull: in the app's context, away from the request."""
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import flask
+import werkzeug.local
 from flask import Flask
 from werkzeug.routing import Map, MapAdapter
 
 # By name: an app may use its own subclass of RequestContext.
 _FLASK_CONTEXTS: Final = frozenset({"flask.app_ctx", "flask.request_ctx"})
+
+
+_FLASK: Final = str(Path(flask.__file__).parent)
+_NO_REQUEST: Final = (
+    "prefetch_kit: a handler runs outside of the request, since its answer may be served to other "
+    "pulls too. So request, session, g.user and current_user are not there. Use pull.query, "
+    "pull.path and pull.scene for what was asked, and pull.user_id for the user, such as "
+    "db.session.get(User, pull.user_id). For Flask-Babel's locale: "
+    "with force_locale(pull.query.get('lang', 'zh')): …"
+)
+_NO_BASE_URL: Final = (
+    "prefetch_kit: a handler runs outside of the request, so url_for needs to know the app's "
+    "address. Set PREFETCH_BASE_URL"
+)
 
 
 class RunContext:
@@ -46,3 +64,54 @@ def bind_urls(url_map: Map, base_url: str) -> MapAdapter:
     """An adapter that builds an app's URLs as they are on the public `base_url`."""
     parts = urlsplit(base_url)
     return url_map.bind(parts.netloc, script_name=parts.path or "/", url_scheme=parts.scheme)
+
+
+def explain(error: BaseException) -> None:
+    """Add a note to an error that comes from looking for a request where there is none.
+
+    To each of those that led to it, since apps catch such errors and raise their own.
+    """
+    for each in _chain(error):
+        note = _note(each)
+        if note is not None and note not in getattr(each, "__notes__", ()):
+            each.add_note(note)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _note(error: BaseException) -> str | None:
+    code = _raised_in(error)
+    if code is None:
+        return None
+    in_flask = code.co_filename.startswith(_FLASK)
+    match error:
+        case RuntimeError() if in_flask and code.co_name == "url_for":
+            return _NO_BASE_URL
+        case RuntimeError() if in_flask or code.co_filename == werkzeug.local.__file__:
+            return _NO_REQUEST
+        case KeyError() if in_flask:  # g.pop
+            return _NO_REQUEST
+        case AttributeError(obj=None) if "current_user" in _names(code):  # which stands for None
+            return _NO_REQUEST
+        case AttributeError() if isinstance(error.obj, Flask.app_ctx_globals_class):
+            return _NO_REQUEST
+    return None
+
+
+def _raised_in(error: BaseException) -> CodeType | None:
+    """The code of the innermost frame that an error went through."""
+    entry, code = error.__traceback__, None
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        entry = entry.tb_next
+    return code
+
+
+def _names(code: CodeType) -> tuple[str, ...]:
+    return code.co_names + code.co_varnames + code.co_freevars

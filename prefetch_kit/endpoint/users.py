@@ -28,12 +28,18 @@ _NO_TOKENS: Final = BackgroundTokens([], max_age_s=0)
 
 
 class Request:
-    """One pull: what it asks for, and the user that it proves."""
+    """One pull: what it asks for, and the user that it proves.
 
-    __slots__ = ("_prove", "_proved", "asked", "inputs")
+    `asks` says that `prove` asks the app or WeChat.
+    """
 
-    def __init__(self, inputs: Inputs, prove: Callable[[Inputs], str | None]) -> None:
+    __slots__ = ("_asks", "_prove", "_proved", "asked", "inputs")
+
+    def __init__(
+        self, inputs: Inputs, prove: Callable[[Inputs], str | None], *, asks: bool = False
+    ) -> None:
         self.inputs = inputs
+        self._asks = asks
         self.asked: Asked = inputs.asked
         self._prove = prove
         self._proved: list[str | None] = []
@@ -55,6 +61,15 @@ class Request:
         if not self._proved:
             self._proved.append(self._prove(self.inputs))
         return self._proved[0]
+
+    def is_user_proved(self) -> bool | None:
+        """Whether a user is proved; None where somebody would have to be asked, or it fails."""
+        if self._asks and not self._proved:
+            return None
+        try:
+            return self.demanded_user_id() is not None
+        except Exception:  # noqa: BLE001 (whoever needs the user hears of it)
+            return None
 
     def digest_of_credentials(self) -> bytes:
         digest = blake2b(digest_size=16)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from shlex import split
-from typing import Any
+from typing import Any, Final
 
 from prefetch_kit.addresses import (
     CONFIRM_FILE_CONTENT,
@@ -20,6 +20,9 @@ from prefetch_kit.endpoint.request import APPID
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.secret import Secret
+
+# WeChat's begin with wx, FinClip's with fc or are 24 hexadecimal digits, QQ's are digits.
+_OURS: Final = re.compile(r"(?:wx|fc).+|[0-9a-f]{24}\Z|[0-9]{5,20}\Z")
 
 
 class InvalidError(Exception):
@@ -41,9 +44,13 @@ def read_appids(value: object) -> Any:
     appids = tuple(value)
     if not appids:
         raise InvalidError("must list at least one appid", 'Write ["wx…"]')
-    for appid in appids:
-        if not isinstance(appid, str) or not APPID.match(appid):
-            raise InvalidError(f"holds {appid!r}, which is no appid", 'Write ["wx…"]')
+    for n, appid in enumerate(appids, 1):
+        if not isinstance(appid, str) or not APPID.match(appid) or not _OURS.match(appid):
+            # Not quoted: it may be an AppSecret that somebody mistook for the appid.
+            raise InvalidError(
+                f"holds something that is no appid (number {n} of {len(appids)})",
+                'Write ["wx…"], as WeChat\'s console shows it (开发管理 → 开发设置)',
+            )
     return tuple(dict.fromkeys(appids))
 
 
@@ -139,6 +146,12 @@ def read_token_call(value: object) -> str:
         raise InvalidError(
             "names no call for tokens", "Leave it out: stable_token is the one to use"
         )
+    return str(value)
+
+
+def read_big_integers(value: object) -> str:
+    if value not in ("number", "text"):
+        raise InvalidError("is neither of its two words", "Write number or text")
     return str(value)
 
 

@@ -24,6 +24,7 @@ _NEEDS_MORE: Final = {
     "login": "it needs a user",
     "page": "this page has no handler",
     "query": "it needs a query",
+    "aborted": "its handler refuses a pull like this one",
 }
 _DEPLOYED: Final = "See what the app logs, and whether the newest version is deployed there"
 

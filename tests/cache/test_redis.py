@@ -80,9 +80,9 @@ def test_no_data_of_an_older_run_drops_nothing(
 ) -> None:
     """What it did not find may have been made since."""
     key = share(make_run(), make_entry(b"new", began_ago_s=100.0))
-    store.drop(key, began_at=time.monotonic() - 200)
+    store.drop([key], began_at=time.monotonic() - 200)
     assert found(make_run()) == b"new"
-    store.drop(key, began_at=time.monotonic() - 50)
+    store.drop([key], began_at=time.monotonic() - 50)
     assert found(make_run()) is None
 
 

@@ -15,7 +15,10 @@ from prefetch_kit.endpoint.config import TABLE, Config, key_of, load_config
 from prefetch_kit.secret import Secret
 
 CANARY = "canary-3b9e"
+APP_SECRET = "0123456789abcdef" * 2
 NO_ENVIRONMENT: Mapping[str, str] = {}
+# Of QQ's and of FinClip's.
+OTHER_APPIDS = ("1109653401", "fc2259339955292421", "5facb3a52dcbff00017469bd")
 REDIS = (
     *("redis://:p@b", "redis://u:p%23@b:7/15", "redis://[::1]:7", "rediss://b/"),
     *("rediss://b?db=1&ssl_ca_certs=/ca.pem", "unix:///run/redis.sock?db=2"),
@@ -32,7 +35,22 @@ NO_REDIS = [
     ),
 ]
 WRONG: Mapping[str, list[object]] = {
-    "PREFETCH_APPIDS": [7, [], "", [""], ["wx1", 2], b"wx1", "wx1,,wx2"],
+    "PREFETCH_APPIDS": [
+        *(
+            7,
+            [],
+            "",
+            [""],
+            ["wx1", 2],
+            b"wx1",
+            "wx1,,wx2",
+            ["shop"],
+            ["shop2"],
+            "wx",
+            ["wx1", "app"],
+        ),
+        APP_SECRET,
+    ],
     "PREFETCH_APP_SECRET": ["", "  ", 7, b"x", ["x"]],
     "PREFETCH_APP_SECRETS": [7, "x", "[]", [], {"wx1": ""}, {1: "x"}, {"wx2": "x"}],
     "PREFETCH_ACCESS_TOKEN": ["", 7, b"x"],
@@ -52,6 +70,7 @@ WRONG: Mapping[str, list[object]] = {
     "PREFETCH_TOKEN_MAX_AGE": [59, 366 * 86_400 + 1, "8d", 90.5, True, "+90", "９０", "9" * 5000],
     "PREFETCH_MAX_BYTES": [0, 262_145, "256K", [1]],
     "PREFETCH_WARN_BYTES": [0, 262_145, "x", [1]],
+    "PREFETCH_BIG_INTEGERS": ["", 7, "str", ["text"]],
     "PREFETCH_DEADLINE": [0, 3601, "2s", True, [1], float("nan"), "1e3", None.__class__],
     "PREFETCH_THREADS": [0, 10_001, "many", 1.5],
     "PREFETCH_CACHE_BYTES": [-1, 2**40 + 1, "64M", 1.5],
@@ -103,6 +122,33 @@ def test_unknown_key_is_an_error(key: str) -> None:
     assert all(known in caught.value.remedy for known in TABLE)
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("PREFETCH_APPID", "APPIDS"),
+        ("PREFETCH_APPIDs", "APPIDS"),
+        ("PREFETCH_DEADLINES", "DEADLINE"),
+        ("PREFETCH_TOKEN_AGE", "TOKEN_MAX_AGE"),
+        ("PREFETCH_BASEURL", "BASE_URL"),
+        ("PREFETCH_SECRET", "APP_SECRET"),
+    ],
+)
+def test_misspelt_key_is_answered_with_the_nearest(key: str, meant: str) -> None:
+    """The remedy begins with what was probably meant."""
+    with pytest.raises(ConfigError) as caught:
+        read({key: 1})
+    assert caught.value.remedy.startswith(f"Did you mean PREFETCH_{meant}? Known are ")
+
+
+def test_appids_that_are_none_are_not_quoted() -> None:
+    """It may be the AppSecret, in the wrong place."""
+    with pytest.raises(
+        ConfigError, match=r"something that is no appid \(number 2 of 2\)"
+    ) as caught:
+        read({"PREFETCH_APPIDS": ["wx1", APP_SECRET]})
+    assert APP_SECRET not in f"{caught.value} {vars(caught.value)}"
+
+
 @pytest.mark.parametrize("key", ["prefetch_appid", "MY_PREFETCH_KEY", "PREFETCHED"])
 def test_other_peoples_keys_are_left_alone(key: str) -> None:
     """Only the kit's own prefix is the kit's business."""
@@ -132,6 +178,7 @@ def test_every_key_has_a_wrong_value() -> None:
         ("PREFETCH_APPIDS", "wx1, wx2", "appids", ("wx1", "wx2")),
         ("PREFETCH_APPIDS", ("wx1", "wx2"), "appids", ("wx1", "wx2")),
         ("PREFETCH_APPIDS", str.isdigit, "appids", ()),
+        *(("PREFETCH_APPIDS", [other], "appids", (other,)) for other in OTHER_APPIDS),
         ("PREFETCH_APP_SECRET", f" {CANARY}\n", "app_secrets", {"wx1": Secret(CANARY)}),
         ("PREFETCH_APP_SECRET", Secret(CANARY), "app_secrets", {"wx1": Secret(CANARY)}),
         ("PREFETCH_APP_SECRETS", '{"wx1": "s"}', "app_secrets", {"wx1": Secret("s")}),
@@ -169,7 +216,11 @@ def test_environment_is_read_by_exact_name(key: str) -> None:
     texts = {"PREFETCH_APP_SECRETS": '{"wx1": "x"}'}
     texts |= dict.fromkeys(("PREFETCH_CACHE_URL", "PREFETCH_TOKEN_STORE_URL"), "redis://127.0.0.1")
     texts |= {"PREFETCH_CONFIRM_FILES": '{"x.txt": "x"}'}
-    texts |= {"PREFETCH_TOKEN_CALL": "token", "PREFETCH_COMPONENT_AES_KEY": "k" * 43}
+    texts |= {
+        "PREFETCH_BIG_INTEGERS": "text",
+        "PREFETCH_TOKEN_CALL": "token",
+        "PREFETCH_COMPONENT_AES_KEY": "k" * 43,
+    }
     texts |= {"PREFETCH_COMPONENT_PREVIOUS_AES_KEY": "k" * 43, "PREFETCH_PROXY": "http://a.b:1"}
     texts |= dict.fromkeys(("PREFETCH_BASE_URL", "PREFETCH_API_BASE_URL"), "https://b.example")
     texts |= dict.fromkeys(("PREFETCH_PRE_FETCH", "PREFETCH_PERIOD_FETCH"), "cloud:e/f")

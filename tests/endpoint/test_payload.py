@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from types import MappingProxyType
@@ -14,21 +14,30 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
-from flask import Flask, jsonify
+from flask import Flask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 from marshmallow import Schema, fields
 
 from prefetch_kit import NO_DATA
-from prefetch_kit.endpoint.payload import NotAnAnswer, TooLarge, encode
+from prefetch_kit.endpoint.payload import Encoder, NotAnAnswer, TooLarge
+from prefetch_kit.logs import SafeLogger
 
 LIMIT = 262_144
 NAN, INF = math.nan, math.inf
 
 
-def encoded(value: object, *, max_bytes: int = LIMIT) -> bytes:
-    return encode(value, schema=None, max_bytes=max_bytes)
+def encoded(value: object, *, schema: Schema | None = None, max_bytes: int = LIMIT) -> bytes:
+    app = Flask("shop")
+    encoder = Encoder(
+        max_bytes=max_bytes,
+        big_integers_as_text=False,
+        app_dumps=app.json.dumps,
+        logger=SafeLogger(app.logger),
+        debug=False,
+    )
+    return encoder.encode(value, schema=schema, handler="shop.index")
 
 
 class Colour(Enum):
@@ -102,6 +111,11 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 (an untyped one is what apps 
         ({"day": date(2024, 1, 2)}, b'{"day":"2024-01-02"}'),
         (UUID(int=7), b'"00000000-0000-0000-0000-000000000007"'),
         (2**63, b"9223372036854775808"),
+        ([-(2**70)], b"[-1180591620717411303424]"),
+        ({1: "a", -2: {3: None}}, b'{"1":"a","-2":{"3":null}}'),
+        ({Level.LOW: 1, Colour.RED: 2, None: 4}, b'{"1":1,"red":2,"null":4}'),
+        (Point(1, [Point(2, 3)]), b'{"x":1,"y":[{"x":2,"y":3}]}'),
+        ([timedelta(minutes=1), timedelta(milliseconds=1500)], b"[60,1.5]"),
         (["\x00\x1f\u2028", "😀"], '["\\u0000\\u001f\u2028","😀"]'.encode()),
     ],
 )
@@ -142,15 +156,17 @@ JUNK: list[Callable[[], object]] = [
     lambda: iter([1]),
     lambda: range(3),
     lambda: {"a": {1}},
-    lambda: {1: "a"},
-    lambda: {None: "a"},
+    lambda: {1: "a", "1": "b"},
+    lambda: {INF: "a"},
     lambda: {("a",): 1},
     lambda: [object()],
     lambda: object,
     lambda: print,
     lambda: 1j,
-    lambda: 2**64,
-    lambda: [-(2**63) - 1],
+    lambda: 10**5000,
+    lambda: (1, 2),
+    lambda: [ValueError],
+    lambda: {"tags": [frozenset("a")]},
     lambda: bytearray(b"x"),
     lambda: memoryview(b"x"),
     lambda: [b"bytes inside"],
@@ -164,7 +180,6 @@ JUNK: list[Callable[[], object]] = [
     lambda: [Decimal("-Infinity")],
     lambda: ValueError("an exception returned"),
     lambda: [NO_DATA, {1}],
-    lambda: Point(1, 2),
     circular,
     circular_mapping,
     circular_dataclass,
@@ -175,14 +190,9 @@ JUNK: list[Callable[[], object]] = [
 @pytest.mark.parametrize("make", JUNK)
 def test_junk_is_a_failure(make: Callable[[], object]) -> None:
     """What JSON cannot say never becomes a body."""
-    with pytest.raises((TypeError, UnicodeEncodeError, NotAnAnswer)):
+    with pytest.raises(NotAnAnswer, match=r"^shop\.index returned .+\. [A-Z].+\.$") as caught:
         encoded(make())
-
-
-def test_flask_response_is_a_failure() -> None:
-    """A handler returns data, not a response."""
-    with Flask("shop").app_context(), pytest.raises(TypeError, match="Response"):
-        encoded(jsonify(a=1))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [NAN, INF, -INF])
@@ -206,7 +216,7 @@ def test_nested_nonfinite_number_is_a_failure(
     wrap: Callable[[float], object], number: float
 ) -> None:
     """It would reach the page as null, which is a different answer."""
-    with pytest.raises(NotAnAnswer, match="holds NaN or infinity"):
+    with pytest.raises(NotAnAnswer, match="is NaN or infinity"):
         encoded(wrap(number))
     assert encoded(wrap(1.5))
 
@@ -215,14 +225,14 @@ def test_nonfinite_number_set_beside_the_fields_is_a_failure() -> None:
     """An attribute added to a dataclass goes out too, and is looked at."""
     item = Plain()
     item.rating = NAN  # type: ignore[attr-defined]
-    with pytest.raises(NotAnAnswer, match="holds NaN or infinity"):
+    with pytest.raises(NotAnAnswer, match="is NaN or infinity"):
         encoded(item)
 
 
 @pytest.mark.parametrize("value", [Number.UNKNOWN, [Number.UNKNOWN]])
 def test_nonfinite_enum_is_a_failure(value: object) -> None:
     """An enum goes out as its value."""
-    with pytest.raises(NotAnAnswer, match="holds NaN or infinity"):
+    with pytest.raises(NotAnAnswer, match="is NaN or infinity"):
         encoded(value)
 
 
@@ -245,7 +255,7 @@ def test_exactly_the_nonfinite_trees_fail(tree: object) -> None:
     try:
         strict = json.dumps(tree, allow_nan=False)
     except ValueError:
-        with pytest.raises(NotAnAnswer, match="holds NaN or infinity"):
+        with pytest.raises(NotAnAnswer, match="is NaN or infinity"):
             encoded(tree)
     else:
         assert json.loads(encoded(tree)) == json.loads(strict)
@@ -322,7 +332,7 @@ class NullSchema(Schema):
 )
 def test_schema_dumps_first(value: object, schema: Schema, body: str) -> None:
     """Only what the schema names goes out."""
-    assert encode(value, schema=schema, max_bytes=LIMIT).decode() == body
+    assert encoded(value, schema=schema).decode() == body
 
 
 @pytest.mark.parametrize(
@@ -330,8 +340,8 @@ def test_schema_dumps_first(value: object, schema: Schema, body: str) -> None:
 )
 def test_schema_does_not_hide_junk(value: object, schema: Schema) -> None:
     """Nothing and NaN are failures with a schema too."""
-    with pytest.raises(NotAnAnswer, match=r"returned None|holds NaN"):
-        encode(value, schema=schema, max_bytes=LIMIT)
+    with pytest.raises(NotAnAnswer, match=r"returned None|is NaN"):
+        encoded(value, schema=schema)
 
 
 def test_mapping_is_walked_like_a_dict() -> None:

@@ -1,9 +1,10 @@
 """A cached handler's Pull notes all that is read from it: only pulls alike in that share."""
 
 import copy
+import inspect
 import pickle
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 from marshmallow import Schema, fields
 from werkzeug.wrappers import Response
 
@@ -75,6 +76,16 @@ class LateSchema(Schema):
 
     def read_a(self, pull: Pull) -> str | None:
         return pull.query.get("a")
+
+
+# Read by looking, and so noted.
+NOTED = ("appid", "path", "query", "scene", "timestamp", "user_id", "version")
+
+
+def slots_of(what: object) -> list[tuple[str, object]]:
+    """As tools that know no better way read an object."""
+    names = [name for each in type(what).__mro__ for name in getattr(each, "__slots__", ())]
+    return [(name, getattr(what, name)) for name in names if hasattr(what, name)]
 
 
 @pytest.fixture
@@ -221,6 +232,9 @@ DIFFERENT: dict[str, tuple[Read, tuple[Parameters, Parameters]]] = {
     "returned query": (lambda p: p.query, A),
     "query inside": (lambda p: {"page": [p.query]}, A),
     "late mapping": (Late, SCENES),
+    "repr in the answer": (lambda p: [repr(p)], A),
+    "repr of a path": (lambda p: {"log": f"{p!r}"}, ({"path": "a'b\\"}, {"path": "c"})),
+    "repr of a user": (lambda p: repr(p), ({"token": "alice"}, {})),
     "late in a dataclass": (lambda p: [Card(Late(p))], SCENES),
     "second branch": (if_b_then_c_else_a, query("b=1&c=2", "a=1&b=2")),
     "second branch's own": (if_b_then_c_else_a, query("b=1&c=2", "b=1&c=3")),
@@ -266,7 +280,7 @@ SAME: dict[str, tuple[Read, tuple[Parameters, Parameters]]] = {
     "both empty": (lambda p: [p.query["a"]], query("a", "a=")),
     "names that are no text": (by_odd_names, query("1=1", "None=1")),
     "query not looked into": (lambda p: p.query is not None, A),
-    "str of the pull": (lambda p: [repr(p), str(p), f"{p}"], ({**A[0], **SCENES[0]}, A[1])),
+    "str of the pull": (lambda p: [str(p), f"{p}"], ({**A[0], **SCENES[0]}, A[1])),
     "str of the query": (lambda p: [repr(p.query), str(p.query), f"{p.query}"], A),
     "str of its views": (lambda p: [repr(p.query.keys()), repr(p.query.items())], A),
 }
@@ -425,3 +439,73 @@ def test_pull_has_no_other_way_in(serve: Serve, ask: Ask, runs: list[Pull]) -> N
     for what in (runs[0], runs[0].query):
         with pytest.raises(TypeError, match="__dict__"):
             vars(what)
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            what.__getstate__()  # what dumpers of any object ask for
+
+
+@pytest.mark.parametrize("members", [inspect.getmembers, slots_of])
+def test_nothing_unnoted_is_found_by_looking_at_all_members(
+    serve: Serve, ask: Ask, members: Callable[[object], Iterable[tuple[str, object]]]
+) -> None:
+    """What tools that write down any object get hold of, three levels deep, shows nothing."""
+    seen: list[str] = []
+
+    def walk(what: object, depth: int) -> None:
+        for name, member in members(what):
+            if not name.startswith("__") and name not in NOTED:
+                seen.append(f"{name} {member}")
+                if depth:
+                    walk(member, depth - 1)
+
+    def read(pull: Pull) -> object:
+        walk(pull, 3)
+        walk(pull.query, 3)
+        return "x"
+
+    given = {"path": "canary", "query": "canary=canary", "customMiniprogramVersion": "canary"}
+    ask(serve(read), token="canary", **given)
+    assert seen
+    assert not [each for each in seen if "canary" in each]
+
+
+def test_repr_is_for_logs(serve: Serve, ask: Ask, runs: list[Pull]) -> None:
+    """It shows page and query, and whether a user is proved; and is not noted."""
+    shown: list[str] = []
+
+    def read(pull: Pull) -> str:
+        shown.append(repr(pull))
+        return "x"
+
+    app = serve(read)
+    for query in ("a=1", "a=2"):
+        ask(app, path="pages/a", query=query, token="canary")
+    # A verifier of the app's is not asked just to show something.
+    assert shown == ["<Pull pre_fetch wx1 page='pages/a' query='a=1' user=not asked>"]
+
+
+def test_repr_says_whether_a_user_is_proved(
+    make_app: App, prefetch: Prefetch, ask: Ask, logged: Callable[[], list[str]]
+) -> None:
+    """A token of the kit's own is checked for it; the user stays out."""
+    app = make_app(prefetch_that_logs(prefetch))
+    with app.app_context():
+        token = prefetch.issue_token("alice", appid="wx1")
+    for given in (token, "forged", None):
+        ask(app, token=given)
+    text = "".join(logged())
+    assert [each.partition(">")[0] for each in text.split("user=")[1:]] == [
+        "proved",
+        "none",
+        "none",
+    ]
+    assert "alice" not in text
+    assert token not in text
+
+
+def prefetch_that_logs(prefetch: Prefetch) -> Prefetch:
+    @prefetch.pre_fetch()
+    def handler(pull: Pull) -> str:
+        current_app.logger.info("%r", pull)
+        return "x"
+
+    return prefetch

@@ -466,12 +466,12 @@ def test_missing_key_refuses_the_pull(
     assert ask(app, query="id=x").data == b"x"
 
 
-def test_no_repr_shows_what_came() -> None:
-    """Trackers print local variables: token, code and page query stay out of them."""
-    inputs = PullParser().parse(f"{VALID}&token=canary&query=name%3Dcanary&path=pages/a".encode())
+def test_no_repr_shows_a_credential_or_a_user() -> None:
+    """Trackers print local variables: of them only the pull shows the page and its query."""
+    inputs = PullParser().parse(f"{VALID}&token=canary&query=name%3Dx&path=pages/a".encode())
     request = Request(inputs, lambda _: "canary")
     pull = Pull(request, kind="pre_fetch", reads=None)
-    assert repr(pull) == "<Pull pre_fetch wx1>"
+    assert repr(pull) == "<Pull pre_fetch wx1 page='pages/a' query='name=x' user=proved>"
     assert "canary" not in f"{inputs!r} {request!r} {pull.query!r} {pull!r} {vars(Inputs)}"
 
 

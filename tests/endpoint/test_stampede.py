@@ -9,7 +9,7 @@ from random import Random
 from threading import Event
 
 import pytest
-from flask import Flask, got_request_exception
+from flask import Flask, abort, got_request_exception
 from werkzeug.test import create_environ
 from werkzeug.wrappers import Response
 
@@ -60,6 +60,26 @@ def test_two_hundred_pulls_of_a_cold_page_are_one_run(
     replies = together(200, lambda i: ask(app, query=f"id=7&unread={i}", token=f"{i}"))
     assert {reply.data for reply in replies} == {b'["7",1]'}
     print(f"200 pulls of a cold page: runs {next(ran) - 1}")
+
+
+def test_identical_pulls_share_a_refusal(
+    make_app: App, prefetch: Prefetch, ask: Ask, until: Until, logged: Logged
+) -> None:
+    """An abort on purpose answers all that wait for it, and is no error for any of them."""
+    ran = count(1)
+
+    def handler(pull: Pull) -> object:
+        assert pull.query["id"] == "7"
+        next(ran)
+        until(lambda: waiting() == 20)
+        abort(410)
+
+    prefetch.pre_fetch(cache=30, deadline=60)(handler)
+    app = make_app(prefetch)
+    replies = together(20, lambda i: ask(app, query=f"id=7&unread={i}"))
+    assert {(reply.status_code, reply.data) for reply in replies} == {(410, b"")}
+    assert next(ran) == 2
+    assert [line.split()[0] for line in logged()] == ["INFO"] * 20
 
 
 def test_two_hundred_pulls_of_a_stale_page_are_one_run_and_wait_for_nothing(
