@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -31,15 +31,17 @@ class Handler:
     schema: Schema | None = None
     cache: CachePolicy | None = None
     deadline_s: float | None = None
+    name: str = field(init=False, compare=False)
 
-    @property
-    def name(self) -> str:
+    def __post_init__(self) -> None:
         named: Any = self.function
         while isinstance(named, partial):
             named = named.func
         if not hasattr(named, "__qualname__"):  # an object that can be called
             named = type(named)
-        return f"{named.__module__}.{named.__qualname__}"
+        module = getattr(named, "__module__", None)  # what is written in C may have none
+        name = f"{module}.{named.__qualname__}" if module else named.__qualname__
+        object.__setattr__(self, "name", name)
 
 
 @dataclass(frozen=True, slots=True)

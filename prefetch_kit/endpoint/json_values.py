@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -22,7 +21,7 @@ _MAX_INTEGER_BITS: Final = 4096  # Python makes no text of more than 4,300 digit
 # A key that is shown in an error. A longer one might be somebody's token.
 _PLAIN_KEY: Final = re.compile(r"[^\W\d]\w{0,19}")
 
-_DICT: Final = "write a dict of what the page needs, or give the handler a schema"
+_DICT: Final = "write a dict of what the page needs, give the handler a schema, or teach app.json"
 _REMEDIES: Final[tuple[tuple[Any, str], ...]] = (
     ((bytes, bytearray, memoryview), "decode them to a str"),
     (Response, "return the response itself, or put what it holds here"),
@@ -50,9 +49,7 @@ class JsonWriter:
     here. Integers that JavaScript would round are written as text where `big_integers_as_text`.
     """
 
-    def __init__(
-        self, *, app_dumps: Callable[[object], str], big_integers_as_text: bool = False
-    ) -> None:
+    def __init__(self, *, app_dumps: Callable[[object], str], big_integers_as_text: bool) -> None:
         self._app_dumps = app_dumps
         self.big_integers_as_text = big_integers_as_text
 
@@ -68,15 +65,19 @@ class JsonWriter:
             converted.append(plain)
             return plain
 
-        with suppress(TypeError):
+        try:
             body = orjson.dumps(value, default, orjson.OPT_STRICT_INTEGER)
-            # orjson writes NaN and infinity as null. Looking for them costs a walk, so walk only
-            # where a null came out. From the right, because rfind is twice as fast as `in`.
-            if body.rfind(b"null") < 0 or not any(map(_has_nonfinite, (value, *converted))):
-                return body, None
-        # Something that orjson does not write, or what reading the value raised, which comes out
-        # of orjson as a TypeError. A walk in Python says what it is and where.
-        return self._write_slowly(value)
+        except TypeError:
+            # Something that orjson does not write, or what reading the value raised, which comes
+            # out of orjson as another error. A walk in Python says what it is and where.
+            body = None
+        # orjson writes NaN and infinity as null. Looking for them costs a walk, so walk only
+        # where a null came out. From the right, because rfind is twice as fast as `in`.
+        if body is None or (
+            body.rfind(b"null") >= 0 and any(map(_has_nonfinite, (value, *converted)))
+        ):
+            return self._write_slowly(value)
+        return body, None
 
     def _write_slowly(self, value: object) -> tuple[bytes, str | None]:
         walk = _Walk(self)
@@ -164,7 +165,9 @@ class _Walk:
 
     def _mapping(self, value: Mapping[object, object], at: str, depth: int) -> object:
         plain: dict[object, object] = {}
-        for key, item in value.items():
+        # As orjson reads a dict: a MultiDict's own items() gives one value of each key.
+        items = dict.items(value) if isinstance(value, dict) else value.items()
+        for key, item in items:
             said = _key(key, at)
             if said in plain:
                 raise NotJsonError(

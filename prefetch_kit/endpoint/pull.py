@@ -12,6 +12,9 @@ from prefetch_kit.fetch_setting import Kind
 
 # Of each of the two texts that repr() shows: a query can have 4,096 characters.
 _MAX_SHOWN_CHARS: Final = 200
+# What a pull gives without a note: the query, which notes itself what is read, and its own repr.
+_QUERY: Final = "the query"
+_TO_SHOW: Final = "to show"
 
 
 class PageQuery(Mapping[str, str]):
@@ -90,24 +93,27 @@ class Pull:
     `repr()` is for logs: it shows page and query, and whether a user is proved, and notes nothing.
     """
 
-    # Functions and not the request, as in PageQuery.
-    __slots__ = ("_appid", "_is_shown", "_query", "_read", "_show", "kind")
+    # A function and not the request, as in PageQuery.
+    __slots__ = ("_appid", "_is_shown", "_query", "_read", "kind")
 
     kind: Kind
 
     def __init__(self, request: Request, *, kind: Kind, reads: Reads | None) -> None:
         self.kind = kind
         self._appid = request.asked.appid
-        self._query = PageQuery._of(request.asked.values, reads)
+        self._query: PageQuery | None = None
         self._is_shown = False
 
         def read(name: str) -> Any:
+            if name is _TO_SHOW:
+                return _shown(request, kind)
+            if name is _QUERY:
+                return PageQuery._of(request.asked.values, reads)
             if reads is not None:
                 reads.note(name)
             return _READERS[name](request)
 
         self._read: Callable[[str], Any] = read
-        self._show: Callable[[], str] = lambda: _shown(request, kind)
 
     @property
     def appid(self) -> str:
@@ -115,6 +121,8 @@ class Pull:
 
     @property
     def query(self) -> PageQuery:
+        if self._query is None:
+            self._query = self._read(_QUERY)
         return self._query
 
     @property
@@ -145,7 +153,8 @@ class Pull:
 
     def __repr__(self) -> str:
         self._is_shown = True
-        return self._show()
+        shown: str = self._read(_TO_SHOW)
+        return shown
 
     def __str__(self) -> str:
         return f"<Pull {self.kind} {self.appid}>"  # the same for all that share an answer

@@ -14,8 +14,6 @@ from werkzeug.routing import Map, MapAdapter
 
 # By name: an app may use its own subclass of RequestContext.
 _FLASK_CONTEXTS: Final = frozenset({"flask.app_ctx", "flask.request_ctx"})
-
-
 _FLASK: Final = str(Path(flask.__file__).parent)
 _NO_REQUEST: Final = (
     "prefetch_kit: a handler runs outside of the request, since its answer may be served to other "

@@ -152,6 +152,7 @@ TEA_JSON = (
         ({1: Weight(2)}, '{"1":{"grams":2,"names":{"1":"克"}}}'),
         ([Html()], '["<b>茶</b>"]'),
         (MultiDict([("a", "1"), ("a", "2")]), '{"a":["1","2"]}'),
+        ({1: MultiDict([("a", "1"), ("a", "2")])}, '{"1":{"a":["1","2"]}}'),
     ],
 )
 def test_what_apps_have_at_hand_is_data(serve: Serve, value: object, body: str) -> None:
