@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from typing import Final
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
+from prefetch_kit.quoting import HIDDEN
+
 # The last label is never a number, in any of its spellings: that would be an address.
 _DOMAIN_NAME: Final = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?:[a-z]{2,63}|xn--[a-z0-9-]{1,59})"
@@ -70,14 +72,14 @@ def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def shown(url: str) -> str:
-    """A URL without the parts that may hold a secret: user name, password, query, fragment."""
-    url = url.partition("#")[0].partition("?")[0]
+    """A URL without what may hold a secret: user name, password, parameters, query, fragment."""
+    url = url.partition("#")[0].partition("?")[0].partition(";")[0]
     try:
         parts = urlsplit(url)
     except ValueError:
         parts = SplitResult("", "", "", "", "")
-    if not parts.netloc:  # without one there is no password, but the text may hold one all the same
-        return url.rpartition("@")[2]
+    if not parts.netloc:  # it is none, and any text
+        return HIDDEN
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, Self
 
+from prefetch_kit.quoting import harmless
 from prefetch_kit.refusals import ABORTED, MALFORMED, REFUSALS, Refusal
 
 
@@ -33,7 +34,9 @@ class ForeignAppid(PrefetchKitError, ValueError):
 
     def __init__(self, appid: str) -> None:
         self.appid = appid
-        super().__init__(f"{appid!r} is not in PREFETCH_APPIDS. Add it there, or pass another.")
+        super().__init__(
+            f"{harmless(appid)} is not in PREFETCH_APPIDS. Add it there, or pass another appid."
+        )
 
 
 class PullRefused(PrefetchKitError):
@@ -247,20 +250,18 @@ class SourceRefused(RegistrarError):
 class UrlRefused(SourceRefused):
     """WeChat would not take, or could not reach, this URL."""
 
-    def __init__(self, url: str, problem: str, *, remedy: str, subject: str | None = None) -> None:
+    def __init__(self, url: str, problem: str, *, remedy: str, subject: str = "The URL") -> None:
         self.url = url
         self._why = problem
         super().__init__(
             f"cannot be registered: {problem}",
             field="url",
             remedy=remedy,
-            subject=subject or repr(url),
+            subject=subject,
         )
 
     def of(self, subject: str) -> "UrlRefused":
-        return UrlRefused(
-            self.url, self._why, remedy=self.remedy, subject=f"{subject} {self.url!r}"
-        )
+        return UrlRefused(self.url, self._why, remedy=self.remedy, subject=subject)
 
 
 class Ambiguous(RegistrarError):
@@ -440,7 +441,7 @@ class PlanUnusable(RegistrarError):
         self.path = path
         self.problem = problem
         super().__init__(
-            f"Nothing was sent: the saved plan {path} cannot be used: {problem}. "
+            f"Nothing was sent: the saved plan {harmless(path)} cannot be used: {problem}. "
             "Make a new one with plan --out."
         )
 
@@ -460,8 +461,7 @@ class NotListed(RegistrarError):
     def __init__(self, appids: Sequence[str], source: str) -> None:
         self.appids = tuple(appids)
         self.source = source
-        # An appid of WeChat's begins so. What does not may be a secret in a file taken for a list.
-        shown = [each for each in appids if each.startswith("wx")][:3]
+        shown = [each for each in appids if harmless(each) == each][:3]
         rest = len(appids) - len(shown)
         names = [*shown, *([f"{rest} more" if shown else f"{rest} names"] if rest else [])]
         super().__init__(
@@ -503,7 +503,7 @@ class BackupFailed(RegistrarError):
         self.path = path
         self.cause = cause
         self.remedy = remedy
-        super().__init__(f"Nothing was copied to {path}: {cause}. {remedy}.")
+        super().__init__(f"Nothing was copied to {harmless(path)}: {cause}. {remedy}.")
 
 
 class LockHeld(RegistrarError):

@@ -7,9 +7,8 @@ from dataclasses import fields
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from shlex import quote
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import click
@@ -27,6 +26,7 @@ from prefetch_kit.endpoint.run_context import bind_urls
 from prefetch_kit.errors import Ambiguous, ConfigError, PlanUnusable, PrefetchKitError
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, Kind
 from prefetch_kit.fleet.project import Pace, Project, load_project
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.execute import WAIT_S
 from prefetch_kit.registrar.journal import Journal
@@ -37,6 +37,10 @@ from prefetch_kit.registrar.registrar import Registrar
 from prefetch_kit.weixin.token_sources import TokenSources
 from prefetch_kit.weixin.transport import Transport, transport_of
 
+_NO_APP: Final = (
+    "--app (or FLASK_APP) leads to no Flask app: there is no such module, or no such name in it, "
+    "or the factory cannot be called so. Write MODULE:NAME, such as shop:create_app."
+)
 # From the flags, by kind of pull; "app" is the app's own URL.
 Sources = Mapping[Kind, FetchSetting | Literal["app"]]
 
@@ -63,11 +67,13 @@ class LoadedApp:
             with self._app_code():
                 is_admitted = self.config.admits(wanted)
             if not is_admitted:
-                raise ConfigError("PREFETCH_APPIDS", f"lacks {wanted}", remedy="Add it there")
+                raise ConfigError(
+                    "PREFETCH_APPIDS", f"lacks {harmless(wanted)}", remedy="Add it there"
+                )
             return wanted
         if len(known) == 1:
             return known[0]
-        choices = known or ["any that PREFETCH_APPIDS lets in"]
+        choices = list(map(harmless, known)) or ["any that PREFETCH_APPIDS lets in"]
         raise Ambiguous("mini programs", choices, flag="--appid")
 
     @cached_property
@@ -78,9 +84,8 @@ class LoadedApp:
         if wanted is None and len(names) > 1:
             raise Ambiguous("endpoints", names, flag="--endpoint")
         if wanted is not None and wanted not in names:
-            raise ConfigError(
-                "--endpoint", f"names {wanted!r}", remedy=f"Registered are {', '.join(names)}"
-            )
+            problem = f"names {harmless(wanted, among=names)}, which is not registered"
+            raise ConfigError("--endpoint", problem, remedy=f"Name one of {', '.join(names)}")
         return [r for r in self._all_routes if wanted is None or r.blueprint == wanted]
 
     def url(self, route: Route) -> str:
@@ -215,7 +220,9 @@ class LoadedApp:
         """The changes of a saved plan for this mini program. Raises `PlanUnusable`."""
         plans = dict(read_plans(path, wechat=self.wechat))
         if strangers := sorted(plans.keys() - {self.appid}):
-            raise PlanUnusable(str(path), f"it is for {strangers[0]}, and this is {self.appid}")
+            raise PlanUnusable(
+                str(path), f"it is for {harmless(strangers[0])}, and this is {self.appid}"
+            )
         return plans.get(self.appid, ())
 
     @property
@@ -274,11 +281,11 @@ def load_app(info: ScriptInfo) -> Flask:
         broken = error.__context__
         trace = broken.__traceback__ if isinstance(broken, ImportError) else None
         if broken is None or trace is None or trace.tb_next is None:
-            raise AppMissing(error.message) from None
+            # Flask's own message quotes the option, whose factory may take a secret.
+            raise AppMissing(_NO_APP if info.app_import_path else error.message) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (an app can raise anything)
         broken = error
-    app = f"--app {quote(info.app_import_path)} " if info.app_import_path else ""
     raise CommandFailed(
         f"The app could not be loaded: {cause_in_app(broken)}. "
-        f"Run `flask {app}routes` to see the whole traceback."
+        "Run `flask routes` with the same --app to see the whole traceback."
     )

@@ -35,12 +35,14 @@ from prefetch_kit.cli.output import (
     print_probe,
     print_settings,
 )
+from prefetch_kit.cli.usage import ValueRefused, WrongUsage
 from prefetch_kit.endpoint.app_state import process_of, state_of
 from prefetch_kit.errors import ProbeFailed, Refused, TokenSourceError, WeixinError
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.fleet.imported import check_free, write_project
 from prefetch_kit.fleet.run import Fleet
 from prefetch_kit.fleet.selection import Selection
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
@@ -96,7 +98,7 @@ def _check_url(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     try:
         urlsplit(value or "")
     except ValueError:
-        raise click.BadParameter("it is not a URL.") from None
+        raise ValueRefused("it is not a URL.") from None
     return value
 
 
@@ -179,7 +181,7 @@ def apply(
 ) -> None:
     """Make WeChat fetch from the sources of this app or a saved plan, and read that back."""
     if directly and not ensure_domain:
-        raise click.UsageError("--directly says how to --ensure-domain; add that too.")
+        raise WrongUsage("--directly says how to --ensure-domain; add that too.")
     refuse_sources_beside(saved, sources)
 
     def approve(found: Plan) -> None:
@@ -255,16 +257,16 @@ def import_command(
 ) -> None:
     """Write prefetch.toml from what WeChat has now, for the fleet commands."""
     if not (authorized or selection.is_all):
-        raise click.UsageError("--only and --exclude choose among merchants; add --authorized.")
+        raise WrongUsage("--only and --exclude choose among merchants; add --authorized.")
     check_free(out)
     project, printer = project_of(loaded.config, out), Printer(as_json=as_json)
     made = Fleet(project, printer, selection=selection)
     appids = None if authorized else [loaded.appid]
     done = run_fleet(printer, lambda: made.read(appids, partial(write_project, project)))
     if done.stopped_because is not None:
-        click.echo(f"Nothing was written to {out}: it would be a part of them.", err=True)
+        click.echo(f"Nothing was written to {harmless(out)}: it would be a part of them.", err=True)
     elif not done.tally["done"]:
-        click.echo(f"Nothing was written to {out}: none could be read.", err=True)
+        click.echo(f"Nothing was written to {harmless(out)}: none could be read.", err=True)
     elif count := done.apps - done.tally["done"] - done.tally["skipped"]:
         names = ", ".join(printer.not_done) + (", …" if count > len(printer.not_done) else "")
         listed = out.with_suffix(".csv")

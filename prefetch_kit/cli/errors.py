@@ -13,6 +13,7 @@ import click
 from prefetch_kit.cli.output import print_json
 from prefetch_kit.cli.signals import number_of, signals_raised
 from prefetch_kit.cli.streams import CLOSED, keep_streams_going, output_problem
+from prefetch_kit.cli.usage import unquoted
 from prefetch_kit.errors import NotConfirmed, PrefetchKitError
 
 FAILED: Final = 1
@@ -77,7 +78,10 @@ class CommandGroup(click.Group):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         keep_streams_going()  # before --help is printed
-        return super().make_context(*args, **kwargs)
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise unquoted(error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         is_outermost = ctx.parent is None or not isinstance(ctx.parent.command, CommandGroup)
@@ -100,6 +104,8 @@ class CommandGroup(click.Group):
     def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise unquoted(error) from None
         except (PrefetchKitError, OSError) as error:
             failure = failure_of(error, nothing_done=self.nothing_done)
         except KeyboardInterrupt as interrupt:

@@ -35,6 +35,7 @@ from prefetch_kit.cli.options import (
 )
 from prefetch_kit.cli.output import counted
 from prefetch_kit.cli.report import check_name, write_report
+from prefetch_kit.cli.usage import WrongUsage
 from prefetch_kit.errors import PrefetchKitError
 from prefetch_kit.fleet.history import rate_of, results_of, tally_of
 from prefetch_kit.fleet.project import load_project
@@ -42,6 +43,7 @@ from prefetch_kit.fleet.project_schema import read_rate, read_share
 from prefetch_kit.fleet.run import Fleet, Limits
 from prefetch_kit.fleet.selection import Selection
 from prefetch_kit.fleet.workers import Summary
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import Guard
 from prefetch_kit.registrar.template import PullTemplate, Template
 
@@ -166,7 +168,9 @@ def plan(made: Fleet, printer: Printer, *, out: Path | None, detailed_exitcode: 
     printer.tells_changes = detailed_exitcode
     summary = run_fleet(printer, lambda: made.plan(out=out))
     if out is not None and summary.stopped_because is not None:
-        click.echo(f"Nothing was written to {out}: it would be a part of the plan.", err=True)
+        click.echo(
+            f"Nothing was written to {harmless(out)}: it would be a part of the plan.", err=True
+        )
     sys.exit(printer.exit_code(summary))
 
 
@@ -220,7 +224,7 @@ def status(made: Fleet, printer: Printer, *, live: bool, detailed_exitcode: bool
     --only, --exclude and --detailed-exitcode are about what --live finds.
     """
     if detailed_exitcode and not live:
-        raise click.UsageError("--detailed-exitcode is about what WeChat has now; add --live.")
+        raise WrongUsage("--detailed-exitcode is about what WeChat has now; add --live.")
     history, holder = made.history, made.holder
     record = history.last_fleet()
     if record is None:

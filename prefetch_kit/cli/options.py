@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from prefetch_kit.cli.usage import ValueRefused, WrongUsage
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.fleet.project_schema import read_wait
@@ -95,7 +96,7 @@ def read_by(read: Callable[[str], Any], *, subject: str = "") -> Callable[..., A
             sentence = f"it {error.problem}. {error.remedy}."
         except ValueError as error:
             sentence = f"{subject}{error}."
-        raise click.BadParameter(sentence)
+        raise ValueRefused(sentence)
 
     return callback
 
@@ -115,7 +116,7 @@ def flag_of(kind: Kind) -> str:
 
 
 def refuse_sources_beside(saved: Path | None, sources: Collection[Kind]) -> None:
-    """Raise `click.UsageError` for flags that contradict a saved plan."""
+    """Raise `WrongUsage` for flags that contradict a saved plan."""
     if saved is not None and sources:
         flags = ", ".join(map(flag_of, sources))
-        raise click.UsageError(f"{saved} says where to fetch from; leave out {flags}.")
+        raise WrongUsage(f"The saved plan says where to fetch from; leave out {flags}.")

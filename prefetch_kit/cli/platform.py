@@ -17,6 +17,7 @@ from prefetch_kit.cli.app import settings_of
 from prefetch_kit.cli.commands import commands
 from prefetch_kit.cli.options import FILE, as_json_option
 from prefetch_kit.cli.output import print_json
+from prefetch_kit.cli.usage import ValueRefused, WrongUsage
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.authorization_links import create_links
@@ -70,7 +71,7 @@ def start_push(found: ThirdParty, *, as_json: bool) -> None:
 def _check_redirect_uri(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     # A query is the platform's own matter: WeChat adds to it.
     if problem := platform_url_problem(value.replace("?", "/", 1)):
-        raise click.BadParameter(f"it {problem}.")
+        raise ValueRefused(f"it {problem}.")
     return value
 
 
@@ -121,7 +122,7 @@ def authorize(found: ThirdParty, *, code: str | None, as_json: bool) -> None:
     """
     secret = _code_in(_read_code() if code in (None, "-") else code or "")
     if secret is None:
-        raise click.UsageError("CODE is not the auth_code from the address: it has other letters.")
+        raise WrongUsage("CODE is not the auth_code from the address: it has other letters.")
     appid = found.authorizers.accept(secret, since=time.time())
     if as_json:
         print_json({"type": "authorized", "component_appid": found.appid, "appid": appid})

@@ -10,7 +10,9 @@ from prefetch_kit.cli.commands import commands, url_argument, with_app
 from prefetch_kit.cli.errors import FAILED, CommandFailed
 from prefetch_kit.cli.options import as_json_option
 from prefetch_kit.cli.output import print_json
+from prefetch_kit.cli.usage import WrongUsage
 from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.quoting import harmless
 from prefetch_kit.refusals import MAX_ANSWER_BYTES
 from prefetch_kit.registrar.probe import (
     DEADLINE_S,
@@ -102,7 +104,7 @@ def _credentials(
 ) -> dict[str, Secret]:
     """The user of the pull, if there is one."""
     if [user, token_file, code_file].count(None) < 2:
-        raise click.UsageError("Give one of --user, --token-file and --code-file.")
+        raise WrongUsage("Give one of --user, --token-file and --code-file.")
     if user is not None:
         return {"token": Secret(loaded.issue_token(user))}
     if token_file is not None:
@@ -116,5 +118,5 @@ def _read(file: IO[str]) -> Secret:
     except UnicodeDecodeError:
         value = ""
     if not value:
-        raise CommandFailed(f"{file.name} holds no text.")
+        raise CommandFailed(f"{harmless(file.name)} holds no text.")
     return Secret(value)

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-import click
-
 from prefetch_kit.cli.errors import CommandFailed
+from prefetch_kit.cli.usage import WrongUsage
 from prefetch_kit.fetch_setting import KINDS, FetchSetting
 from prefetch_kit.fleet.results import FleetOutcome
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.records import AppRecord
 
 Row = tuple[AppRecord, FleetOutcome, str]
@@ -28,9 +28,9 @@ _FORMATS: Final = (".csv", ".json", ".jsonl")
 
 
 def check_name(out: Path) -> None:
-    """Raises `click.UsageError` for a file whose name does not say what it is."""
+    """Raises `WrongUsage` for a file whose name does not say what it is."""
     if str(out) != "-" and out.suffix not in _FORMATS:
-        raise click.UsageError(f"--out: a report is one of {', '.join(_FORMATS)}, or - for CSV.")
+        raise WrongUsage(f"--out: a report is one of {', '.join(_FORMATS)}, or - for CSV.")
 
 
 def write_report(rows: Iterable[Row], run: int, out: Path, *, as_json: bool) -> int:
@@ -121,7 +121,7 @@ def _opened(out: Path) -> Iterator[IO[str]]:
         with out.open("w", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
-        problem = f"{out} cannot be written ({error.strerror})"
+        problem = f"{harmless(out)} cannot be written ({error.strerror})"
     else:
         return
     raise CommandFailed(f"{problem}. Name another file with --out.")

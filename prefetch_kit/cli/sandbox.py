@@ -14,6 +14,7 @@ from flask.cli import ScriptInfo, pass_script_info
 from prefetch_kit.cli.app import load_app
 from prefetch_kit.cli.commands import commands
 from prefetch_kit.cli.errors import AppMissing, CommandFailed
+from prefetch_kit.cli.usage import ValueRefused
 from prefetch_kit.endpoint.app_state import state_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.run_context import bind_urls
@@ -94,7 +95,7 @@ def _seed(wechat: "Sandbox", info: ScriptInfo, *, origin: str | None) -> None:
         try:
             wechat.map_origin(host, origin)
         except SandboxError as error:
-            raise click.BadParameter(str(error), param_hint="--origin") from None
+            raise ValueRefused(str(error), param_hint="--origin") from None
     click.echo(f"Known: {', '.join(known) or 'no app'} on {host or 'no domain'}", err=True)
 
 

@@ -11,6 +11,7 @@ from prefetch_kit.cli.errors import RefusalPrinted
 from prefetch_kit.cli.interrupts import sets_explained
 from prefetch_kit.cli.options import as_json_option, wait_option, with_guards, yes_option
 from prefetch_kit.cli.output import print_json
+from prefetch_kit.cli.usage import WrongUsage
 from prefetch_kit.errors import MayBeSet, Refused, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, SOURCES, FetchSetting, Kind
 from prefetch_kit.registrar.plan import Guard
@@ -84,9 +85,7 @@ def _add_set_command(kind: Kind) -> None:
         try:
             wanted = FetchSetting(is_open, SOURCES[source], **texts).checked()
         except SourceRefused as error:
-            raise click.UsageError(
-                f"{flags[error.field]}: it {error.problem}. {error.remedy}."
-            ) from None
+            raise WrongUsage(f"{flags[error.field]}: it {error.problem}. {error.remedy}.") from None
         if wanted.open and wanted.source == "server":
             loaded.demand_handler(kind, flags["url"])
         registrar = loaded.registrar(wait_s=wait_s)

@@ -33,6 +33,7 @@ from prefetch_kit.logs import SafeLogger
 from prefetch_kit.secret import Secret
 
 EXTENSION: Final = "prefetch_kit"
+_SHORTEST_KEY: Final = 16
 
 
 @dataclass(slots=True)
@@ -169,8 +170,19 @@ def init_app(app: Flask) -> AppState:
     if EXTENSION not in app.extensions:
         config = load_config(app.config, instance_path=app.instance_path, environment=os.environ)
         app.extensions[EXTENSION] = AppState(config)
+        _warn_of_short_key(app)
         serve_confirm_files(app, config)
     return state_of(app)
+
+
+def _warn_of_short_key(app: Flask) -> None:
+    key = app.secret_key
+    if isinstance(key, (str, bytes)) and 0 < len(key) < _SHORTEST_KEY:
+        SafeLogger(app.logger).warning(
+            "SECRET_KEY is shorter than %d characters: who guesses it can mint tokens for every "
+            "user. Make one with python -c 'import secrets; print(secrets.token_hex())'.",
+            _SHORTEST_KEY,
+        )
 
 
 def state_of(app: Flask) -> AppState:

@@ -36,6 +36,7 @@ from prefetch_kit.endpoint.request import MAX_CODE_CHARS
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.quoting import harmless
 from prefetch_kit.refusals import REFUSED_HEADER
 from prefetch_kit.secret import Secret
 
@@ -172,7 +173,7 @@ class Prefetch(Blueprint):
         second. Raises `ValueError` for a page that has no handler of its own.
         """
         if page is not None and page not in self._pages["pre_fetch"]:
-            raise ValueError(f"{page!r} has no handler of its own")
+            raise ValueError("the page has no handler of its own; name a user with user_id=")
         app = _this_app()
         names = {r.blueprint for r in state_of(app).routes if r.pages in self._pages.values()}
         process_of(app).cache.invalidate([(name, page, user_id, appid) for name in names])
@@ -223,7 +224,8 @@ class Prefetch(Blueprint):
         if self._code_user and missing and config.component_appid is None:
             raise ConfigError(
                 "PREFETCH_APP_SECRETS",
-                f"lacks {', '.join(missing)}, whose login codes code_user wants exchanged",
+                f"lacks {', '.join(map(harmless, missing))}, whose login codes code_user wants "
+                "exchanged",
                 remedy="Add the AppSecret",
             )
 

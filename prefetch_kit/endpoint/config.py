@@ -14,6 +14,7 @@ from typing import Any, Final, Never, TypeVar, overload
 from prefetch_kit.endpoint import values
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import FetchSetting
+from prefetch_kit.quoting import harmless
 from prefetch_kit.refusals import MAX_ANSWER_BYTES
 from prefetch_kit.secret import Secret
 
@@ -320,7 +321,8 @@ def _read_file(name: str, path: str) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
-    raise ConfigError(name, f"names {path!r}, which cannot be read: {cause}", remedy="Fix the path")
+    problem = f"names {harmless(path)}, which cannot be read: {cause}"
+    raise ConfigError(name, problem, remedy="Name the file that holds the secret")
 
 
 def _app_secrets(config: Config) -> Mapping[str, Secret]:
@@ -337,7 +339,7 @@ def _app_secrets(config: Config) -> Mapping[str, Secret]:
     if known and (unknown := sorted(set(secrets) - set(known))):
         raise ConfigError(
             "PREFETCH_APP_SECRETS",
-            f"names {', '.join(unknown)}, which PREFETCH_APPIDS does not",
-            remedy="Add the appid there, or take it out here",
+            f"names {', '.join(map(harmless, unknown))}, which PREFETCH_APPIDS does not",
+            remedy="Add the appid there, or take it out here; appids come before their secrets",
         )
     return secrets

@@ -14,6 +14,7 @@ from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.login_limits import LoginLimits
 from prefetch_kit.errors import ConfigError, OutcomeUnknown, Refused
 from prefetch_kit.logs import SafeLogger
+from prefetch_kit.quoting import harmless
 from prefetch_kit.secret import Secret
 
 CODE_KEPT_S: Final = 300
@@ -127,7 +128,9 @@ def code_logins(config: Config, logger: SafeLogger) -> CodeLogins:
             if refused.errcode in _NOBODYS_CODE:
                 return None
             raise
-        raise ConfigError("PREFETCH_APP_SECRETS", f"lacks {appid}", remedy="Add the AppSecret")
+        raise ConfigError(
+            "PREFETCH_APP_SECRETS", f"lacks {harmless(appid)}", remedy="Add the AppSecret"
+        )
 
     limits = LoginLimits({*config.app_secrets, *config.appids}, logger=logger)
     return CodeLogins(exchange, limits=limits, wait_s=LOGIN_DEADLINE_S)

@@ -19,6 +19,7 @@ from prefetch_kit.addresses import (
 from prefetch_kit.endpoint.request import APPID
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting
+from prefetch_kit.quoting import harmless
 from prefetch_kit.secret import Secret
 
 # WeChat's begin with wx, FinClip's with fc or are 24 hexadecimal digits, QQ's are digits.
@@ -69,7 +70,7 @@ def read_secrets(value: object) -> dict[str, Secret]:
         raise InvalidError("must map each appid to its AppSecret", remedy)
     for appid, secret in secrets.items():
         if not isinstance(secret, Secret) and not (isinstance(secret, str) and secret.strip()):
-            raise InvalidError(f"has no AppSecret for {appid}", remedy)
+            raise InvalidError(f"has no AppSecret for {harmless(appid)}", remedy)
     return {appid: read_secret(secret) for appid, secret in secrets.items()}
 
 
@@ -94,6 +95,9 @@ def read_command(value: object) -> tuple[str, ...]:
         raise InvalidError(
             "must be a command line, or a list of its words", 'Write ["my-tool", "token"]'
         )
+    if "=" in words[0]:
+        problem = "begins with a variable, and no shell reads it"
+        raise InvalidError(problem, "Begin with the program, and export the variable")
     return tuple(words)
 
 
@@ -128,7 +132,7 @@ def read_confirm_files(value: object) -> dict[str, str]:
         raise InvalidError("must map the name of each confirm file to its content", remedy)
     for name, content in files.items():
         if not isinstance(name, str) or not CONFIRM_FILE_NAME.match(name):
-            raise InvalidError(f"holds {name!r}, which is no name of a confirm file", remedy)
+            raise InvalidError("holds what is no name of a confirm file", remedy)
         if not isinstance(content, str) or not CONFIRM_FILE_CONTENT.match(content):
             problem = f"gives {name} a content that is not plain ASCII, as a byte order mark is not"
             raise InvalidError(problem, remedy)

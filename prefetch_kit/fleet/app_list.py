@@ -17,6 +17,7 @@ from prefetch_kit.errors import (
 from prefetch_kit.fetch_setting import FetchSetting, Kind
 from prefetch_kit.fleet.project import Project
 from prefetch_kit.fleet.targets import Targets, wanted_text
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import OffIfFrom
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 from prefetch_kit.weixin.authorizers import Authorizers
@@ -79,7 +80,7 @@ def recover_tokens(
 
 def source_of_apps(project: Project) -> str:
     """Where the mini programs of a project are listed, in words."""
-    return "the platform's list of merchants" if project.apps is None else str(project.apps)
+    return "the platform's list of merchants" if project.apps is None else harmless(project.apps)
 
 
 def listed_appids(project: Project, authorizers: Authorizers | None, shown: Shown) -> set[str]:
@@ -88,7 +89,7 @@ def listed_appids(project: Project, authorizers: Authorizers | None, shown: Show
         return set(merchants(authorizers, shown))
     lines = list(read_list(project.apps))
     if problems := [f"{where}: {cells}" for where, cells in lines if isinstance(cells, str)]:
-        raise ListRefused(str(project.apps), problems[:_SHOWN])
+        raise ListRefused(harmless(project.apps), problems[:_SHOWN])
     return {cells.get("appid", "") for _, cells in lines if not isinstance(cells, str)}
 
 
@@ -116,9 +117,9 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
     """Add one app; what is wrong with it otherwise."""
     appid = cells.get("appid", "")
     if not APPID_SHAPE.match(appid):
-        return f"{appid[:64]!r} is no appid"
+        return "it names no appid"
     if source_of(project, appid) is None:
-        return f"there is no AppSecret for {appid} where [tokens] app_secrets leads"
+        return f"there is no AppSecret for {harmless(appid)} where [tokens] app_secrets leads"
     wanted: dict[Kind, FetchSetting | OffIfFrom] = {}
     try:
         for kind, pull in project.pulls.items():
@@ -130,7 +131,7 @@ def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | 
         return str(error)
     is_new = targets.add(appid, wanted_text(wanted))
     # Merchants who authorize while the platform's list is read move others to the next page.
-    return None if is_new or project.apps is None else f"{appid} is there twice"
+    return None if is_new or project.apps is None else f"{harmless(appid)} is there twice"
 
 
 def read_list(path: Path) -> Iterator[Listed]:
@@ -143,13 +144,13 @@ def read_list(path: Path) -> Iterator[Listed]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from read(file)
     except OSError as error:
-        raise ListRefused(str(path), [f"it cannot be read ({error.strerror})"]) from error
+        raise ListRefused(harmless(path), [f"it cannot be read ({error.strerror})"]) from error
     except UnicodeDecodeError:
-        raise ListRefused(str(path), ["it is not UTF-8 text"]) from None
+        raise ListRefused(harmless(path), ["it is not UTF-8 text"]) from None
     except ValueError:  # a NUL in it
-        raise ListRefused(repr(str(path)), ["no file can have that name"]) from None
+        raise ListRefused(harmless(path), ["no file can have that name"]) from None
     except csv.Error as error:
-        raise ListRefused(str(path), [f"it is not CSV ({error})"]) from None
+        raise ListRefused(harmless(path), [f"it is not CSV ({error})"]) from None
 
 
 def _lines(file: IO[str]) -> Iterator[str]:

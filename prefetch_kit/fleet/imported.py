@@ -11,6 +11,7 @@ from typing import Final, TextIO
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting, FetchSettings, Kind
 from prefetch_kit.fleet.project import Project
+from prefetch_kit.quoting import harmless
 
 _WECHAT: Final = "https://api.weixin.qq.com"
 
@@ -28,7 +29,7 @@ def check_free(path: Path) -> None:
             remedy += ", or remove it if an import that was cut short left it"
         raise ConfigError(str(each), "is there already", remedy=remedy)
     if not path.absolute().parent.is_dir():
-        raise ConfigError(str(path), "is in no directory", remedy="Choose another with --out")
+        raise ConfigError(harmless(path), "is in no directory", remedy="Choose another with --out")
 
 
 def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) -> Path:
@@ -50,17 +51,19 @@ def write_project(project: Project, found: Iterable[tuple[str, FetchSettings]]) 
                     writer.writerow([appid, *cells])
             if not seen.templates():
                 problem = "was not written: no pull is set that could be taken over"
-                raise ConfigError(str(project.path), problem, remedy="Set one with apply first")
+                raise ConfigError(
+                    harmless(project.path), problem, remedy="Set one with apply first"
+                )
             with _new_file(project.path, made) as file:
                 file.write(_toml(project, listed, seen))
             made.pop_all()
         except OSError as error:
             problem = f"cannot be written ({error.strerror})"
             remedy = "Choose another with --out"
-            raise ConfigError(str(project.path), problem, remedy=remedy) from error
+            raise ConfigError(harmless(project.path), problem, remedy=remedy) from error
         except UnicodeEncodeError:
             problem = "cannot be written: the name of a file or of a command is not UTF-8"
-            raise ConfigError(str(project.path), problem, remedy="Rename it") from None
+            raise ConfigError(harmless(project.path), problem, remedy="Rename it") from None
     return listed
 
 

@@ -5,6 +5,7 @@ It holds no secret: each is named, by an environment variable or a file.
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from prefetch_kit.addresses import proxy_url_problem, redis_url_problem, wechat_
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
 from prefetch_kit.fleet.project_schema import checked
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.execute import WAIT_S
 from prefetch_kit.registrar.template import PullTemplate, PullTemplates
 from prefetch_kit.secret import Secret
 
+_POSITION: Final = re.compile(r"\(at [^()]*\)\Z")
 _SECRETS: Final = ("component_secret", "app_secrets", "store_url")
 
 
@@ -132,8 +135,10 @@ def _parse(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         problem, remedy = "is not UTF-8 text", "Save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
-        problem, remedy = f"is not TOML: {error}", "Correct that line"
-    raise ConfigError(str(path), problem, remedy=remedy)
+        # What comes before the position may quote the file.
+        where = _POSITION.search(str(error))
+        problem, remedy = f"is not TOML {where[0] if where else ''}".rstrip(), "Correct that line"
+    raise ConfigError(harmless(path), problem, remedy=remedy)
 
 
 def _secret(
@@ -145,7 +150,7 @@ def _secret(
     key = f"{path}: {name}"
     if (variable := reference.get("env")) is not None:
         if not environment.get(variable, "").strip():
-            problem = f"names {variable}, which is not set in the environment"
+            problem = "names a variable that is not set in the environment"
             raise ConfigError(key, problem, remedy="Export it")
         return Secret(environment[variable].strip())
     try:
@@ -154,7 +159,9 @@ def _secret(
         problem = f"cannot be read: {error.strerror}"
     except ValueError:  # not UTF-8, or nothing
         problem = "holds no text"
-    raise ConfigError(key, f"names {reference['file']!r}, which {problem}", remedy="Fix the path")
+    raise ConfigError(
+        key, f"names {harmless(reference['file'])}, which {problem}", remedy="Fix the path"
+    )
 
 
 def _app_secrets(path: Path, packed: Secret | None) -> dict[str, Secret]:

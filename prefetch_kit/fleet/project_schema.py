@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +19,14 @@ from marshmallow import (
 from prefetch_kit.addresses import platform_url_problem
 from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.template import Template
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
 _WAIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)\Z")
 _LONGEST_WAIT_S: Final = 3600.0
 _SLOWEST: Final = 0.001  # a call in seventeen minutes
+_UNKNOWN: Final = "Unknown field."
 # marshmallow's own messages: what is said instead, and the remedy.
 _MESSAGES: Final = {
     "Unknown field": (
@@ -59,12 +61,24 @@ def _first(messages: Any, table: str = "") -> tuple[str, str, str]:
     below = messages[key]
     if isinstance(below, dict):
         return _first(below, table=f"{table}.{key}" if table else str(key))
+    if below == [_UNKNOWN]:
+        key = harmless(key, among=[known for _, keys in tables() for known in keys])
     problem, _, remedy = below[0].rstrip(".").partition("\n")
     if not remedy:
         problem, remedy = _MESSAGES.get(problem, (problem, "Correct it"))
     if key == "_schema":  # it is about the table itself
         return f"[{table}]", problem, remedy
     return f"[{table}] {key}" if table else str(key), problem, remedy
+
+
+def tables(schema: Schema | None = None, name: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The tables that the file can have, the file itself first, and the keys of each."""
+    known = (schema or _ProjectSchema()).fields
+    keys = {field.data_key or key: field for key, field in known.items()}
+    yield name, list(keys)
+    for key, field in keys.items():
+        if isinstance(field, fields.Nested):
+            yield from tables(field.schema, f"{name}.{key}".lstrip("."))
 
 
 def _invalid(problem: str, remedy: str, key: str = "_schema") -> ValidationError:

@@ -40,6 +40,7 @@ from prefetch_kit.fleet.targets import (
     settings_text,
 )
 from prefetch_kit.fleet.workers import Summary, Workers
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.database import LOCKS
 from prefetch_kit.registrar.domains import HostDomains
 from prefetch_kit.registrar.journal import Action, Journal
@@ -226,7 +227,7 @@ class Fleet:
             wechat = wechat_name(self._project.api_base_url)
             for appid, changes in read_plans(path, wechat=wechat, at_end=unread.append):
                 if not targets.add(appid, changes_text(changes)):
-                    raise PlanUnusable(str(path), f"{appid} is there twice")
+                    raise PlanUnusable(str(path), f"{harmless(appid)} is there twice")
             unlisted = self._drop_unlisted(targets, path)
             self._selection.reduce(targets, str(path))
             return self._change(

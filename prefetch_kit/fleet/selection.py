@@ -8,6 +8,7 @@ from typing import Final
 from prefetch_kit.errors import ListRefused, NotListed
 from prefetch_kit.fleet.app_list import Listed, read_list
 from prefetch_kit.fleet.targets import Targets
+from prefetch_kit.quoting import harmless
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
 _LISTS: Final = (".csv", ".jsonl")
@@ -64,13 +65,12 @@ def _read(value: str) -> Iterator[str]:
     for where, cells in read_list(path) if is_list else _names(path):
         appid = "" if isinstance(cells, str) else cells.get("appid", "")
         if not APPID_SHAPE.match(appid):
-            # It may be a secret, so it is not shown.
             problem = cells if isinstance(cells, str) else "it is no appid"
-            raise ListRefused(value, [f"{where}: {problem}"])
+            raise ListRefused(harmless(value), [f"{where}: {problem}"])
         count += 1
         yield appid
     if not count:
-        raise ListRefused(value, ["it names no mini program"])
+        raise ListRefused(harmless(value), ["it names no mini program"])
 
 
 def _names(path: Path) -> Iterator[Listed]:
@@ -78,7 +78,7 @@ def _names(path: Path) -> Iterator[Listed]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         problem = f"it is neither an appid nor a file that can be read ({error.strerror})"
-        raise ListRefused(str(path), [problem]) from error
+        raise ListRefused(harmless(path), [problem]) from error
     except ValueError:  # no text, or a NUL in the name
-        raise ListRefused(repr(str(path)), ["it is not UTF-8 text"]) from None
+        raise ListRefused(harmless(path), ["it is not UTF-8 text"]) from None
     return ((f"name {number}", {"appid": name}) for number, name in enumerate(text.split(), 1))

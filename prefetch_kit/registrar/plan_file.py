@@ -12,6 +12,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 from prefetch_kit.concurrency.owned_files import whole_file
 from prefetch_kit.errors import PlanUnusable, SourceRefused, UrlRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import Change, checked_changes
 from prefetch_kit.weixin.authorizations import APPID_SHAPE
 
@@ -52,7 +53,7 @@ def read_changes(plain: Any) -> tuple[Change, ...]:
 def check_directory(path: Path) -> None:
     """Raises `PlanUnusable` where no plan can be saved, before anybody makes one."""
     if not path.parent.is_dir():
-        raise PlanUnusable(str(path), f"it cannot be written ({path.parent} is no directory)")
+        raise PlanUnusable(str(path), "it cannot be written (its directory is not there)")
 
 
 def write_plans(path: Path, plans: Iterable[AppPlan], *, wechat: str, unread: int = 0) -> str:
@@ -120,7 +121,7 @@ def _read(
     if header.get("type") != _TYPE or header.get("version") != _VERSION:
         raise PlanUnusable(str(path), "it is no plan of this version of prefetch_kit")
     if header.get("place") != wechat:
-        raise PlanUnusable(str(path), f"it is for {header.get('place')!r}, and this is {wechat!r}")
+        raise PlanUnusable(str(path), f"it is for another WeChat, and this is {wechat}")
     digest, apps = hashlib.sha256(first.encode()), 0
     while line := file.readline(_LONGEST_LINE):
         record = _object(line)
@@ -151,11 +152,11 @@ def _saved(record: dict[str, Any], path: Path) -> AppPlan:
     try:
         return appid, read_changes(record.get("changes"))
     except ValueError:
-        raise PlanUnusable(str(path), f"what it says of {appid} is damaged") from None
+        raise PlanUnusable(str(path), f"what it says of {harmless(appid)} is damaged") from None
     except UrlRefused:
         raise
     except SourceRefused as error:
-        raise PlanUnusable(str(path), f"for {appid} it {error.problem}") from None
+        raise PlanUnusable(str(path), f"for {harmless(appid)} it {error.problem}") from None
 
 
 class _ChangeSchema(Schema):

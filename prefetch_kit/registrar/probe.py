@@ -122,7 +122,8 @@ def locate(transport: Transport, url: str) -> tuple[str, str | None]:
     never pull, and `OutcomeUnknown` where the local WeChat does not know.
     """
     parts = urlsplit(url)
-    if transport.loopback and parts.scheme == "http" and is_loopback(parts.hostname or ""):
+    is_here = is_loopback(parts.hostname or "") and "@" not in parts.netloc
+    if transport.loopback and parts.scheme == "http" and is_here:
         return parts._replace(scheme="https").geturl(), f"http://{parts.netloc}"
     if problem := public_url_problem(url):
         raise UrlRefused(shown(url), problem[0], remedy=problem[1])
@@ -133,7 +134,7 @@ def locate(transport: Transport, url: str) -> tuple[str, str | None]:
     origin = origins.get(parts.hostname) if isinstance(origins, dict) else None
     if not isinstance(origin, str):
         raise OutcomeUnknown(
-            f"GET {url}",
+            f"GET {shown(url)}",
             f"the sandbox has no origin for {parts.hostname}",
             sent=False,
             remedy="Tell it where the app listens: prefetch-kit sandbox --origin http://127.0.0.1:PORT",

@@ -10,6 +10,7 @@ from typing import Final
 from prefetch_kit.addresses import BRACE
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting, Kind
+from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import OffIfFrom
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -52,7 +53,8 @@ class Template:
         cell is of letters, digits and `._~-`. Raises ValueError and `SourceRefused`.
         """
         if absent := self._names - cells.keys():
-            raise ValueError(f"there is no column {min(absent)}, which a placeholder names")
+            name = harmless(min(absent), among=cells)
+            raise ValueError(f"there is no column {name}, which a placeholder names")
         values = {name: cells[name] for name in self._names}
         missing = sorted(name for name, value in values.items() if not value)
         if missing and (not self._text.startswith("cloud:") or self.columns <= set(missing)):

@@ -69,7 +69,7 @@ class Phones(Platform):
         """Connect to this loopback origin, like `http://127.0.0.1:8000`, for a registered host."""
         if not _is_loopback_origin(origin):
             raise SandboxError(
-                f"origin {origin!r} is not of the form http://127.0.0.1:PORT: "
+                "the origin is not of the form http://127.0.0.1:PORT: "
                 "the sandbox connects to this machine only."
             )
         with self.lock:

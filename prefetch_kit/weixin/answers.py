@@ -19,6 +19,12 @@ from prefetch_kit.secret import Secret
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _ECHO_LENGTH = 8
 _READ_CHARS = 2000
+# What is so long can be anybody's token, unless it is made of words, as getStableAccessToken and
+# authorizer_refresh_token are, or is a rid, by which WeChat finds a call.
+_LONG_RUN: Final = re.compile(r"[A-Za-z0-9_+/=@%~-]{20,}")
+_NO_TOKEN: Final = re.compile(
+    r"(?:[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}|[_/-]+[A-Z]?[a-z]{1,15})*|[0-9a-f]{8}(?:-[0-9a-f]{8}){2})\Z"
+)
 _Encode = Callable[[str], str]
 _ENCODINGS: Final[tuple[_Encode, ...]] = (str, quote, quote_plus, partial(quote, safe=""))
 
@@ -80,6 +86,7 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
 
     A part is any run of 8 characters of a secret, plain or percent-encoded, in either case,
     so that an echo that was cut short is covered too. Only the first 2000 characters stay.
+    Of other text, runs of 20 and more characters that could be a token are taken away.
     """
     shown = _CONTROL.sub(" ", text[:_READ_CHARS])
     forms = {_fold(encode(secret.reveal())) for secret in secrets for encode in _ENCODINGS}
@@ -91,7 +98,11 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
             if folded[start : start + width] in form:
                 hidden[start : start + width] = [True] * width
     masked = "".join("\0" if hide else char for char, hide in zip(shown, hidden, strict=True))
-    return re.sub("\0+", "***", masked).strip()
+    return _LONG_RUN.sub(_masked, re.sub("\0+", "***", masked)).strip()
+
+
+def _masked(run: re.Match[str]) -> str:
+    return run[0] if _NO_TOKEN.match(run[0]) else "***"
 
 
 def _fold(text: str) -> str:

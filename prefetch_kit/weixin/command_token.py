@@ -7,9 +7,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from shutil import which
 from typing import IO, cast
 
 from prefetch_kit.errors import ConfigError, TokenSourceError
+from prefetch_kit.quoting import harmless
 from prefetch_kit.secret import Secret
 from prefetch_kit.weixin.answers import UnreadableError, parse
 from prefetch_kit.weixin.token_stores.records import StoredToken, decode_secret
@@ -23,7 +25,7 @@ class CommandToken:
     The command runs without a shell and without input. It is asked once, and again when the
     token ends or is rejected; without `expires_in` it does not end. At `deadline_s` the command
     is killed, with what it started. Its output is never shown. Raises TokenSourceError,
-    which names the setting and the program only.
+    which names the setting and, where there is one of that name, the program only.
     """
 
     def __init__(self, argv: Sequence[str], *, deadline_s: float = 10.0) -> None:
@@ -53,7 +55,7 @@ class CommandToken:
         outcome = self._run()
         if isinstance(outcome, str):
             raise TokenSourceError(
-                f"PREFETCH_TOKEN_COMMAND ({self._argv[0]})",
+                f"PREFETCH_TOKEN_COMMAND ({harmless(which(self._argv[0]))})",
                 outcome,
                 remedy="Run it by hand: it must print the token, or JSON, and exit with 0",
             )

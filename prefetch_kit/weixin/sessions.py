@@ -15,6 +15,7 @@ import requests
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
 
 from prefetch_kit.errors import ConfigError
+from prefetch_kit.quoting import harmless
 from prefetch_kit.weixin.connection import DeadlineTLSSocket, PlainPool, TLSPool
 
 
@@ -143,6 +144,6 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
         return context
     raise ConfigError(
         "PREFETCH_CA_FILE",
-        f"names {ca_file!r}, which cannot be loaded ({cause})",
+        f"names {harmless(ca_file)}, which cannot be loaded ({cause})",
         remedy="Name a readable file of certificates in PEM form",
     )

@@ -100,7 +100,7 @@ def test_any_token_command_is_read_back(
 
 def test_a_proxy_is_named_and_not_written(imported: Callable[..., Project], out: Path) -> None:
     """Its credentials stay where they are."""
-    with pytest.raises(ConfigError, match="names PREFETCH_PROXY, which is not set"):
+    with pytest.raises(ConfigError, match="proxy names a variable that is not set"):
         imported(proxy=Secret("http://me:canary@proxy.example:3128"))
     assert tomllib.loads(out.read_text())["proxy"] == {"env": "PREFETCH_PROXY"}
     assert "canary" not in out.read_text()

@@ -109,7 +109,9 @@ def test_several_endpoints(cli: "Cli", app: Flask, words: list[str]) -> None:
 
 def test_an_endpoint_that_does_not_exist(cli: "Cli") -> None:
     """A mistyped blueprint is answered with the ones there are."""
-    assert "Registered are prefetch" in cli.refused("plan", "--endpoint", "prefech")
+    assert "names prefech, which is not registered. Name one of prefetch" in cli.refused(
+        "plan", "--endpoint", "prefech"
+    )
 
 
 def test_a_prefix_with_an_open_variable(cli: "Cli", settings: dict[str, Any]) -> None:
@@ -181,8 +183,8 @@ BROKEN = {
     "imports": ("import no_such_module_of_ours", "ModuleNotFoundError at "),
     "import error": ("raise ImportError(SECRET)", "ImportError at "),
     "type error": ("def create_app(): raise TypeError(SECRET)", "TypeError at "),
-    "no app": ("create_app = 3", "A valid Flask application was not obtained"),
-    "no name": ("", "Failed to find attribute 'create_app'"),
+    "no app": ("create_app = 3", "leads to no Flask app"),
+    "no name": ("", "leads to no Flask app"),
     "bad syntax": ("def", "SyntaxError at "),
 }
 
@@ -217,7 +219,7 @@ def test_the_developers_own_frame_is_named(shell: "Shell", case: str) -> None:
     (shell.cwd / "broken_app.py").write_text(f"SECRET = {shell.leaks.secrets[0]!r}\n{code}\n")
     ended = shell.run("prefetch_kit", "--app", "broken_app:create_app()", "routes")
     assert f"loaded: {error} at {shell.cwd / 'broken_app.py'}:2. " in ended.stderr
-    assert "Run `flask --app 'broken_app:create_app()' routes` to see" in ended.stderr
+    assert "Run `flask routes` with the same --app to see" in ended.stderr
 
 
 def test_bad_syntax_is_located(shell: "Shell", entry: list[str]) -> None:
@@ -280,7 +282,8 @@ def test_an_app_that_does_not_exist(shell: "Shell", entry: list[str]) -> None:
     """A mistyped module is one sentence as well."""
     words = [word.replace("shop_app", "shop_ap") for word in entry]
     ended = shell.run(*words, "show")
-    assert (ended.status, ended.stderr) == (1, "Error: Could not import 'shop_ap'.\n")
+    assert (ended.status, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith("Error: --app (or FLASK_APP) leads to no Flask app")
 
 
 def test_closed_standard_input(shell: "Shell", wx: Sandbox) -> None:

@@ -126,7 +126,7 @@ def test_a_port_that_is_taken(shell: "Shell") -> None:
     [
         (["--app", "shop_app", "sandbox", "--origin", "http://shop.example:1"], 2, "--origin"),
         (["sandbox", "--origin", "http://127.0.0.1:8000"], 1, "--app"),
-        (["--app", "no_such_app", "sandbox"], 1, "Could not import 'no_such_app'"),
+        (["--app", "no_such_app", "sandbox"], 1, "--app (or FLASK_APP) leads to no Flask app"),
     ],
 )
 def test_what_it_cannot_start_with(

@@ -30,7 +30,7 @@ def test_plan_then_apply(cli: "Cli", wx: Sandbox, served: str, saved: str) -> No
 
 def test_a_directory_that_is_missing_is_said_first(cli: "Cli", wx: Sandbox) -> None:
     """Before anybody is asked: what was read could not be saved."""
-    assert "is no directory" in cli.refused("plan", "--out", "none/plan.json")
+    assert "its directory is not there" in cli.refused("plan", "--out", "none/plan.json")
     assert wx.requests() == []
 
 

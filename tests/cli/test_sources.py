@@ -250,7 +250,7 @@ def test_weixins_own_refusal_keeps_its_sentence(cli: "Cli", wx: Sandbox) -> None
             ["--pre-fetch-type", "0", "--pre-fetch-url", "https://a.example", "--pre-env", "e"],
             "--pre-fetch-url: it names a URL and a cloud function at once",
         ),
-        (["--pre-fetch-type", "2"], "'--pre-fetch-type': 2 is not in the range 0<=x<=1"),
+        (["--pre-fetch-type", "2"], "'--pre-fetch-type': it is not a whole number from 0 to 1"),
         ([], "Missing option '--pre-fetch-type'"),
     ],
 )

@@ -109,7 +109,7 @@ def make_app() -> Callable[..., Flask]:
 
     def make_app(*blueprints: Prefetch, **config: object) -> Flask:
         app = Flask("shop")
-        app.config.update({"SECRET_KEY": "a key", "PREFETCH_APPIDS": ["wx1"]} | config)
+        app.config.update({"SECRET_KEY": "a key of the shop", "PREFETCH_APPIDS": ["wx1"]} | config)
         for blueprint in blueprints:
             app.register_blueprint(blueprint)
         return app

@@ -31,7 +31,7 @@ def page(pull: Pull) -> str:
 
 
 app = Flask("shop")
-app.config.update(SECRET_KEY="a key", PREFETCH_APPIDS=["wx1"])
+app.config.update(SECRET_KEY="a key of the shop", PREFETCH_APPIDS=["wx1"])
 app.register_blueprint(prefetch)
 
 

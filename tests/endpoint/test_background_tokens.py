@@ -35,12 +35,12 @@ NOW = 1_700_000_000
 
 
 def tokens(*keys: str) -> BackgroundTokens:
-    return BackgroundTokens(keys or ("a key",), max_age_s=DAY_S)
+    return BackgroundTokens(keys or ("a key of the shop",), max_age_s=DAY_S)
 
 
 def signed(payload: bytes, *, salt: str = "prefetch_kit.background-token.v1:wx1") -> str:
-    """A genuine signature by the key "a key" over any payload, made without the kit."""
-    signer = Signer("a key", salt, key_derivation="hmac", digest_method=hashlib.sha256)
+    """A genuine signature by the key "a key of the shop" over any payload, made without the kit."""
+    signer = Signer("a key of the shop", salt, key_derivation="hmac", digest_method=hashlib.sha256)
     return signer.sign(urlsafe_b64encode(payload).rstrip(b"=")).decode()
 
 

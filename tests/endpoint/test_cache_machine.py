@@ -620,7 +620,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def in_memory(blueprints: Sequence[Prefetch], **config: object) -> Flask:
     app = Flask("cache_machine")
     app.logger.disabled = True  # handlers fail all the time
-    app.config |= {"SECRET_KEY": "a key", "PREFETCH_APPIDS": APPIDS}
+    app.config |= {"SECRET_KEY": "a key of the shop", "PREFETCH_APPIDS": APPIDS}
     app.config |= {"PREFETCH_DEADLINE": PATIENCE_S} | config
     for blueprint in blueprints:
         app.register_blueprint(blueprint)

@@ -431,3 +431,17 @@ def test_command_told_the_appid_serves_several(
         PREFETCH_APPIDS=["wx1", "wx2"],
         PREFETCH_TOKEN_COMMAND=["my-tool", "--account={appid}"],
     )
+
+
+@pytest.mark.parametrize(("key", "warnings"), [("dev", 1), (b"dev", 1), ("k" * 16, 0), (None, 0)])
+def test_a_short_key_is_told_of(
+    make_app: Callable[..., Flask],
+    logged: Callable[[], list[str]],
+    key: object,
+    warnings: int,
+) -> None:
+    """Once for an app, and without the key."""
+    make_app(Prefetch("one", __name__), Prefetch("two", __name__), SECRET_KEY=key)
+    found = [line for line in logged() if "SECRET_KEY is shorter than 16 characters" in line]
+    assert len(found) == warnings
+    assert "dev" not in "".join(found)

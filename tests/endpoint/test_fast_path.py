@@ -56,7 +56,10 @@ class Shop:
             before(prefetch)
         self.app = flask("shop")
         self.app.url_map = self.requests = Requests()
-        self.app.config |= {"SECRET_KEY": "a key", "PREFETCH_APPIDS": ["wx1", "wx2"]} | config
+        self.app.config |= {
+            "SECRET_KEY": "a key of the shop",
+            "PREFETCH_APPIDS": ["wx1", "wx2"],
+        } | config
         self.app.register_blueprint(prefetch)
         if not is_bare:
             self.app.before_request(lambda: None)
@@ -533,7 +536,7 @@ def test_changed_key_forgets_verified_tokens() -> None:
     assert shop.ask(shop.fast, query)[2] == b'["wx1","alice"]'
     shop.app.config["SECRET_KEY"] = "another key"
     assert shop.ask(shop.fast, query)[2] == b'["wx1",null]'
-    shop.app.config["SECRET_KEY_FALLBACKS"] = ["a key"]
+    shop.app.config["SECRET_KEY_FALLBACKS"] = ["a key of the shop"]
     assert shop.ask(shop.fast, query)[2] == b'["wx1","alice"]'
 
 

@@ -47,7 +47,7 @@ def slow(pull):
 
 
 app = Flask("shop")
-app.config.update(SECRET_KEY="a key", PREFETCH_APPIDS=["wx1"])
+app.config.update(SECRET_KEY="a key of the shop", PREFETCH_APPIDS=["wx1"])
 app.register_blueprint(prefetch)
 app.wsgi_app = fast_path(app)
 """

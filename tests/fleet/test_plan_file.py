@@ -61,6 +61,6 @@ def test_a_saved_plan_tells_who_could_not_be_read(merchants: "Merchants") -> Non
 def test_a_plan_that_could_not_be_saved_is_not_made(merchants: "Merchants") -> None:
     """Nobody is asked."""
     merchants.add(1)
-    with pytest.raises(PlanUnusable, match="is no directory"):
+    with pytest.raises(PlanUnusable, match="its directory is not there"):
         merchants.fleet().plan(out=merchants.folder / "none" / "plan.jsonl")
     assert merchants.wx.requests() == []

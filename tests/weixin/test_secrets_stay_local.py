@@ -60,9 +60,9 @@ def test_commands_that_fail(watch: "Watch", monkeypatch: pytest.MonkeyPatch, nam
 
 
 def test_a_command_that_is_missing(watch: "Watch") -> None:
-    """Its name is shown, its arguments are not."""
-    source = CommandToken(["/nowhere/token", "--key", APP_SECRET])
-    with pytest.raises(TokenSourceError, match="/nowhere/token") as caught:
+    """Its name is not shown, since it may be the token; its arguments are not either."""
+    source = CommandToken([TOKEN, "--key", APP_SECRET])
+    with pytest.raises(TokenSourceError, match=r"\*\*\*.*cannot be started") as caught:
         source.get()
     error = caught.value
     lines = traceback.TracebackException.from_exception(error, capture_locals=True).format()
@@ -150,6 +150,26 @@ def test_scrubbed_to_the_last_character(spell: Callable[[str], str]) -> None:
     """A secret of reserved characters only, in each of its spellings."""
     secret = "/a +=/b +=/c +=/d +="
     assert scrub(f"bad <{spell(secret)}>\0!", [Secret(secret)]) == "bad <***> !"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("hint: [75_QLoN8u3gJ0zP4wcxXq2b] rest", "hint: [***] rest"),
+        ("secret 0123456789abcdef0123456789abcdef.", "secret ***."),
+        ("abcdefghijklmnopqrstuvwxyz", "***"),
+        ("refreshtoken@@@gk4HN2X0vB8e0s1mfW3b", "***"),
+        ("a=b%2F0123456789012345678", "***"),
+        ("get it by getStableAccessToken", "get it by getStableAccessToken"),
+        ("invalid authorizer_refresh_token", "invalid authorizer_refresh_token"),
+        ("see https://mmbizurl.cn/s/JtxxFh33r", "see https://mmbizurl.cn/s/JtxxFh33r"),
+        ("x rid: 6170df6f-1a5a5d4e-5c7ba1b9", "x rid: 6170df6f-1a5a5d4e-5c7ba1b9"),
+        ("a-long-host.shop.example", "a-long-host.shop.example"),
+    ],
+)
+def test_foreign_text_that_could_be_a_token(told: str, shown: str) -> None:
+    """Whose token it is does not matter; words, rids, hosts and WeChat's own links stay."""
+    assert scrub(told, []) == shown
 
 
 def test_scrubbing_leaves_other_text() -> None:

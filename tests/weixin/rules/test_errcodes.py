@@ -207,7 +207,7 @@ def test_the_rid_is_cut_out_of_the_message(errmsg: str, shown: str, rid: str | N
 
 def test_a_long_message_is_cut_but_keeps_its_rid() -> None:
     """300 characters of foreign text are enough; the rid behind them is not lost."""
-    refused = refusal("get", -1, "x" * 900 + " rid: 5f7d")
+    refused = refusal("get", -1, "no " * 300 + "rid: 5f7d")
     assert (len(refused.errmsg), refused.rid) == (300, "5f7d")
 
 
