@@ -19,6 +19,8 @@ from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
+from prefetch_kit.endpoint.app_state import hide_from_app
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
@@ -55,7 +57,8 @@ def _is_flasks_own(step: object) -> bool:
 
 def is_left_alone(app: Flask, endpoint: str) -> bool:
     """Whether no function of the app's runs around a view, and no receiver hears of its request."""
-    if any(signal.has_receivers_for(app) for signal in _SIGNALS):
+    receivers = (each for signal in _SIGNALS for each in signal.receivers_for(app))
+    if any(each is not hide_from_app for each in receivers):
         return False
     return not any(
         functions.get(scope)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from blinker import NamedSignal
-from flask import Flask, got_request_exception
+from flask import Flask, got_request_exception, request, request_started
 from itsdangerous import want_bytes
 
 from prefetch_kit.cache.answers import AnswerCache
@@ -24,6 +24,7 @@ from prefetch_kit.endpoint.config import Config, load_config
 from prefetch_kit.endpoint.confirm_files import serve_confirm_files
 from prefetch_kit.endpoint.dispatch import Dispatcher, from_handler
 from prefetch_kit.endpoint.handlers import Route
+from prefetch_kit.endpoint.hidden_query import hide_credentials, hide_from_server_logs
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login, code_logins, may_be_code
 from prefetch_kit.endpoint.payload import Encoder
 from prefetch_kit.endpoint.run_context import RunContext
@@ -135,9 +136,9 @@ class Process:
             )
             return
         error.__traceback__ = from_handler(error.__traceback__)
-        SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)
         with self._app.app_context():
             send_got_request_exception(self._app, error)
+        SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)
 
 
 def _redis_store(
@@ -171,8 +172,16 @@ def init_app(app: Flask) -> AppState:
         config = load_config(app.config, instance_path=app.instance_path, environment=os.environ)
         app.extensions[EXTENSION] = AppState(config)
         _warn_of_short_key(app)
+        request_started.connect(hide_from_app, app)
+        hide_from_server_logs()
         serve_confirm_files(app, config)
     return state_of(app)
+
+
+def hide_from_app(app: Flask, **_: object) -> None:
+    """A receiver of `request_started`, which Flask sends before any function of the app runs."""
+    if request.endpoint in state_of(app).endpoints:
+        hide_credentials(request)
 
 
 def _warn_of_short_key(app: Flask) -> None:

@@ -31,6 +31,7 @@ from prefetch_kit.endpoint.handlers import (
     Route,
     refuse_unfit,
 )
+from prefetch_kit.endpoint.hidden_query import query_of
 from prefetch_kit.endpoint.login_codes import Login
 from prefetch_kit.endpoint.request import MAX_CODE_CHARS
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
@@ -233,16 +234,20 @@ class Prefetch(Blueprint):
 def _view(route: Route) -> Callable[..., Response]:
     def view(**route_values: object) -> Response:
         app = _this_app()
+        dispatcher = process_of(app).dispatcher(route.endpoint)
         if request.method in _METHODS:
-            dispatcher = process_of(app).dispatcher(route.endpoint)
-            done = dispatcher.answer(request.query_string, route_values=route_values)
+            done = dispatcher.answer(query_of(request), route_values=route_values)
         else:
             done = Answer(405, b"", route.kind, seconds=0.0, refused="method")
         send_signals(app, done)
         if done.error is not None:
             if propagates(app):
+                dispatcher.log_failure(done)
                 _raise_on(done.error)
+            # First: error trackers report what they see twice only as they see it first, and a
+            # log line would be an error that somebody handled.
             send_got_request_exception(app, done.error)
+            dispatcher.log_failure(done)
         return respond(app, done)
 
     return view

@@ -81,7 +81,8 @@ class Dispatcher:
         self._debug = debug
 
     def answer(self, query_string: bytes, *, route_values: Mapping[str, object]) -> Answer:
-        """Answer one pull. Never raises for what came in; an app's own failure is in `error`."""
+        """Answer one pull. Never raises for what came in. An app's own failure is in `error`, and
+        `log_failure` logs it."""
         started = time.perf_counter()
         asked: Asked | None = None
         registration: Registration | None = None
@@ -103,7 +104,8 @@ class Dispatcher:
                     retry_after_s = _retry_after_s(registration)
             else:
                 failure, refused = error, "too-large" if isinstance(error, TooLarge) else "failed"
-                status, incident = 500, self._note_failure(error, registration)
+                status, incident = 500, secrets.token_hex(6)
+                error.__traceback__ = from_handler(error.__traceback__)
         handler = registration.handler if registration else None
         return Answer(
             status=status,
@@ -229,17 +231,15 @@ class Dispatcher:
         )
         return incident
 
-    def _note_failure(self, error: BaseException, registration: Registration | None) -> str:
-        incident = secrets.token_hex(6)
-        error.__traceback__ = from_handler(error.__traceback__)
+    def log_failure(self, done: Answer) -> None:
+        """Log the `error` of an answer with its traceback."""
         self._logger.error(
             "%s of page %r failed (incident %s)",
-            self.route.kind,
-            registration.handler.page if registration else None,
-            incident,
-            exc_info=error,
+            done.kind,
+            done.page,
+            done.incident,
+            exc_info=done.error,
         )
-        return incident
 
 
 def _retry_after_s(registration: Registration) -> int:

@@ -23,6 +23,7 @@ from prefetch_kit.endpoint.blueprint import (
 )
 from prefetch_kit.endpoint.dispatch import Answer, Dispatcher
 from prefetch_kit.endpoint.handlers import Route
+from prefetch_kit.endpoint.hidden_query import hide_from_sentry
 from prefetch_kit.endpoint.users import Request
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class FastPath:
             or self._app.config["DEBUG"]
         ):
             return self._inside(environ, start_response)
+        hide_from_sentry()
         query_string = environ.get("QUERY_STRING", "")
         body = self._cached_body(url, query_string)
         if body is None:
@@ -133,6 +135,8 @@ class FastPath:
         with self._app.app_context() if needs_app else nullcontext():
             done = url.dispatcher.answer(query_string.encode("latin-1"), route_values={})
             send_signals(self._app, done)
+            if done.error is not None:
+                url.dispatcher.log_failure(done)
         return done
 
 

@@ -1,0 +1,79 @@
+"""The credentials of a pull, out of sight of what takes a request's query as it is.
+
+That is the app's own loggers, and trackers such as Sentry and OpenTelemetry.
+"""
+
+import logging
+import re
+import sys
+from typing import Any, Final
+
+from flask import Request
+
+from prefetch_kit.endpoint.request import PARAMETERS
+from prefetch_kit.secret import Secret
+
+# In the WSGI environment: the query as it came.
+_AS_IT_CAME: Final = "prefetch_kit.query_string"
+_CREDENTIALS: Final = "|".join(each.name for each in PARAMETERS if each.is_credential)
+_CREDENTIAL: Final = re.compile(rf"(?:(?<=[?&])|^)(?:{_CREDENTIALS})=[^&]*&?")
+# What werkzeug has computed from the query, if something asked for it.
+_COMPUTED: Final = ("args", "values", "url", "full_path")
+# A pull as a server logs it: a request line that ends with its version, or a target alone.
+_PULL: Final = re.compile(r"((?:pre|period)_fetch/*\?)(?:.*(?= HTTP/)|.*)", re.DOTALL)
+# Their loggers print the whole target, of a malformed request too.
+_SERVER_LOGS: Final = ("gunicorn.access", "gunicorn.error", "werkzeug")
+
+
+def without_credentials(query: str) -> str:
+    """A query string, or what ends with one, without the token and the code."""
+    return _CREDENTIAL.sub("", query).rstrip("&?")
+
+
+def hide_credentials(request: Request) -> None:
+    """Take the credentials out of a request, and keep its query for `query_of`."""
+    environ = request.environ
+    if not (query := environ.get("QUERY_STRING")):
+        return
+    environ.setdefault(_AS_IT_CAME, Secret(query))
+    shown = environ["QUERY_STRING"] = without_credentials(query)
+    request.query_string = shown.encode("latin-1")
+    for name in ("RAW_URI", "REQUEST_URI"):
+        if "?" in environ.get(name, ""):
+            environ[name] = f"{environ[name].partition('?')[0]}?{shown}"
+    for name in _COMPUTED:
+        request.__dict__.pop(name, None)
+    hide_from_sentry()
+
+
+def query_of(request: Request) -> bytes:
+    """The query of a request as it came."""
+    kept: Secret | None = request.environ.get(_AS_IT_CAME)
+    return request.query_string if kept is None else kept.reveal().encode("latin-1")
+
+
+def hide_from_sentry() -> None:
+    """Have Sentry, which kept the query before Flask began, send this request without them."""
+    if (sentry := sys.modules.get("sentry_sdk")) is not None:
+        sentry.get_isolation_scope().add_event_processor(_clean_event)
+
+
+def _clean_event(event: Any, _hint: object) -> Any:
+    request = event.get("request") or {}
+    for name in ("query_string", "url"):
+        if isinstance(request.get(name), str):
+            request[name] = without_credentials(request[name])
+    return event
+
+
+def hide_from_server_logs() -> None:
+    """Have gunicorn and Flask's own server log pulls without their query."""
+    for name in _SERVER_LOGS:
+        logging.getLogger(name).addFilter(_shorten_record)
+
+
+def _shorten_record(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    if "_fetch" in text:
+        record.msg, record.args = _PULL.sub(r"\1***", text), ()
+    return True
