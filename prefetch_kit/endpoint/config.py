@@ -197,7 +197,8 @@ class Config:
     context_vars: frozenset[str] = setting(
         values.read_names,
         default=frozenset(),
-        meaning="names of context variables that cached handlers keep, for tracing",
+        meaning="names of context variables that cached handlers keep; the traces of Sentry and "
+        "OpenTelemetry need none",
     )
     api_base_url: str = setting(
         values.read_api_base_url,

@@ -12,6 +12,8 @@ import werkzeug.local
 from flask import Flask
 from werkzeug.routing import Map, MapAdapter
 
+from prefetch_kit.endpoint.trace_context import trace_keepers
+
 # By name: an app may use its own subclass of RequestContext.
 _FLASK_CONTEXTS: Final = frozenset({"flask.app_ctx", "flask.request_ctx"})
 _FLASK: Final = str(Path(flask.__file__).parent)
@@ -42,12 +44,15 @@ class RunContext:
     def capture(self, names: frozenset[str] | None = None) -> Callable[[Callable[[], Any]], Any]:
         """What calls one function later, in any thread, with the present context variables.
 
-        `names` are the variables to keep; None keeps all but Flask's.
+        `names` are the variables to keep, besides the trace; None keeps all but Flask's.
         """
         captured = contextvars.Context()
         for variable, value in contextvars.copy_context().items():
             if variable.name not in _FLASK_CONTEXTS and (names is None or variable.name in names):
                 captured.run(variable.set, value)
+        if names is not None:
+            for keep_trace in trace_keepers():
+                captured.run(keep_trace)
         return lambda function: captured.run(self._in_app, function)
 
     def _in_app(self, function: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """A pull's token and code stay out of the logs and trackers of others, which are real here."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,25 @@ import pytest
 pytestmark = pytest.mark.slow
 
 TRACKERS = Path(__file__).with_name("trackers.py")
+DOCS = Path(__file__).parents[2] / "docs/logs.md"
+OUTER = """
+from flask import Flask
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+from prefetch_kit import Prefetch
+
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+app = Flask(__name__)
+app.config.update(SECRET_KEY="a key of the shop", PREFETCH_APPIDS=["wx01"])
+app.register_blueprint(Prefetch("prefetch", __name__, url_prefix="/prefetch"))
+"""
+PULLED = """
+pull = "/prefetch/pre_fetch?appid=wx01&timestamp=1700000000&token=CANARY"
+app.test_client().get(pull, buffered=True)
+"""
 STATUSES = [200, 200, 200, 200, 500, 500, 503, 404, 401, 400, 400, 405]
 
 
@@ -58,6 +78,36 @@ def test_sentry_is_told_of_failures_once_and_of_no_credentials(way: list[str]) -
 def test_all_of_them_together() -> None:
     """They wrap each other."""
     assert told("sentry", "otel", "logger", "fast")["spans"]
+
+
+def test_the_lines_of_the_docs_hide_the_query_from_middleware(tmp_path: Path) -> None:
+    """What a tracer around the app has seen before Flask began."""
+    (lines,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "traced_shop.py").write_text(OUTER + lines + PULLED)
+    command = [sys.executable, str(tmp_path / "traced_shop.py")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "/prefetch/pre_fetch" in ended.stdout
+    assert "CANARY" not in ended.stdout + ended.stderr
+
+
+def test_a_cached_handler_keeps_the_trace_and_nothing_of_a_user() -> None:
+    """Without naming a variable; variables of the app that are called alike are not kept."""
+    command = [sys.executable, str(TRACKERS.with_name("traced.py"))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CANARY" not in ended.stdout + ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["status"] == 200
+    (inside,) = told["inside"]
+    assert (inside["baggage"], inside["attributes"]) == ({}, "None")
+    assert inside["namesakes"] == ["none", "none"]
+    own, request = told["spans"]
+    assert own["parent_id"] == request["context"]["span_id"]
+    message = next(each for each in told["sentry"] if each.get("message"))
+    transaction = next(each for each in told["sentry"] if each.get("type") == "transaction")
+    assert message["contexts"]["trace"]["trace_id"] == transaction["contexts"]["trace"]["trace_id"]
+    assert "a query of the handler" in str(transaction["spans"])
+    assert "alice" in str(transaction)
+    assert "alice" not in str(message)
 
 
 SHOP = """
