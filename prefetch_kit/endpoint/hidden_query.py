@@ -21,6 +21,8 @@ _CREDENTIAL: Final = re.compile(rf"(?:(?<=[?&])|^)(?:{_CREDENTIALS})=[^&]*&?")
 _COMPUTED: Final = ("args", "values", "url", "full_path")
 # A pull as a server logs it: a request line that ends with its version, or a target alone.
 _PULL: Final = re.compile(r"((?:pre|period)_fetch/*\?)(?:.*(?= HTTP/)|.*)", re.DOTALL)
+# Where a log format prints the query apart from the path.
+_CREDENTIAL_IN_TEXT: Final = re.compile(rf"\b({_CREDENTIALS})=[^&\s\"']*")
 # Their loggers print the whole target, of a malformed request too.
 _SERVER_LOGS: Final = ("gunicorn.access", "gunicorn.error", "werkzeug")
 
@@ -75,5 +77,6 @@ def hide_from_server_logs() -> None:
 def _shorten_record(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     if "_fetch" in text:
-        record.msg, record.args = _PULL.sub(r"\1***", text), ()
+        text = _PULL.sub(r"\1***", text)
+        record.msg, record.args = _CREDENTIAL_IN_TEXT.sub(r"\1=***", text), ()
     return True
