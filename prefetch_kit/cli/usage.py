@@ -39,7 +39,7 @@ def unquoted(error: click.UsageError) -> click.UsageError:
         return WrongUsage(f"There is no such option.{near}", error.ctx)
     if error.ctx is not None and isinstance(error.ctx.command, click.Group):
         known = ", ".join(error.ctx.command.list_commands(error.ctx))
-        return WrongUsage(f"There is no such command. There are {known}.", error.ctx)
+        return WrongUsage(f"There is no such command. The commands are {known}.", error.ctx)
     return WrongUsage("There is a word too many.", error.ctx)
 
 

@@ -56,8 +56,13 @@ def query_of(request: Request) -> bytes:
 
 def hide_from_sentry() -> None:
     """Have Sentry, which kept the query before Flask began, send this request without them."""
-    if (sentry := sys.modules.get("sentry_sdk")) is not None:
-        sentry.get_isolation_scope().add_event_processor(_clean_event)
+    get_scope = getattr(sys.modules.get("sentry_sdk"), "get_isolation_scope", None)
+    if get_scope is None:
+        return
+    scope = get_scope()
+    # It has to come last. A scope that is not of one request has it already.
+    if getattr(scope, "_event_processors", [])[-1:] != [_clean_event]:
+        scope.add_event_processor(_clean_event)
 
 
 def _clean_event(event: Any, _hint: object) -> Any:
@@ -75,7 +80,10 @@ def hide_from_server_logs() -> None:
 
 
 def _shorten_record(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001 (whatever is wrong with it, the handlers will tell)
+        return True
     if "_fetch" in text:
         text = _PULL.sub(r"\1***", text)
         record.msg, record.args = _CREDENTIAL_IN_TEXT.sub(r"\1=***", text), ()

@@ -2,6 +2,7 @@
 
 import contextvars
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType
 from typing import Any, Final
@@ -51,8 +52,10 @@ class RunContext:
             if variable.name not in _FLASK_CONTEXTS and (names is None or variable.name in names):
                 captured.run(variable.set, value)
         if names is not None:
-            for keep_trace in trace_keepers():
-                captured.run(keep_trace)
+            # Whatever a tracker does: without its trace the pull is answered all the same.
+            with suppress(Exception):
+                for keep_trace in trace_keepers():
+                    captured.run(keep_trace)
         return lambda function: captured.run(self._in_app, function)
 
     def _in_app(self, function: Callable[[], Any]) -> Any:

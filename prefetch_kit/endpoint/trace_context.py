@@ -12,7 +12,8 @@ from typing import Any
 
 def trace_keepers() -> Iterator[Callable[[], object]]:
     """Functions that set the present trace in the context in which they are called."""
-    if (sentry := sys.modules.get("sentry_sdk")) is not None and sentry.is_initialized():
+    sentry: Any = sys.modules.get("sentry_sdk")
+    if hasattr(sentry, "get_isolation_scope") and sentry.is_initialized():
         header = {"sentry-trace": sentry.get_traceparent()}
         yield partial(_keep_sentry, sentry, header, sentry.get_current_span())
     if (api := sys.modules.get("opentelemetry.trace")) is not None:

@@ -33,6 +33,34 @@ PULLED = """
 pull = "/prefetch/pre_fetch?appid=wx01&timestamp=1700000000&token=CANARY"
 app.test_client().get(pull, buffered=True)
 """
+STREAMED = """
+import functools
+import sentry_sdk
+from flask import Flask
+from sentry_sdk.transport import Transport
+from prefetch_kit import Prefetch
+
+class Printed(Transport):
+    def capture_envelope(self, envelope):
+        print(*(item.payload.get_bytes().decode() for item in envelope.items))
+
+sentry_sdk.init = functools.partial(sentry_sdk.init, transport=Printed, traces_sample_rate=1.0)
+"""
+SHOP_AND_PULL = """
+prefetch = Prefetch("prefetch", __name__, url_prefix="/prefetch")
+
+@prefetch.pre_fetch(cache=60)
+def handler(pull):
+    with sentry_sdk.traces.start_span(name="a page of the pull"):
+        return {}
+
+app = Flask(__name__)
+app.config.update(SECRET_KEY="a key of the shop", PREFETCH_APPIDS=["wx01"])
+app.register_blueprint(prefetch)
+pull = "/prefetch/pre_fetch?appid=wx01&timestamp=1700000000&path=x&token=CANARY"
+assert app.test_client().get(pull, buffered=True).json == {}
+sentry_sdk.flush()
+"""
 STATUSES = [200, 200, 200, 200, 500, 500, 503, 404, 401, 400, 400, 405]
 
 
@@ -90,11 +118,25 @@ def test_all_of_them_together() -> None:
 
 def test_the_lines_of_the_docs_hide_the_query_from_middleware(tmp_path: Path) -> None:
     """What a tracer around the app has seen before Flask began."""
-    (lines,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    lines, _ = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "traced_shop.py").write_text(OUTER + lines + PULLED)
     command = [sys.executable, str(tmp_path / "traced_shop.py")]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "/prefetch/pre_fetch" in ended.stdout
+    assert "CANARY" not in ended.stdout + ended.stderr
+
+
+def test_the_lines_of_the_docs_hide_the_query_from_streamed_spans(tmp_path: Path) -> None:
+    """Sentry has copied it before Flask began."""
+    _, lines = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "streamed_shop.py").write_text(STREAMED + lines + SHOP_AND_PULL)
+    command = [sys.executable, str(tmp_path / "streamed_shop.py")]
+    environment = os.environ | {"SENTRY_DSN": "https://key@sentry.example/1"}
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "url.path" in ended.stdout
+    assert "a page of the pull" in ended.stdout
     assert "CANARY" not in ended.stdout + ended.stderr
 
 
@@ -189,3 +231,23 @@ def test_the_server_of_flask_logs_none(tmp_path: Path) -> None:
     log = logged_by(tmp_path, "run_shop", "{fd}")
     assert "/other?name=kept" in log
     assert "CANARY" not in log
+
+
+def test_sentry_that_does_not_follow_requests_keeps_what_it_had() -> None:
+    """Each scope gets the kit's function once, since a scope drops all of them at twenty."""
+    code = """
+import sentry_sdk
+from flask import Flask
+from prefetch_kit import Prefetch
+
+app = Flask("shop")
+app.config.update(SECRET_KEY="a key of the shop", PREFETCH_APPIDS=["wx1"])
+app.register_blueprint(Prefetch("prefetch", "shop"))
+sentry_sdk.get_isolation_scope().add_event_processor(lambda event, hint: event)
+for _ in range(50):
+    app.test_client().get("/pre_fetch?appid=wx1&timestamp=1700000000")
+print(len(sentry_sdk.get_isolation_scope()._event_processors))
+"""
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout == "2\n"
