@@ -123,7 +123,7 @@ def _print_error(error: click.ClickException) -> None:
     print_json(
         {
             "type": "error",
-            "error": error.error if isinstance(error, CommandFailed) else type(error).__name__,
+            "error": getattr(error, "error", type(error).__name__),
             "message": error.format_message(),
             "exit_code": error.exit_code,
         }

@@ -22,9 +22,13 @@ _WANTED: Final[Mapping[str, str]] = {
 class WrongUsage(click.UsageError):
     """The words of a command are wrong. The sentence quotes none of them."""
 
+    error = "UsageError"  # its name for --json
+
 
 class ValueRefused(click.BadParameter):
     """The value of an option or argument is wrong. The sentence does not quote it."""
+
+    error = "BadParameter"
 
 
 def unquoted(error: click.UsageError) -> click.UsageError:
@@ -34,13 +38,19 @@ def unquoted(error: click.UsageError) -> click.UsageError:
     if isinstance(error, click.BadParameter):
         kind = error.param.type if error.param is not None else None
         return ValueRefused(f"{_wanted(kind)}.", error.ctx, error.param, error.param_hint)
+    told = WrongUsage(_sentence(error), error.ctx)
+    told.error = type(error).__name__
+    return told
+
+
+def _sentence(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption):
         near = f" Is {' or '.join(error.possibilities)} meant?" if error.possibilities else ""
-        return WrongUsage(f"There is no such option.{near}", error.ctx)
+        return f"There is no such option.{near}"
     if error.ctx is not None and isinstance(error.ctx.command, click.Group):
         known = ", ".join(error.ctx.command.list_commands(error.ctx))
-        return WrongUsage(f"There is no such command. The commands are {known}.", error.ctx)
-    return WrongUsage("There is a word too many.", error.ctx)
+        return f"There is no such command. The commands are {known}."
+    return "There is a word too many."
 
 
 def _wanted(kind: object) -> str:
