@@ -34,6 +34,7 @@ from prefetch_kit.endpoint.handlers import (
 from prefetch_kit.endpoint.hidden_query import query_of
 from prefetch_kit.endpoint.login_codes import Login
 from prefetch_kit.endpoint.request import MAX_CODE_CHARS
+from prefetch_kit.endpoint.run_context import rule_host
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
@@ -193,6 +194,7 @@ class Prefetch(Blueprint):
         app: Flask = setup.app  # type: ignore[assignment]
         state = init_app(app)
         self._refuse_hopeless(app, state.config)
+        host = rule_host(app, state.config.base_url)
         for kind in KINDS:
             endpoint = f"{setup.name_prefix}.{setup.name}.{kind}".lstrip(".")
             route = Route(endpoint, kind, self._pages[kind], deadline_s=state.config.deadline_s)
@@ -204,6 +206,7 @@ class Prefetch(Blueprint):
                 view,
                 methods=_METHODS,
                 provide_automatic_options=False,
+                host=host,
             )
             for rule in app.url_map.iter_rules(endpoint):
                 # Every method comes to the view, which answers it: the app's own error page

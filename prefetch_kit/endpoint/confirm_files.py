@@ -1,10 +1,9 @@
 """The confirm files (校验文件) that make the app's host a business domain (业务域名)."""
 
-from urllib.parse import urlsplit
-
 from flask import Flask, Response
 
 from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.run_context import rule_host
 
 
 def serve_confirm_files(app: Flask, config: Config) -> None:
@@ -12,7 +11,9 @@ def serve_confirm_files(app: Flask, config: Config) -> None:
 
     Each rule has the exact name of its file in it: nothing is looked up for a request.
     """
-    host = urlsplit(config.base_url or "").hostname if app.url_map.host_matching else None
+    if not config.confirm_files:
+        return
+    host = rule_host(app, config.base_url)
     for name, content in config.confirm_files.items():
         app.add_url_rule(
             f"/{name}",

@@ -14,6 +14,7 @@ from flask import Flask
 from werkzeug.routing import Map, MapAdapter
 
 from prefetch_kit.endpoint.trace_context import trace_keepers
+from prefetch_kit.errors import ConfigError
 
 # By name: an app may use its own subclass of RequestContext.
 _FLASK_CONTEXTS: Final = frozenset({"flask.app_ctx", "flask.request_ctx"})
@@ -70,6 +71,22 @@ def bind_urls(url_map: Map, base_url: str) -> MapAdapter:
     """An adapter that builds an app's URLs as they are on the public `base_url`."""
     parts = urlsplit(base_url)
     return url_map.bind(parts.netloc, script_name=parts.path or "/", url_scheme=parts.scheme)
+
+
+def rule_host(app: Flask, base_url: str | None) -> str | None:
+    """The host to name in a URL rule; None where the app does not match hosts.
+
+    Raises `ConfigError`: without a host, such an app would find the rule at none.
+    """
+    if not app.url_map.host_matching:
+        return None
+    if base_url is None:
+        raise ConfigError(
+            "PREFETCH_BASE_URL",
+            "is missing, and this app finds its URLs by their host (host_matching)",
+            remedy="Set it to the public https origin, such as https://shop.example",
+        )
+    return urlsplit(base_url).hostname
 
 
 def explain(error: BaseException) -> None:

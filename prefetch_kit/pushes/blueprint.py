@@ -12,6 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from prefetch_kit.endpoint.app_state import init_app
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import refuse_unfit
+from prefetch_kit.endpoint.run_context import rule_host
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.pushes.envelope import Keys
 from prefetch_kit.pushes.events import Receiver
@@ -74,6 +75,7 @@ class PlatformPushes(Blueprint):
             lambda: _answer(app, receiver),
             methods=["POST"],
             provide_automatic_options=False,
+            host=rule_host(app, config.base_url),
         )
 
     def _tell(self, app: Flask, appid: str) -> None:

@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, abort, g, redirect, request, sessi
 from werkzeug import Response as WerkzeugResponse
 from werkzeug.exceptions import HTTPException
 
-from prefetch_kit import Prefetch, Pull
+from prefetch_kit import ConfigError, Prefetch, Pull, fast_path
 
 QUERY = "appid=wx1&timestamp=1700000000"
 Send = Callable[..., WerkzeugResponse]
@@ -232,3 +232,30 @@ def test_hook_of_the_app_may_answer_first(send: Send) -> None:
     app = embed(build(catch_all=False)[0])
     reply = send(app, f"/prefetch/pre_fetch?closed&{QUERY}", host="shop.example")
     assert (reply.status_code, reply.data) == (503, b"closed")
+
+
+def by_host(**config: object) -> Flask:
+    """A shop that finds its views by the host, with the kit in it."""
+    app = Flask("shop", host_matching=True, static_host="shop.example")
+    app.config.update({"PREFETCH_APPIDS": ["wx1"], **config})
+    prefetch = Prefetch("prefetch", __name__, url_prefix="/prefetch")
+    prefetch.pre_fetch("pages/index")(lambda _: url_for("prefetch.pre_fetch", _external=True))
+    app.register_blueprint(prefetch)
+    app.wsgi_app = fast_path(app)  # type: ignore[method-assign]
+    return app
+
+
+@pytest.mark.parametrize(("host", "status"), [("shop.example", 200), ("other.example", 404)])
+def test_an_app_that_matches_hosts(send: Send, host: str, status: int) -> None:
+    """The kit is at the host of PREFETCH_BASE_URL, and builds its URLs there."""
+    app = by_host(PREFETCH_BASE_URL="https://shop.example")
+    reply = send(app, f"/prefetch/pre_fetch?{QUERY}&path=pages/index", host=host)
+    assert reply.status_code == status
+    if status == 200:
+        assert reply.data == b"https://shop.example/prefetch/pre_fetch"
+
+
+def test_an_app_that_matches_hosts_has_to_say_which() -> None:
+    """Without a host in its rules no pull would ever find the kit."""
+    with pytest.raises(ConfigError, match=r"PREFETCH_BASE_URL is missing.*host_matching"):
+        by_host()

@@ -216,3 +216,18 @@ def test_without_the_library_for_aes(
     app.config.update(settings)
     with pytest.raises(ConfigError, match=r"prefetch-kit\[crypto\]"):
         app.register_blueprint(PlatformPushes("wechat", __name__))
+
+
+def test_an_app_that_matches_hosts(
+    wx: Sandbox,
+    settings: dict[str, Any],
+    pushes: PlatformPushes,
+    platform: ThirdParty,
+    serve: Callable[[Flask], str],
+) -> None:
+    """WeChat's pushes find it at the host of PREFETCH_BASE_URL."""
+    app = Flask("provider", host_matching=True, static_host="provider.example")
+    app.config.update(settings, PREFETCH_BASE_URL="https://provider.example")
+    app.register_blueprint(pushes)
+    wx.map_origin("provider.example", serve(app))
+    assert wx.push_ticket(COMPONENT).accepted
