@@ -1,5 +1,6 @@
 """A Flask blueprint at the push URL (授权事件接收URL) of a third-party platform."""
 
+import os
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -59,6 +60,25 @@ class PlatformPushes(Blueprint):
         state = init_app(app)
         config = state.config
         state.push_endpoint = f"{setup.name_prefix}.{setup.name}.events".lstrip(".")
+        # One for each process: a lock that was made before a worker became one of gevent's would
+        # stop all of its greenlets. The first one refuses what is missing.
+        receivers = {os.getpid(): self._receiver(app, config)}
+
+        def answer() -> Response:
+            pid = os.getpid()
+            found = receivers.get(pid) or receivers.setdefault(pid, self._receiver(app, config))
+            return _answer(app, found)
+
+        setup.add_url_rule(
+            "/events",
+            "events",
+            answer,
+            methods=["POST"],
+            provide_automatic_options=False,
+            host=rule_host(app, config.base_url),
+        )
+
+    def _receiver(self, app: Flask, config: Config) -> Receiver:
         keys = _keys(config)
         platform = ThirdParty(
             transport_of(config, deadline_s=_DEADLINE_S),
@@ -66,16 +86,8 @@ class PlatformPushes(Blueprint):
             _given("PREFETCH_COMPONENT_SECRET", config.component_secret),
             stores_of(config, lock_wait_s=_DEADLINE_S),
         )
-        receiver = Receiver(
+        return Receiver(
             keys, platform, authorized=lambda appid: self._tell(app, appid), logger=app.logger
-        )
-        setup.add_url_rule(
-            "/events",
-            "events",
-            lambda: _answer(app, receiver),
-            methods=["POST"],
-            provide_automatic_options=False,
-            host=rule_host(app, config.base_url),
         )
 
     def _tell(self, app: Flask, appid: str) -> None:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import HTTPResponse
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -101,8 +102,15 @@ def _reveal(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is not part of JSON")
 
 
-class DeadlineSocket(socket.socket):
-    """A socket that waits no longer than the time that is left for the call."""
+if TYPE_CHECKING:
+    _Socket = socket.socket
+    _TLSSocket = ssl.SSLSocket
+else:
+    _Socket = _TLSSocket = object  # see socket_class
+
+
+class _Deadline(_Socket):
+    """What makes a socket wait no longer than the time that is left for the call."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         outgoing = OUTGOING.get()
@@ -126,7 +134,7 @@ class DeadlineSocket(socket.socket):
         super().sendall(*args, **kwargs)
 
 
-class DeadlineTLSSocket(DeadlineSocket, ssl.SSLSocket):
+class _TLSDeadline(_Deadline, _TLSSocket):
     """The same over TLS, handshake included."""
 
     def do_handshake(self, *args: Any, **kwargs: Any) -> None:
@@ -136,6 +144,20 @@ class DeadlineTLSSocket(DeadlineSocket, ssl.SSLSocket):
         shown = cast("dict[str, str]", self.getpeercert() or {})
         if "notAfter" in shown:
             outgoing.certificate_ends = ssl.cert_time_to_seconds(shown["notAfter"])
+
+
+# Not subclasses from the start: gevent may exchange what they derive from after our import, and
+# a socket of the old kind would stop all greenlets, or break in the middle of a handshake.
+@cache
+def socket_class(base: type[socket.socket]) -> type[socket.socket]:
+    """Sockets that keep the deadline of the call, made from the present `socket.socket`."""
+    return type("DeadlineSocket", (_Deadline, base), {})
+
+
+@cache
+def tls_socket_class(base: type[ssl.SSLSocket]) -> type[ssl.SSLSocket]:
+    """The same over TLS, made from the present `ssl.SSLSocket`."""
+    return type("DeadlineTLSSocket", (_TLSDeadline, base), {})
 
 
 class _Head:
@@ -238,7 +260,7 @@ def _connect_any(host: str, port: int) -> socket.socket:
 def _connect_one(info: AddressInfo, *, shared_by: int) -> socket.socket:
     """Connect to one address, leaving the addresses after it their share of the time."""
     family, kind, proto, _, address = info
-    sock = DeadlineSocket(family, kind, proto)
+    sock = socket_class(socket.socket)(family, kind, proto)
     try:
         sock.settimeout(OUTGOING.get().remaining_s() / shared_by)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

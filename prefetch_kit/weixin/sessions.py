@@ -5,10 +5,8 @@ import ssl
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from http.cookiejar import DefaultCookiePolicy
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -16,13 +14,17 @@ from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
 
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.quoting import harmless
-from prefetch_kit.weixin.connection import DeadlineTLSSocket, PlainPool, TLSPool
+from prefetch_kit.version import __version__
+from prefetch_kit.weixin.connection import PlainPool, TLSPool, tls_socket_class
+
+_USER_AGENT: Final = f"prefetch-kit/{__version__}"
 
 
 class Sessions:
     """The idle sessions of this process. Those that came with a fork are never used."""
 
     def __init__(self, ca_file: str | None) -> None:
+        self._ca_file = ca_file
         # A wrong file is refused now. The usual certificates are slow to load: on first use.
         self._tls = None if ca_file is None else _tls_context(ca_file)
         self._pid = os.getpid()
@@ -65,8 +67,9 @@ class Sessions:
     def _mount_tls(self, session: requests.Session, url: str) -> None:
         if urlsplit(url).scheme != "https" or "https://" in session.adapters:
             return
-        if self._tls is None:  # two threads may both make one; they are alike
-            self._tls = _tls_context(None)
+        # gevent may exchange the class after our import. Two threads may both make one: alike.
+        if type(self._tls) is not ssl.SSLContext:
+            self._tls = _tls_context(self._ca_file)
         session.mount("https://", _TLSAdapter(self._tls))
 
 
@@ -83,7 +86,7 @@ def prepared(
     in what a fleet costs.
     """
     headers = {
-        "User-Agent": _user_agent(),
+        "User-Agent": _USER_AGENT,
         "Accept": "application/json",
         "Accept-Encoding": "identity",  # a few compressed bytes can become any size
         **(headers or {}),
@@ -123,16 +126,11 @@ class _TLSAdapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
 
 
-@cache
-def _user_agent() -> str:
-    return f"prefetch-kit/{version('prefetch-kit')}"  # which takes milliseconds to find out
-
-
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     # Not ssl.create_default_context: it writes session keys to the file SSLKEYLOGFILE names.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.sslsocket_class = DeadlineTLSSocket
+    context.sslsocket_class = tls_socket_class(ssl.SSLSocket)
     context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     if ca_file is None:
         return context
