@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import click
-from flask.cli import ScriptInfo, pass_script_info
+from flask.cli import ScriptInfo, load_dotenv, pass_script_info
+from flask.helpers import get_load_dotenv
 
 from prefetch_kit.cli.app import LoadedApp, Sources, load_app, project_of
 from prefetch_kit.cli.errors import CHANGES_FOUND, FAILED, CommandFailed, CommandGroup, confirmed
@@ -46,6 +47,7 @@ from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import Guard, OffIfFrom, Plan
 from prefetch_kit.registrar.plan_file import check_directory, write_plans
 from prefetch_kit.registrar.probe import probe
+from prefetch_kit.version import __version__
 from prefetch_kit.weixin.errcodes import SET_BY_HAND
 
 _Command = Callable[..., Any]
@@ -373,11 +375,25 @@ def token(loaded: LoadedApp, user_id: str) -> None:
     click.echo(loaded.issue_token(user_id))
 
 
-@click.group("prefetch-kit", cls=CommandGroup, commands=commands.commands)
+class _Program(CommandGroup):
+    """Reads `.env` and `.flaskenv` first, where `flask` would."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            if get_load_dotenv():
+                load_dotenv()
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        else:
+            return super().parse_args(ctx, args)
+        raise CommandFailed(f"A .env or .flaskenv cannot be read: {cause}.")
+
+
+@click.group("prefetch-kit", cls=_Program, commands=commands.commands)
 @click.option(
     "--app", metavar="IMPORT", envvar="FLASK_APP", help="The Flask app, as for flask --app."
 )
-@click.version_option(package_name="prefetch-kit")
+@click.version_option(__version__)
 @click.pass_context
 def program(ctx: click.Context, app: str | None) -> None:
     """Serve WeChat's data pre-fetch (数据预拉取) from Flask, and register it.

@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from importlib.util import find_spec
 from math import ceil
 from typing import Final, get_args
@@ -18,6 +17,7 @@ from prefetch_kit.fleet.run import Begun
 from prefetch_kit.fleet.workers import Summary
 from prefetch_kit.registrar.journal import FleetRun
 from prefetch_kit.registrar.plan_file import change_fields
+from prefetch_kit.version import __version__
 
 _LINE_EVERY_S: Final = 5.0
 _MOST_NAMED: Final = 20
@@ -40,7 +40,7 @@ class Printer:
         self._progress: _Lines | _Bar | None = None
         self._speed = Speed(0)
         if as_json:
-            program = {"program": "prefetch-kit", "version": version("prefetch-kit")}
+            program = {"program": "prefetch-kit", "version": __version__}
             print_json({"type": "version", "format": 1, **program})
 
     def listed(self, merchants: int, total: int) -> None:

@@ -15,6 +15,7 @@ from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.redis import RedisStore
 from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.concurrency.executor import Executor
+from prefetch_kit.endpoint.app_commands import add_commands
 from prefetch_kit.endpoint.background_tokens import (
     BackgroundTokens,
     background_tokens,
@@ -175,6 +176,7 @@ def init_app(app: Flask) -> AppState:
         request_started.connect(hide_from_app, app)
         hide_from_server_logs()
         serve_confirm_files(app, config)
+        add_commands(app)
     return state_of(app)
 
 

@@ -76,7 +76,8 @@ def _start_child(server: Any, stop: list[str], **options: Any) -> None:
     subprocess.Popen(  # noqa: S603 (our own module and the app gunicorn was given)
         [sys.executable, "-m", __name__, server.app.app_uri, address, *stop],
         cwd=server.cfg.chdir,
-        env=os.environ | {"PYTHONPATH": _python_path(server.cfg)},
+        # The workers do not read .env either, and the child has to register what they serve.
+        env=os.environ | {"PYTHONPATH": _python_path(server.cfg), "FLASK_SKIP_DOTENV": "1"},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         **options,

@@ -1,10 +1,12 @@
 """Every command works as `prefetch-kit …` and as `flask … prefetch …`."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from flask import Flask
 
+from prefetch_kit import Prefetch
 from prefetch_kit.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -55,3 +57,64 @@ def test_flask_app_from_the_environment(shell: "Shell") -> None:
 def test_version(shell: "Shell") -> None:
     """The program says which version it is."""
     assert shell.run("prefetch_kit", "--version").stdout.startswith("prefetch-kit, version ")
+
+
+def test_the_app_has_the_commands(app: Flask) -> None:
+    """`app.test_cli_runner()` finds them, with their sentences and exit codes."""
+    runner = app.test_cli_runner()
+    assert "pages/index/index" in runner.invoke(args=["prefetch", "routes"]).output
+    refused = runner.invoke(args=["prefetch", "token", "--appid", "wx99", "alice"])
+    assert (refused.exit_code, "lacks wx99" in refused.output) == (1, True)
+    assert "prefetch" in runner.invoke(args=["--help"]).output
+
+
+def test_a_command_of_the_app_keeps_its_name(settings: dict[str, Any], prefetch: Prefetch) -> None:
+    """One that was there before the kit."""
+    app = Flask(__name__)
+    app.config.update(settings)
+    app.cli.command("prefetch")(lambda: print("mine"))
+    app.register_blueprint(prefetch)
+    assert app.test_cli_runner().invoke(args=["prefetch"]).output == "mine\n"
+
+
+@pytest.mark.parametrize("name", [".env", ".flaskenv"])
+def test_env_files(shell: "Shell", entry: list[str], name: str) -> None:
+    """Both programs read them where they are run, and what is set already wins."""
+    module, *_ = entry
+    (shell.cwd / name).write_text(
+        "FLASK_APP=shop_app:create_app()\nPREFETCH_MAX_BYTES=none\nPREFETCH_RELEASE=r\n"
+    )
+    words = [module, *(["prefetch"] if module == "flask" else []), "routes"]
+    ended = shell.run(*words)
+    assert (ended.status, "PREFETCH_MAX_BYTES" in ended.stderr) == (1, True)
+    shell.environment["PREFETCH_MAX_BYTES"] = "1000"
+    assert "pages/index/index" in shell.run(*words).stdout
+    shell.environment["FLASK_SKIP_DOTENV"] = "1"
+    assert shell.run(*words).status != 0
+
+
+def test_an_env_file_that_cannot_be_read(shell: "Shell") -> None:
+    """It ends the command with a sentence."""
+    (shell.cwd / ".env").write_bytes(b"A=\xff\n")
+    ended = shell.run("prefetch_kit", "routes")
+    assert ended.stderr == "Error: A .env or .flaskenv cannot be read: it is not UTF-8 text.\n"
+
+
+NO_METADATA = """
+import importlib.metadata
+
+def nothing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+importlib.metadata.Distribution.from_name = nothing
+from prefetch_kit.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [["show"], ["--version"]])
+def test_without_metadata_of_packages(shell: "Shell", words: list[str]) -> None:
+    """In a zip, or a folder that was copied, there is none."""
+    (shell.cwd / "copied.py").write_text(NO_METADATA)
+    ended = shell.run("copied", "--app", "shop_app:create_app()", *words)
+    assert ended.status == 0, ended.stderr
