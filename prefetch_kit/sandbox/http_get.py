@@ -17,6 +17,9 @@ MAX_REDIRECTS: Final = 5
 MAX_DEADLINE_S: Final = 86_400
 KEPT_KB: Final = 256
 
+# Nobody's (RFC 5737).
+CALLER: Final = "203.0.113.1"
+
 NO_ANSWER: Final = "no answer"
 NO_ORIGIN: Final = "no origin"
 
@@ -114,8 +117,18 @@ def _exchange(connection: http.client.HTTPConnection, url: str, switches: Switch
         return _unpack(answer, limit) if switches.accept_encoding == "gzip" else answer
 
 
+def ingress_headers(host: str) -> dict[str, str]:
+    """What stands between WeChat and an app takes the TLS off, and says so with these."""
+    return {
+        "Host": host,
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": host,
+        "X-Forwarded-For": CALLER,
+    }
+
+
 def _headers(host: str, switches: Switches) -> Iterator[tuple[str, str]]:
-    yield "Host", host
+    yield from ingress_headers(host).items()
     yield "User-Agent", "prefetch-sandbox"
     yield "Accept", "*/*"
     yield "Accept-Encoding", switches.accept_encoding

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-from prefetch_kit.sandbox.http_get import NO_ANSWER, cut_at
+from prefetch_kit.sandbox.http_get import NO_ANSWER, cut_at, ingress_headers
 from prefetch_kit.sandbox.third_party import Component
 
 _BLOCK: Final = 32
@@ -99,7 +99,8 @@ def post(url: str, envelope: Envelope, *, origin: str, deadline_s: float) -> tup
     until = time.monotonic() + deadline_s
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(urlsplit(origin).netloc, timeout=deadline_s)
-    headers = {"Host": parts.netloc, "Content-Type": "text/xml", "Connection": "close"}
+    headers = {"Content-Type": "text/xml", "Connection": "close"}
+    headers |= ingress_headers(parts.netloc)
     target = f"{parts.path or '/'}?{urlencode(envelope.query)}"
     try:
         with closing(connection):

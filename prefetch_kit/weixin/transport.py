@@ -23,6 +23,7 @@ from prefetch_kit.weixin.sessions import Sessions, prepared
 DEADLINE_S: Final = 5.0
 
 _NO_QUERY: Mapping[str, str] = MappingProxyType({})
+_CALLER = "203.0.113.1"  # nobody's (RFC 5737)
 _UNKNOWN = "Whether it took effect is unknown: read back before repeating"
 _AGAIN = "Try again"
 _ERRCODE = re.compile(r"-?[0-9]{1,10}\Z")
@@ -146,14 +147,19 @@ class Transport:
 
         `query` is appended the way WeChat does it: behind a second `?` if the URL holds one.
         With `origin` (`http://127.0.0.1:8000`, loopback only) the request goes there, with the
-        Host of `url`. A body over `max_bytes` comes back cut to `max_bytes` + 1 bytes.
+        Host of `url` and the `X-Forwarded-` headers of what would take the TLS off. A body over `max_bytes` comes back cut to `max_bytes` + 1 bytes.
         Raises NotFetched, or ConfigError for a URL that is not allowed.
         """
+        host = urlsplit(url).netloc
+        headers = {"Host": host, "Accept": "*/*"}
+        if origin is not None:
+            headers |= {"X-Forwarded-Proto": "https", "X-Forwarded-Host": host}
+            headers["X-Forwarded-For"] = _CALLER
         reply = self._exchange(
             Outgoing(query, deadline_s, max_bytes, public_only=not self.loopback),
             "GET",
             _fetch_address(url, origin),
-            headers={"Host": urlsplit(url).netloc, "Accept": "*/*"},
+            headers=headers,
         )
         if isinstance(reply, _NoReply):
             raise NotFetched(shown(url), reply.cause, rule=reply.rule, sent=reply.sent)

@@ -49,6 +49,8 @@ def test_it_asks_as_weixin_does(transport: Transport, origin: "Origin") -> None:
     assert query["path"] == ["pages/index/index"]
     assert before_ms <= int(query["timestamp"][0]) <= before_ms + 60_000
     assert "Host: shop.example" in headers
+    assert {"X-Forwarded-Proto: https", "X-Forwarded-Host: shop.example"} < {*headers}
+    assert "X-Forwarded-For: 203.0.113.1" in headers
 
 
 def test_a_periodic_pull_has_no_page(transport: Transport, origin: "Origin") -> None:

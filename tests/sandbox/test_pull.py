@@ -31,6 +31,9 @@ def test_request_is_a_plain_get(wx: Sandbox, registered: "Origin") -> None:
     head = registered.requests[-1]
     assert head.startswith("GET /prefetch/pre_fetch?appid=wx01&timestamp=")
     assert "\r\nHost: shop.example\r\n" in head
+    assert "\r\nX-Forwarded-Proto: https\r\n" in head
+    assert "\r\nX-Forwarded-Host: shop.example\r\n" in head
+    assert "\r\nX-Forwarded-For: 203.0.113.1\r\n" in head
     assert "\r\nAccept-Encoding: identity\r\n" in head
     assert "\r\nConnection: close\r\n" in head
 
