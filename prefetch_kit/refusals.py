@@ -28,6 +28,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "page": Refusal(404, "no handler for this page"),
     "aborted": Refusal(404, ABORTED),
     "method": Refusal(405, "neither GET nor HEAD"),
+    "app": Refusal(503, "the app answered instead of the kit, such as with a login page"),
     "failed": Refusal(500, "the handler failed"),
     "too-large": Refusal(500, "the answer is over PREFETCH_MAX_BYTES"),
     "late": Refusal(503, "the handler, or who knows the user, gave no answer within the deadline"),

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import dukpy
 import pytest
-from flask import Flask, abort
+from flask import Flask, abort, redirect, request
 
 from prefetch_kit import NO_DATA, Prefetch, WeixinError
 from prefetch_kit.cli import commands
@@ -417,6 +417,7 @@ REFUSALS: dict[tuple[int, str], dict[str, object]] = {
     (500, "too-large"): {"path": "large"},
     (503, "late"): {"path": "slow"},
     (503, "busy"): {"path": "slow"},
+    (503, "app"): {"wall": "up"},
     (503, "weixin"): {"path": "mine", "code": "c" * 32},
 }
 
@@ -436,6 +437,7 @@ def refusing() -> Flask:
     app.config |= {"PREFETCH_APPIDS": ["wx1"], "PREFETCH_APP_SECRET": SECRET}
     app.config |= {"PREFETCH_API_BASE_URL": "http://127.0.0.1:1", "PREFETCH_MAX_BYTES": 10}
     app.config["PREFETCH_THREADS"] = 1
+    app.before_request(lambda: redirect("/login") if "wall" in request.args else None)
     app.register_blueprint(prefetch)
     return app
 

@@ -31,6 +31,8 @@ _STEPS: Final = (
     *("dispatch_request", "make_response", "finalize_request", "process_response"),
     *("handle_user_exception", "handle_exception", "do_teardown_request"),
 )
+# Those that the kit itself adds look at what the app's own did.
+_KIT: Final = f"{__package__}."
 _SIGNALS: Final = (
     *(request_started, request_finished, request_tearing_down),
     got_request_exception,  # its receivers look at the request
@@ -60,8 +62,8 @@ def is_left_alone(app: Flask, endpoint: str) -> bool:
     receivers = (each for signal in _SIGNALS for each in signal.receivers_for(app))
     if any(each is not hide_from_app for each in receivers):
         return False
-    return not any(
-        functions.get(scope)
+    return all(
+        str(getattr(function, "__module__", "")).startswith(_KIT)
         for scope in _scopes(endpoint)
         for functions in (
             app.before_request_funcs,
@@ -69,6 +71,7 @@ def is_left_alone(app: Flask, endpoint: str) -> bool:
             app.teardown_request_funcs,
             app.url_value_preprocessors,
         )
+        for function in functions.get(scope, ())
     )
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeGuard
 
 from blinker import NamedSignal
 from flask import Flask, got_request_exception, request, request_started
@@ -46,10 +46,20 @@ class AppState:
     endpoints: dict[str, "Endpoint"] = field(default_factory=dict)
     processes: dict[int, "Process"] = field(default_factory=dict)
     push_endpoint: str | None = None
+    # Endpoints that the app's extensions were told to leave alone.
+    exempt: set[str] = field(default_factory=set)
+    # Whether it was told that the app answers pulls itself.
+    foreign_told: bool = False
 
     @property
     def routes(self) -> list[Route]:
         return [endpoint.route for endpoint in self.endpoints.values()]
+
+    def serves(self, endpoint: str | None) -> TypeGuard[str]:
+        """Whether a view is one of the kit's, at which only WeChat has anything to ask."""
+        return endpoint is not None and (
+            endpoint in self.endpoints or endpoint == self.push_endpoint
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, Never, NoReturn, TypeVar
 
 from blinker import Namespace
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Blueprint, Flask, Response, current_app, request, session
 from flask.blueprints import BlueprintSetupState
 from flask.sansio.scaffold import setupmethod
 from marshmallow import Schema
@@ -24,6 +24,7 @@ from prefetch_kit.endpoint.app_state import (
 )
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.dispatch import Answer
+from prefetch_kit.endpoint.foreign_answers import exempt, explain
 from prefetch_kit.endpoint.handlers import (
     Handler,
     HandlerFunction,
@@ -38,8 +39,9 @@ from prefetch_kit.endpoint.run_context import rule_host
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
 from prefetch_kit.errors import ConfigError
 from prefetch_kit.fetch_setting import KINDS, Kind
+from prefetch_kit.logs import SafeLogger
 from prefetch_kit.quoting import harmless
-from prefetch_kit.refusals import REFUSED_HEADER
+from prefetch_kit.refusals import REFUSALS, REFUSED_HEADER
 from prefetch_kit.secret import Secret
 
 _signals = Namespace()
@@ -49,6 +51,7 @@ pull_served = _signals.signal("pull-served")
 pull_refused = _signals.signal("pull-refused")
 
 _METHODS = ("GET", "HEAD")
+_ASKED: Final = "prefetch_kit.asked"  # in the environ: the pull came to the view
 
 _HEADERS: Final = (
     ("Content-Type", "application/json; charset=utf-8"),
@@ -77,6 +80,8 @@ class Prefetch(Blueprint):
         self._verifier: TokenVerifier | None = None
         self._code_user: CodeUser | None = None
         self.record(self._join)
+        self.url_value_preprocessor(exempt)
+        self.after_request(_refuse_foreign)
 
     @setupmethod
     def pre_fetch(
@@ -237,6 +242,7 @@ class Prefetch(Blueprint):
 def _view(route: Route) -> Callable[..., Response]:
     def view(**route_values: object) -> Response:
         app = _this_app()
+        request.environ[_ASKED] = True
         dispatcher = process_of(app).dispatcher(route.endpoint)
         if request.method in _METHODS:
             done = dispatcher.answer(query_of(request), route_values=route_values)
@@ -254,6 +260,31 @@ def _view(route: Route) -> Callable[..., Response]:
         return respond(app, done)
 
     return view
+
+
+def _refuse_foreign(response: Response) -> Response:
+    """Put a refusal for what the app answered to a pull before it came to the view.
+
+    A login page or its redirect would be data to a phone, and its cookie that of nobody.
+    """
+    app = _this_app()
+    state = state_of(app)
+    served = state.endpoints.get(request.endpoint or "")
+    if served is None or _ASKED in request.environ:
+        return response
+    if not state.foreign_told:
+        state.foreign_told = True
+        SafeLogger(app.logger).warning("%s", explain(app, response))
+    status = response.status_code if response.status_code >= 400 else REFUSALS["app"].status
+    done = Answer(status, b"", served.route.kind, seconds=0.0, refused="app")
+    send_signals(app, done)
+    refused = respond(app, done)
+    if "Retry-After" in response.headers:
+        refused.headers["Retry-After"] = response.headers["Retry-After"]
+    if not app.session_interface.is_null_session(session):
+        session.clear()
+        session.modified = False  # so that no cookie is set
+    return refused
 
 
 class _EveryMethod(set[str]):

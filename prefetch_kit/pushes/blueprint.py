@@ -12,6 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from prefetch_kit.endpoint.app_state import init_app
 from prefetch_kit.endpoint.config import Config
+from prefetch_kit.endpoint.foreign_answers import exempt
 from prefetch_kit.endpoint.handlers import refuse_unfit
 from prefetch_kit.endpoint.run_context import rule_host
 from prefetch_kit.errors import ConfigError
@@ -42,6 +43,7 @@ class PlatformPushes(Blueprint):
         super().__init__(name, import_name, **options)
         self._on_authorized: Callable[[str], object] | None = None
         self.record(self._join)
+        self.url_value_preprocessor(exempt)
 
     def on_authorized(self, function: _F) -> _F:
         """Call this with the appid of each merchant that authorizes or changes its permissions.

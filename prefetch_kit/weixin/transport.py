@@ -147,7 +147,8 @@ class Transport:
 
         `query` is appended the way WeChat does it: behind a second `?` if the URL holds one.
         With `origin` (`http://127.0.0.1:8000`, loopback only) the request goes there, with the
-        Host of `url` and the `X-Forwarded-` headers of what would take the TLS off. A body over `max_bytes` comes back cut to `max_bytes` + 1 bytes.
+        Host of `url` and the `X-Forwarded-` headers of what would take the TLS off. A body
+        over `max_bytes` comes back cut to `max_bytes` + 1 bytes.
         Raises NotFetched, or ConfigError for a URL that is not allowed.
         """
         host = urlsplit(url).netloc

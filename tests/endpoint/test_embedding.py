@@ -228,10 +228,11 @@ def test_appid_in_the_prefix_is_checked_beside_other_values(send: Send) -> None:
 
 
 def test_hook_of_the_app_may_answer_first(send: Send) -> None:
-    """A maintenance mode of the app closes the kit's routes like all others."""
+    """A maintenance mode of the app closes the kit's routes like all others, without its page."""
     app = embed(build(catch_all=False)[0])
     reply = send(app, f"/prefetch/pre_fetch?closed&{QUERY}", host="shop.example")
-    assert (reply.status_code, reply.data) == (503, b"closed")
+    assert (reply.status_code, reply.data) == (503, b"")
+    assert reply.headers["X-Prefetch-Refused"] == "app"
 
 
 def by_host(**config: object) -> Flask:

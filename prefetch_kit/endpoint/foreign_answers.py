@@ -1,0 +1,60 @@
+"""Other extensions of the app, where they stand in the way of WeChat's requests."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, current_app, request
+
+from prefetch_kit.endpoint.app_state import state_of
+
+_PROXY_FIX: Final = "app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1, x_host=1)"
+
+
+def exempt(endpoint: str | None, _values: dict[str, Any] | None) -> None:
+    """Take the default limits of Flask-Limiter and the check of Flask-WTF from a view of the kit.
+
+    A preprocessor of URL values: these run before all functions of the app. Limits by address mean
+    nothing where WeChat's servers ask for everybody, and WeChat has no CSRF token. Limits that the
+    app gave to this very view stay.
+    """
+    state = state_of(current_app)
+    if endpoint in state.exempt or not state.serves(endpoint):
+        return
+    view = current_app.view_functions[endpoint]
+    limiters = current_app.extensions.get("limiter", ())
+    # In older versions it is a single one.
+    for limiter in limiters if isinstance(limiters, (set, tuple)) else (limiters,):
+        limiter.exempt(view)
+    if (csrf := current_app.extensions.get("csrf")) is not None:
+        csrf.exempt(view)
+    state.exempt.add(endpoint)
+
+
+def explain(app: Flask, response: Response) -> str:
+    """Why the answer to the present request is not the kit's, and the line to add."""
+    said = f"{response.status_code}"
+    location = response.headers.get("Location")
+    to = urlsplit(location or "")
+    if location is not None:
+        said += f" to {to.scheme}://{to.netloc}{to.path}" if to.netloc else f" to {to.path}"
+    return (
+        f"the app answered a pull of {request.path} itself ({said}), so WeChat gets no data. "
+        f"{_remedy(app, is_to_https=to.scheme == 'https' and to.path == request.path)}"
+    )
+
+
+def _remedy(app: Flask, *, is_to_https: bool) -> str:
+    if is_to_https and not request.is_secure:
+        return f"It does not see that the pull came by https; add: {_PROXY_FIX}"
+    names = ", ".join(_functions_before(app)) or "a wrapper of the view"
+    return (
+        "WeChat has no session of a user. In the function that answers "
+        f"({names}) add: if request.blueprint == {request.blueprint!r}: return None"
+    )
+
+
+def _functions_before(app: Flask) -> Iterator[str]:
+    for scope in (None, *reversed(request.blueprints)):
+        for function in app.before_request_funcs.get(scope, ()):
+            yield getattr(function, "__qualname__", repr(type(function)))
