@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from werkzeug.routing import BuildError
 from prefetch_kit.addresses import wechat_name
 from prefetch_kit.cli.errors import AppMissing, CommandFailed, cause_in_app
 from prefetch_kit.cli.options import flag_of
-from prefetch_kit.endpoint.app_state import issue_token, state_of
+from prefetch_kit.endpoint.app_state import EXTENSION, issue_token, state_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Route
 from prefetch_kit.endpoint.run_context import bind_urls
@@ -267,8 +267,43 @@ def settings_of(info: ScriptInfo, config: Path | None) -> Config | Project:
     raise AppMissing(sentence)
 
 
+def _app_inside(info: ScriptInfo) -> Flask | None:
+    """The app with the kit inside of the WSGI middleware that `--app` names, if it names one.
+
+    Such as a DispatcherMiddleware, which is what gunicorn is given then.
+    """
+    from gunicorn.util import import_app  # on use: it loads much, and few apps need it
+
+    try:
+        middleware = import_app(info.app_import_path or "")
+        apps = [app for app in _apps_in(middleware, seen=set()) if EXTENSION in app.extensions]
+    except (Exception, SystemExit):  # noqa: BLE001 (Flask's own sentence says what is wrong)
+        return None
+    if len(apps) > 1:
+        raise Ambiguous("apps", [app.import_name for app in apps], flag="--app")
+    return apps[0] if apps else None
+
+
+def _apps_in(part: object, *, seen: set[int]) -> Iterator[Flask]:
+    """The apps that a WSGI application holds: in attributes, mounts, closures, bound methods."""
+    if id(part) in seen or isinstance(part, (type, ModuleType, str, bytes)):
+        return
+    seen.add(id(part))
+    if isinstance(part, Flask):
+        yield part
+    elif isinstance(part, (dict, list, tuple)):
+        for each in part.values() if isinstance(part, dict) else part:
+            yield from _apps_in(each, seen=seen)
+    elif callable(part):
+        yield from _apps_in(getattr(part, "__self__", None), seen=seen)
+        for cell in getattr(part, "__closure__", None) or ():
+            with suppress(ValueError):  # it is empty
+                yield from _apps_in(cell.cell_contents, seen=seen)
+        yield from _apps_in(getattr(part, "__dict__", {}), seen=seen)
+
+
 def load_app(info: ScriptInfo) -> Flask:
-    """The app that `--app` names.
+    """The app that `--app` names, or the one with the kit inside of what it names.
 
     Raises `AppMissing`, and `CommandFailed` for any error that the app raises.
     """
@@ -281,6 +316,8 @@ def load_app(info: ScriptInfo) -> Flask:
         broken = error.__context__
         trace = broken.__traceback__ if isinstance(broken, ImportError) else None
         if broken is None or trace is None or trace.tb_next is None:
+            if (inside := _app_inside(info)) is not None:
+                return inside
             # Flask's own message quotes the option, whose factory may take a secret.
             raise AppMissing(_NO_APP if info.app_import_path else error.message) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (an app can raise anything)

@@ -46,7 +46,10 @@ def explain(app: Flask, response: Response) -> str:
 
 def _remedy(app: Flask, *, is_to_https: bool) -> str:
     if is_to_https and not request.is_secure:
-        return f"It does not see that the pull came by https; add: {_PROXY_FIX}"
+        return (
+            "It does not see that the pull came by https: let the proxy send "
+            f"X-Forwarded-Proto: https, and add: {_PROXY_FIX}"
+        )
     names = ", ".join(_functions_before(app)) or "a wrapper of the view"
     return (
         "WeChat has no session of a user. In the function that answers "

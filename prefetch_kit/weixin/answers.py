@@ -61,7 +61,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
-def answer_schema(**members: fields.Field[Any]) -> Schema:
+def answer_schema(**members: "fields.Field[Any]") -> Schema:
     """A schema of these members; others that come with them are left out."""
     return Schema.from_dict(members)(unknown=EXCLUDE)
 
