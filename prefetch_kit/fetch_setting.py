@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, Self, get_args
+from typing import Final, Literal, Self, get_args
 
 from marshmallow import Schema, ValidationError, fields, validate
 
@@ -172,13 +172,7 @@ class FetchSettings:
         return {"pre_fetch": self.pre_fetch, "period_fetch": self.period_fetch}[kind]
 
 
-if TYPE_CHECKING:
-    _BoolField = fields.Field[bool]
-else:  # in marshmallow 3 it is no generic class
-    _BoolField = fields.Field
-
-
-class Flag(_BoolField):
+class Flag(fields.Raw):
     """True or False; the Boolean of marshmallow accepts 1 and "yes" as well."""
 
     def _deserialize(self, value: object, *_: object, **__: object) -> bool:

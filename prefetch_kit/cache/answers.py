@@ -70,7 +70,9 @@ class AnswerCache:
         logger: SafeLogger,
         invalidations: Invalidations,
         redis: RedisStore | None,
+        awaits_refresh: bool = False,
     ) -> None:
+        self._awaits_refresh = awaits_refresh
         self._store = MemoryStore(max_bytes)
         self._invalidations = invalidations
         self._redis = redis
@@ -88,7 +90,7 @@ class AnswerCache:
         one failed, `Late` and `Busy`.
         """
         if found := self.find(scope, request):
-            return self._serve(found, scope, request, prepare)
+            return self._serve(found, scope, request, prepare, ends_at)
         miss = _Miss(scope, request, prepare, ends_at)
         for key, is_sure in self._runs_to_join(miss):
             if served := self._join_run(key, miss, is_sure=is_sure):
@@ -129,15 +131,23 @@ class AnswerCache:
         """What runs of a handler were seen to read, in this process or any that shares."""
         return self._redis.read_sets(scope) if self._redis else scope.read_sets.for_lookup
 
-    def _serve(self, found: Found, scope: Scope, request: Request, prepare: Prepare) -> Served:
+    def _serve(
+        self, found: Found, scope: Scope, request: Request, prepare: Prepare, ends_at: float
+    ) -> Served:
         if found.is_fresh:
             return Served(found.entry.body, "hit")
-        self._refresh(found.key, scope, request, prepare)
+        attempt = self._refresh(found.key, scope, request, prepare)
+        if attempt is not None and self._awaits_refresh:
+            attempt.wait(ends_at)
+            made = attempt.outcome
+            has_failed = made.error is not None and not isinstance(made.error, PullRefused)
+            if not has_failed and made.answers(request, scope.name):
+                return Served(made.result(), "miss")
         return Served(found.entry.body, "stale")
 
     def _look_up(self, miss: "_Miss") -> Served | None:
         found = self.find(miss.scope, miss.request)
-        return found and self._serve(found, miss.scope, miss.request, miss.prepare)
+        return found and self._serve(found, miss.scope, miss.request, miss.prepare, miss.ends_at)
 
     def _runs_to_join(self, miss: "_Miss") -> Iterator[tuple[bytes, bool]]:
         """The keys of runs that may answer a request, and whether each does for all that is known.
@@ -235,7 +245,9 @@ class AnswerCache:
         handle, last_start_at = miss.prepare(), miss.last_start_at
         return lambda: self._make(name, miss.scope, miss.request, handle, last_start_at)
 
-    def _refresh(self, key: bytes, scope: Scope, request: Request, prepare: Prepare) -> None:
+    def _refresh(
+        self, key: bytes, scope: Scope, request: Request, prepare: Prepare
+    ) -> Attempt | None:
         """Make a stale answer anew in the background, unless that failed a moment ago."""
         name, handle = b"refresh " + key, prepare()
 
@@ -255,10 +267,11 @@ class AnswerCache:
 
         with self._lock:
             if key in self._failed:
-                return
+                return None
         attempt = self._flights.start_unawaited(name, refresh, share=scope.share)
         if attempt is not None:
             self._flights.report_error_of(attempt)
+        return attempt
 
     def _make(
         self,

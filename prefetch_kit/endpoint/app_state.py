@@ -89,6 +89,7 @@ class Process:
             logger=logger,
             invalidations=invalidations,
             redis=_redis_store(app, config, invalidations, logger),
+            awaits_refresh=config.refresh == "within",
         )
         self._dispatchers: dict[str, Dispatcher] = {}
         self._logins: list[CodeLogins] = []

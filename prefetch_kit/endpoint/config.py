@@ -194,6 +194,12 @@ class Config:
         default="",
         meaning="answers are shared only by processes of the same release",
     )
+    refresh: str = setting(
+        values.read_refresh,
+        default="after",
+        meaning="when a stale answer is made anew: after the pull that finds it, or `within` its "
+        "time, where nothing may run after an answer (微信云托管)",
+    )
     context_vars: frozenset[str] = setting(
         values.read_names,
         default=frozenset(),

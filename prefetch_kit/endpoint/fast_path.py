@@ -158,7 +158,7 @@ def fast_path(app: Flask) -> FastPath:
 
 def _urls(app: Flask, inside: WSGIApplication) -> dict[str, _Url]:
     """The URLs by path; none where hits, too, must be seen by the app."""
-    if EXTENSION not in app.extensions or app.config["TRUSTED_HOSTS"]:
+    if EXTENSION not in app.extensions or app.config.get("TRUSTED_HOSTS"):
         return {}
     if app.response_class is not Response:
         return {}

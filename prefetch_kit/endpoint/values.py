@@ -159,6 +159,12 @@ def read_big_integers(value: object) -> str:
     return str(value)
 
 
+def read_refresh(value: object) -> str:
+    if value not in ("after", "within"):
+        raise InvalidError("is neither after nor within", "Leave it out, or write within")
+    return str(value)
+
+
 def read_component_appid(value: object) -> str:
     if not isinstance(value, str) or not APPID.match(value):
         raise InvalidError("is no appid", 'Write the third-party platform\'s own, "wx…"')

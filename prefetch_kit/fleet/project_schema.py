@@ -119,7 +119,7 @@ def _template(text: str, *, remedy: str) -> Template:
     raise _invalid(problem, remedy)
 
 
-class _Number(fields.Field[float]):
+class _Number(fields.Raw):
     """A number that `read` reads, which raises ValueError."""
 
     def __init__(

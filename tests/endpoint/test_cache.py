@@ -592,3 +592,39 @@ def test_login_is_demanded_before_the_cache(
     assert [reply.status_code for reply in replies] == [401, 200, 200, 401, 401]
     assert [reply.data for reply in replies] == [b"", b"1", b"1", b"", b""]
     assert facts == [None, "miss", "hit", None, None]
+
+
+@pytest.mark.parametrize(
+    ("second", "body", "fact"),
+    [(lambda: 2, b"2", "miss"), (lambda: NO_DATA, b"", "miss"), (lambda: 1 / 0, b"1", "stale")],
+)
+def test_stale_answer_is_made_anew_within_the_pull(
+    make_app: App,
+    prefetch: Prefetch,
+    ask: Ask,
+    clock: Clock,
+    facts: list[object],
+    second: Callable[[], object],
+    body: bytes,
+    fact: str,
+) -> None:
+    """With PREFETCH_REFRESH=within it is what this very pull gets, unless that fails."""
+    answers_of = iter([lambda: 1, second])
+    prefetch.pre_fetch(cache=POLICY)(lambda _: next(answers_of)())
+    app = make_app(prefetch, PREFETCH_REFRESH="within")
+    assert ask(app).data == b"1"
+    clock.now += 40
+    assert (ask(app).data, facts) == (body, ["miss", fact])
+
+
+def test_stale_answer_where_making_it_anew_is_late(
+    make_app: App, prefetch: Prefetch, ask: Ask, clock: Clock, gate: Event
+) -> None:
+    """At the deadline the pull has the stale one."""
+    ran = count(1)
+    prefetch.pre_fetch(cache=POLICY, deadline=0.2)(lambda _: next(ran) == 1 or gate.wait(60))
+    app = make_app(prefetch, PREFETCH_REFRESH="within")
+    assert ask(app).data == b"true"
+    clock.now += 40
+    assert ask(app).data == b"true"
+    assert next(ran) == 3

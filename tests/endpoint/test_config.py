@@ -55,6 +55,7 @@ WRONG: Mapping[str, list[object]] = {
     "PREFETCH_APP_SECRETS": [7, "x", "[]", [], {"wx1": ""}, {1: "x"}, {"wx2": "x"}],
     "PREFETCH_ACCESS_TOKEN": ["", 7, b"x"],
     "PREFETCH_TOKEN_COMMAND": ["", [], 7, ["x", 1], "say 'it", {"x": 1}],
+    "PREFETCH_REFRESH": ["", 7, "before", True],
     "PREFETCH_TOKEN_CALL": ["", 7, "force_refresh", ["token"]],
     "PREFETCH_TOKEN_STORE_URL": ["", 7, *NO_REDIS],
     "PREFETCH_COMPONENT_APPID": ["", 7, "a b"],
@@ -197,6 +198,7 @@ def test_every_key_has_a_wrong_value() -> None:
         ("PREFETCH_CACHE_BYTES", "1073741824", "cache_bytes", 2**30),
         *(("PREFETCH_CACHE_URL", url, "cache_url", Secret(url)) for url in REDIS),
         ("PREFETCH_TOKEN_CALL", "token", "token_call", "token"),
+        ("PREFETCH_REFRESH", "within", "refresh", "within"),
         ("PREFETCH_COMPONENT_AES_KEY", f"{'k' * 43}\n", "component_aes_key", Secret("k" * 43)),
         ("PREFETCH_CONTEXT_VARS", "a, b", "context_vars", frozenset({"a", "b"})),
         ("PREFETCH_API_BASE_URL", "http://127.0.0.1:9", "api_base_url", "http://127.0.0.1:9"),
@@ -219,6 +221,7 @@ def test_environment_is_read_by_exact_name(key: str) -> None:
     texts |= {
         "PREFETCH_BIG_INTEGERS": "text",
         "PREFETCH_TOKEN_CALL": "token",
+        "PREFETCH_REFRESH": "within",
         "PREFETCH_COMPONENT_AES_KEY": "k" * 43,
     }
     texts |= {"PREFETCH_COMPONENT_PREVIOUS_AES_KEY": "k" * 43, "PREFETCH_PROXY": "http://a.b:1"}

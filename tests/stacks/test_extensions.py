@@ -230,7 +230,7 @@ def test_sessions_of_a_database(
     app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path}/shop.db"
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 1, "max_overflow": 0}
 
-    class Base(DeclarativeBase):  # type: ignore[misc]
+    class Base(DeclarativeBase):
         pass
 
     db = flask_sqlalchemy.SQLAlchemy(app, model_class=Base)
