@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from shlex import split
+from shutil import which
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,7 +66,10 @@ SERVERS = {
 
 @pytest.fixture
 def serving(
-    tmp_path: Path, until: Callable[..., None], added: Callable[[str], str]
+    tmp_path: Path,
+    until: Callable[..., None],
+    demand: Callable[[object, str], None],
+    added: Callable[[str], str],
 ) -> Iterator[Serving]:
     """`serving(server)`: the origin of the shop under that server."""
     (tmp_path / "shop.py").write_text(SHOP)
@@ -74,9 +78,12 @@ def serving(
         def serving(server: str) -> str:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
-            program, *words = split(SERVERS[server].format(port=port, added=added(server)))
+            name, *words = split(SERVERS[server].format(port=port, added=added(server)))
+            program = which(BIN / name) or which(name)
+            demand(program, name)
+            assert program is not None
             process = subprocess.Popen(
-                [BIN / program, *words],
+                [program, *words],
                 cwd=tmp_path,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
                 stdout=log,
