@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeGuard
+from typing import Final
 
 from blinker import NamedSignal
 from flask import Flask, got_request_exception, request, request_started
@@ -46,8 +46,6 @@ class AppState:
     endpoints: dict[str, "Endpoint"] = field(default_factory=dict)
     processes: dict[int, "Process"] = field(default_factory=dict)
     push_endpoint: str | None = None
-    # Endpoints that the app's extensions were told to leave alone.
-    exempt: set[str] = field(default_factory=set)
     # Whether it was told that the app answers pulls itself.
     foreign_told: bool = False
 
@@ -55,11 +53,10 @@ class AppState:
     def routes(self) -> list[Route]:
         return [endpoint.route for endpoint in self.endpoints.values()]
 
-    def serves(self, endpoint: str | None) -> TypeGuard[str]:
-        """Whether a view is one of the kit's, at which only WeChat has anything to ask."""
-        return endpoint is not None and (
-            endpoint in self.endpoints or endpoint == self.push_endpoint
-        )
+    @property
+    def all_endpoints(self) -> list[str]:
+        """The names of the views at which only WeChat has anything to ask."""
+        return [*self.endpoints, *([self.push_endpoint] if self.push_endpoint else [])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, Never, NoReturn, TypeVar
 
 from blinker import Namespace
-from flask import Blueprint, Flask, Response, current_app, request, session
+from flask import Blueprint, Flask, Request, Response, current_app, request, session
 from flask.blueprints import BlueprintSetupState
 from flask.sansio.scaffold import setupmethod
 from marshmallow import Schema
@@ -241,11 +241,11 @@ class Prefetch(Blueprint):
 
 def _view(route: Route) -> Callable[..., Response]:
     def view(**route_values: object) -> Response:
-        app = _this_app()
-        request.environ[_ASKED] = True
+        app, asked = _this_app(), _this_request()
+        asked.environ[_ASKED] = True
         dispatcher = process_of(app).dispatcher(route.endpoint)
-        if request.method in _METHODS:
-            done = dispatcher.answer(query_of(request), route_values=route_values)
+        if asked.method in _METHODS:
+            done = dispatcher.answer(query_of(asked), route_values=route_values)
         else:
             done = Answer(405, b"", route.kind, seconds=0.0, refused="method")
         send_signals(app, done)
@@ -267,10 +267,13 @@ def _refuse_foreign(response: Response) -> Response:
 
     A login page or its redirect would be data to a phone, and its cookie that of nobody.
     """
+    asked = _this_request()
+    if _ASKED in asked.environ:
+        return response
     app = _this_app()
     state = state_of(app)
-    served = state.endpoints.get(request.endpoint or "")
-    if served is None or _ASKED in request.environ:
+    served = state.endpoints.get(asked.endpoint or "")
+    if served is None:
         return response
     if not state.foreign_told:
         state.foreign_told = True
@@ -297,6 +300,12 @@ class _EveryMethod(set[str]):
 def _this_app() -> Flask:
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     return app
+
+
+def _this_request() -> Request:
+    # The proxy takes longer for each attribute than for this.
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]
+    return asked
 
 
 def _policy(cache: float | CachePolicy | None) -> CachePolicy | None:

@@ -11,24 +11,25 @@ from prefetch_kit.endpoint.app_state import state_of
 _PROXY_FIX: Final = "app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1, x_host=1)"
 
 
-def exempt(endpoint: str | None, _values: dict[str, Any] | None) -> None:
-    """Take the default limits of Flask-Limiter and the check of Flask-WTF from a view of the kit.
+def exempt(_endpoint: str | None, _values: dict[str, Any] | None) -> None:
+    """Take the default limits of Flask-Limiter and the check of Flask-WTF from the kit's views.
 
-    A preprocessor of URL values: these run before all functions of the app. Limits by address mean
-    nothing where WeChat's servers ask for everybody, and WeChat has no CSRF token. Limits that the
-    app gave to this very view stay.
+    A preprocessor of URL values: the first request for one of the views runs it, before all
+    functions of the app, and then it is removed. Limits by address mean nothing where WeChat's
+    servers ask for everybody, and WeChat has no CSRF token. Limits that the app gave to a view
+    itself stay.
     """
-    state = state_of(current_app)
-    if endpoint in state.exempt or not state.serves(endpoint):
-        return
-    view = current_app.view_functions[endpoint]
-    limiters = current_app.extensions.get("limiter", ())
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     # In older versions it is a single one.
-    for limiter in limiters if isinstance(limiters, (set, tuple)) else (limiters,):
-        limiter.exempt(view)
-    if (csrf := current_app.extensions.get("csrf")) is not None:
-        csrf.exempt(view)
-    state.exempt.add(endpoint)
+    found = app.extensions.get("limiter", ())
+    extensions = [*found] if isinstance(found, (set, tuple)) else [found]
+    extensions += filter(None, [app.extensions.get("csrf")])
+    for endpoint in state_of(app).all_endpoints:
+        for extension in extensions:
+            extension.exempt(app.view_functions[endpoint])
+    # New lists: another thread may be at one of the old ones.
+    for scope, functions in app.url_value_preprocessors.items():
+        app.url_value_preprocessors[scope] = [each for each in functions if each is not exempt]
 
 
 def explain(app: Flask, response: Response) -> str:
