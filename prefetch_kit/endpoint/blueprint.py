@@ -278,6 +278,7 @@ def _refuse_foreign(response: Response) -> Response:
     if not state.foreign_told:
         state.foreign_told = True
         SafeLogger(app.logger).warning("%s", explain(app, response))
+    response.close()
     status = response.status_code if response.status_code >= 400 else REFUSALS["app"].status
     done = Answer(status, b"", served.route.kind, seconds=0.0, refused="app")
     send_signals(app, done)
