@@ -84,11 +84,11 @@ class MerchantList:
         calls: ComponentCalls,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         self._calls = calls
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = sleep or time.sleep  # looked up now: gevent may have exchanged it
         self._turn = threading.Lock()
         # When each merchant was read, and what of it.
         self._found: dict[str, tuple[float, ListedMerchant]] = {}

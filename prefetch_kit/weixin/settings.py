@@ -64,12 +64,12 @@ class SettingsApi:
         transport: Calls,
         tokens: TokenSource,
         *,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         max_wait_s: float = 70.0,
     ) -> None:
         self._transport = transport
         self._tokens = tokens
-        self._sleep = sleep
+        self._sleep = sleep or time.sleep
         self._max_wait_s = max_wait_s
 
     def read(self) -> FetchSettings:

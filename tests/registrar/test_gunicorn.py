@@ -158,6 +158,14 @@ def test_the_import_path_of_gunicorn_is_the_childs(
     assert wx.count(action="set_pre_fetch") == 1
 
 
+def test_an_env_file_is_not_read(wx: Sandbox, serve: Serve, tmp_path: Path) -> None:
+    """gunicorn's workers do not either, and what they serve is registered."""
+    (tmp_path / ".env").write_text("PREFETCH_PERIOD_FETCH=off\n")
+    served = serve()
+    served.until(lambda: "read back from WeChat" in served.said)
+    assert wx.settings("wx01")["is_period_fetch_open"] is True
+
+
 def test_a_refused_registration_does_not_stop_serving(wx: Sandbox, serve: Serve) -> None:
     """The refusal is said, and the app answers all the same."""
     wx.deny("wx01", 48001)

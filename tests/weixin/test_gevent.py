@@ -52,3 +52,53 @@ def test_calls_wait_beside_each_other(
     process = start(PATCHED_LATE, far.url, ca_file)
     assert process.stdout is not None
     assert process.stdout.readline() == "[0, 0]\n"
+
+
+# A worker's modules; those of the commands run under no server.
+WHAT_IS_HELD = """
+import importlib
+import inspect
+import pkgutil
+import sys
+import warnings
+import prefetch_kit
+
+SERVED = ["cache", "concurrency", "endpoint", "pushes", "weixin", "secret", "logs", "errors"]
+for package in SERVED:
+    found = importlib.import_module(f"prefetch_kit.{package}")
+    for each in pkgutil.walk_packages(getattr(found, "__path__", []), f"{found.__name__}."):
+        importlib.import_module(each.name)
+
+warnings.simplefilter("ignore")
+from gevent import monkey
+monkey.patch_all()
+old = {id(value): f"{module}.{name}" for module, names in monkey.saved.items()
+       for name, value in names.items() if callable(value)}
+
+def held_by(value, module):
+    yield value
+    if inspect.isfunction(value):
+        yield from value.__defaults__ or ()
+        yield from (value.__kwdefaults__ or {}).values()
+    elif inspect.isclass(value) and value.__module__ == module:
+        yield from value.__mro__
+        for each in vars(value).values():
+            yield from held_by(each, module)
+
+for name, module in sorted(sys.modules.items()):
+    if any(name.startswith(f"prefetch_kit.{package}") for package in SERVED):
+        for value in vars(module).values():
+            for each in held_by(value, name):
+                if id(each) in old:
+                    print(name, old[id(each)])
+print("end")
+"""
+
+
+def test_nothing_is_held_that_gevent_exchanges(
+    start: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    """No module of a worker has an old function, class or base in a name or a default."""
+    process = start(WHAT_IS_HELD)
+    assert process.stdout is not None
+    assert process.stdout.read() == "end\n"
