@@ -56,12 +56,15 @@ class PullRefused(PrefetchKitError):
 
 
 class QueryKeyMissing(PullRefused, KeyError):
-    """The handler asked for a query key that did not come; unhandled, the pull is refused."""
+    """The handler asked for a query key that did not come; unhandled, the pull is refused.
 
-    def __init__(self, key: str) -> None:
+    `of` is "query", or "extra" for a parameter that the platform does not document.
+    """
+
+    def __init__(self, key: str, *, of: str = "query") -> None:
         self.key = key
         super().__init__(
-            "query", f"the handler needs query[{key!r}], which did not come", refusal=MALFORMED
+            of, f"the handler needs {of}[{key!r}], which did not come", refusal=MALFORMED
         )
 
     __str__ = PullRefused.__str__

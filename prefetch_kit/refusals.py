@@ -19,6 +19,7 @@ ABORTED: Final = "the handler refused it, as with abort(404)"
 # The reason is the parameter's name.
 MALFORMED: Final = Refusal(400, "a parameter is missing, too long or malformed")
 REFUSALS: Final[Mapping[str, Refusal]] = {
+    "extra": Refusal(400, "the handler needs an undocumented parameter that did not come"),
     "doubled": Refusal(400, "a parameter came twice"),
     "token-and-code": Refusal(400, "token and code came together"),
     "encoding": Refusal(400, "a name or value is not UTF-8, or holds a control character"),

@@ -21,7 +21,7 @@ from flask import Flask, abort, redirect, request
 from prefetch_kit import NO_DATA, Prefetch, WeixinError
 from prefetch_kit.cli import commands
 from prefetch_kit.endpoint.config import TABLE, Setting
-from prefetch_kit.endpoint.request import PARAMETERS
+from prefetch_kit.endpoint.parameters import PARAMETERS
 from prefetch_kit.fleet.project import load_project
 from prefetch_kit.refusals import REFUSALS as refusals  # noqa: N811 (the README's is REFUSALS here)
 from prefetch_kit.sandbox import Fault, Sandbox
@@ -403,6 +403,7 @@ REFUSALS: dict[tuple[int, str], dict[str, object]] = {
     (400, "code"): {"code": "c" * 129},
     (400, "path"): {"path": "p" * 1025},
     (400, "query"): {"path": "asks-for-a-key"},
+    (400, "extra"): {"path": "asks-for-extra"},
     (400, "scene"): {"scene": "x"},
     (400, "version"): {"customMiniprogramVersion": "v" * 65},
     (400, "doubled"): {"appid": ["wx1", "wx1"]},
@@ -427,6 +428,7 @@ def refusing() -> Flask:
     """An app in which every refusal can be provoked, and whose WeChat is away."""
     prefetch = Prefetch("prefetch", __name__)
     prefetch.pre_fetch("asks-for-a-key")(lambda pull: pull.query["id"])
+    prefetch.pre_fetch("asks-for-extra")(lambda pull: pull.extra["latitude"])
     prefetch.pre_fetch("mine", login_required=True)(lambda _: NO_DATA)
     prefetch.pre_fetch("gone")(lambda _: abort(404))
     prefetch.pre_fetch("fails")(lambda _: None)
@@ -454,5 +456,5 @@ def test_the_table_of_refusals_is_exact(refusing: Flask) -> None:
     listed = [(int(status), name) for status, cell in rows for name in re.findall("`(.+?)`", cell)]
     assert sorted(listed) == sorted(given)
     known = {(each.status, reason) for reason, each in refusals.items()}
-    known |= {(400, each.reason or each.attribute) for each in PARAMETERS}
+    known |= {(400, each.reason or each.attribute or each.name) for each in PARAMETERS}
     assert known == set(given)

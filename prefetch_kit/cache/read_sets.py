@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import Final
 
 # The names of the inputs that a run read, sorted. A key of the page's query is "query=" and its
-# name.
+# name, and one of the parameters that WeChat does not document "extra=" and its name.
 ReadSet = tuple[str, ...]
 
 TIMESTAMP: Final = "timestamp"
 USER_ID: Final = "user_id"
 ALL_OF_QUERY: Final = "query"
+ALL_OF_EXTRA: Final = "extra"
 
 _MAX_NAMES: Final = 32
 _MAX_READ_SETS: Final = 8
@@ -36,8 +37,11 @@ class Reads:
 def _read_set(names: Iterable[str]) -> ReadSet:
     """These names as a set; all of the query, or very much of it, counts as one input."""
     kept = set(names)
-    if ALL_OF_QUERY in kept or len(kept) > _MAX_NAMES:
-        kept = {name for name in kept if not name.startswith("query=")} | {ALL_OF_QUERY}
+    for whole in (ALL_OF_QUERY, ALL_OF_EXTRA):
+        if whole in kept or len(kept) > _MAX_NAMES:
+            others = {name for name in kept if not name.startswith(f"{whole}=")}
+            if len(others) < len(kept):
+                kept = others | {whole}
     return tuple(sorted(kept))
 
 

@@ -15,6 +15,7 @@ from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.redis import RedisStore
 from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.concurrency.executor import Executor
+from prefetch_kit.endpoint.admission import Admission
 from prefetch_kit.endpoint.app_commands import add_commands
 from prefetch_kit.endpoint.background_tokens import (
     BackgroundTokens,
@@ -24,7 +25,7 @@ from prefetch_kit.endpoint.background_tokens import (
 from prefetch_kit.endpoint.config import Config, load_config
 from prefetch_kit.endpoint.confirm_files import serve_confirm_files
 from prefetch_kit.endpoint.dispatch import Dispatcher, from_handler
-from prefetch_kit.endpoint.handlers import Route
+from prefetch_kit.endpoint.handlers import Route, refuse_unfit
 from prefetch_kit.endpoint.hidden_query import hide_credentials, hide_from_server_logs
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login, code_logins, may_be_code
 from prefetch_kit.endpoint.payload import Encoder
@@ -88,6 +89,14 @@ class Process:
             redis=_redis_store(app, config, invalidations, logger),
             awaits_refresh=config.refresh == "within",
         )
+        self._context = RunContext(app, base_url=config.base_url)
+        self._admission = Admission(
+            config.appids,
+            config.admits,
+            max_age_s=config.appids_max_age_s,
+            context=self._context,
+            executor=self._user_executor,
+        )
         self._dispatchers: dict[str, Dispatcher] = {}
         self._logins: list[CodeLogins] = []
 
@@ -105,7 +114,7 @@ class Process:
     def _new_dispatcher(self, endpoint: str) -> Dispatcher:
         config, logger = self._state.config, SafeLogger(self._app.logger)
         served = self._state.endpoints[endpoint]
-        context = RunContext(self._app, base_url=config.base_url)
+        context = self._context
         users = Users(
             settings=self._app.config,
             config=config,
@@ -118,6 +127,7 @@ class Process:
         return Dispatcher(
             served.route,
             config=config,
+            admission=self._admission,
             users=users,
             context=context,
             encoder=Encoder(
@@ -179,6 +189,7 @@ def init_app(app: Flask) -> AppState:
     """The kit's state of an app, made with its first blueprint. Raises `ConfigError`."""
     if EXTENSION not in app.extensions:
         config = load_config(app.config, instance_path=app.instance_path, environment=os.environ)
+        _refuse_unfit_admits(config)
         app.extensions[EXTENSION] = AppState(config)
         _warn_of_short_key(app)
         request_started.connect(hide_from_app, app)
@@ -192,6 +203,16 @@ def hide_from_app(app: Flask, **_: object) -> None:
     """A receiver of `request_started`, which Flask sends before any function of the app runs."""
     if request.endpoint in state_of(app).endpoints:
         hide_credentials(request)
+
+
+def _refuse_unfit_admits(config: Config) -> None:
+    try:
+        refuse_unfit(config.admits, "appid")
+    except TypeError as error:
+        problem = f"cannot be called: {error}"
+    else:
+        return
+    raise ConfigError("PREFETCH_APPIDS", problem, remedy="Give a function of one appid")
 
 
 def _warn_of_short_key(app: Flask) -> None:

@@ -34,7 +34,7 @@ from prefetch_kit.endpoint.handlers import (
 )
 from prefetch_kit.endpoint.hidden_query import query_of
 from prefetch_kit.endpoint.login_codes import Login
-from prefetch_kit.endpoint.request import MAX_CODE_CHARS
+from prefetch_kit.endpoint.parameters import MAX_CODE_CHARS
 from prefetch_kit.endpoint.run_context import rule_host
 from prefetch_kit.endpoint.users import CodeUser, TokenVerifier
 from prefetch_kit.errors import ConfigError
@@ -199,10 +199,17 @@ class Prefetch(Blueprint):
         app: Flask = setup.app  # type: ignore[assignment]
         state = init_app(app)
         self._refuse_hopeless(app, state.config)
+        self._warn_of_entry_page(app, state.config.entry_page)
         host = rule_host(app, state.config.base_url)
         for kind in KINDS:
             endpoint = f"{setup.name_prefix}.{setup.name}.{kind}".lstrip(".")
-            route = Route(endpoint, kind, self._pages[kind], deadline_s=state.config.deadline_s)
+            route = Route(
+                endpoint,
+                kind,
+                self._pages[kind],
+                deadline_s=state.config.deadline_s,
+                entry_page=state.config.entry_page,
+            )
             view = _view(route)
             state.endpoints[endpoint] = Endpoint(route, view, self._verifier, self._code_user)
             setup.add_url_rule(
@@ -217,6 +224,13 @@ class Prefetch(Blueprint):
                 # Every method comes to the view, which answers it: the app's own error page
                 # for 405 is HTML, and a phone could keep that as data.
                 rule.methods = _EveryMethod(_METHODS)
+
+    def _warn_of_entry_page(self, app: Flask, page: str | None) -> None:
+        pages = self._pages["pre_fetch"]
+        if page is not None and len(pages) and page not in pages and None not in pages:
+            SafeLogger(app.logger).warning(
+                "PREFETCH_ENTRY_PAGE is %r, for which %r has no handler", page, self.name
+            )
 
     def _refuse_hopeless(self, app: Flask, config: Config) -> None:
         if app.secret_key:

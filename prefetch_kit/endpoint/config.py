@@ -73,6 +73,11 @@ class Config:
         "or a callable appid → bool",
     )
     admits: Callable[[str], bool]  # from PREFETCH_APPIDS
+    appids_max_age_s: float = setting(
+        values.read_seconds(0, 86_400),
+        default=0.0,
+        meaning="seconds for which an answer of a callable `PREFETCH_APPIDS` is remembered",
+    )
     app_secret: Secret | None = setting(
         values.read_secret, secret=True, meaning="the AppSecret, where there is exactly one appid"
     )
@@ -141,6 +146,10 @@ class Config:
         default=_NOTHING,
         meaning="confirm files (校验文件) to serve at the root of the host: "
         "name → content (JSON in the environment)",
+    )
+    entry_page: str | None = setting(
+        values.read_page,
+        meaning="the page that is opened where a pull has no path, such as `pages/index/index`",
     )
     token_max_age_s: int = setting(
         values.read_whole_number(60, 366 * 86_400),

@@ -6,14 +6,15 @@ import secrets
 import time
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType, TracebackType
-from typing import Final, NamedTuple
+from types import TracebackType
+from typing import Final, NamedTuple, NoReturn
 
 from werkzeug.exceptions import HTTPException
 
 from prefetch_kit.cache.answers import AnswerCache, Freshness, Handle, RunFailed, Served
 from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
+from prefetch_kit.endpoint.admission import Admission
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Handler, Registration, Route
 from prefetch_kit.endpoint.payload import Encoder, TooLarge
@@ -26,7 +27,6 @@ from prefetch_kit.fetch_setting import Kind
 from prefetch_kit.logs import SafeLogger
 
 _LONGEST_RETRY_AFTER_S: Final = 60
-_NO_VALUES: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 class Answer(NamedTuple):
@@ -57,6 +57,7 @@ class Dispatcher:
         route: Route,
         *,
         config: Config,
+        admission: Admission,
         users: Users,
         context: RunContext,
         encoder: Encoder,
@@ -69,7 +70,8 @@ class Dispatcher:
         self.route = route
         self.users = users
         self.cache = cache
-        self._admits = config.admits
+        self.admission = admission
+        self._deadline_s = config.deadline_s
         self._threads = config.threads
         self._warn_bytes = config.warn_bytes
         self._context_vars = config.context_vars
@@ -86,22 +88,28 @@ class Dispatcher:
         started = time.perf_counter()
         asked: Asked | None = None
         registration: Registration | None = None
-        status, served = 200, Served(b"")
+        status, served, deadline_s = 200, Served(b""), self._deadline_s
         refused = incident = failure = retry_after_s = None
         try:
             inputs = self.route.parser.parse(query_string)
             del query_string  # a traceback that goes through here shows no token and no code
             asked = inputs.asked
-            registration = self.find(asked, route_values)
-            served = self._serve(registration, inputs)
+            found = self.route.find(asked.path)
+            if found is not None:
+                deadline_s = found.deadline_s
+            ends_at = deadline_in(deadline_s)
+            self._demand_ours(asked.appid, route_values, found, ends_at)
+            registration = found or self._refuse_page(asked)
+            served = self._serve(registration, inputs, ends_at)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 (a handler may raise anything, SystemExit too)
             if (refusal := self._refusal(error, registration)) is not None:
                 status, refused = refusal.status, refusal.reason
                 incident = self._note_refusal(refusal)
-                if registration is not None and refused == "busy":
-                    retry_after_s = _retry_after_s(registration)
+                if refused == "busy":
+                    # By then each run of now has ended, or is late.
+                    retry_after_s = math.ceil(min(deadline_s, _LONGEST_RETRY_AFTER_S))
             else:
                 failure, refused = error, "too-large" if isinstance(error, TooLarge) else "failed"
                 status, incident = 500, secrets.token_hex(6)
@@ -122,14 +130,21 @@ class Dispatcher:
             error=failure,
         )
 
-    def find(self, asked: Asked, route_values: Mapping[str, object] = _NO_VALUES) -> Registration:
-        """The handler of a pull that is admitted. Raises `PullRefused` (403, 404)."""
-        if route_values and route_values.get("appid", asked.appid) != asked.appid:
+    def _demand_ours(
+        self,
+        appid: str,
+        route_values: Mapping[str, object],
+        found: Registration | None,
+        ends_at: float,
+    ) -> None:
+        """Raise `PullRefused` (403) for an appid that is not ours. May take until `ends_at`."""
+        if route_values and route_values.get("appid", appid) != appid:
             raise PullRefused("foreign-appid", "the appid is not the one in the URL's path")
-        if not self._admits(asked.appid):
-            raise PullRefused("foreign-appid", "the appid is not in PREFETCH_APPIDS")
-        if (registration := self.route.find(asked.path)) is not None:
-            return registration
+        share = self.route.endpoint if found is None else found.name
+        self.admission.demand(appid, ends_at=ends_at, share=share)
+
+    def _refuse_page(self, asked: Asked) -> NoReturn:
+        """Raise `PullRefused` (404) for a page without a handler."""
         kind = self.route.kind
         path, hint = asked.path if kind == "pre_fetch" else None, ""
         if self._debug:
@@ -140,8 +155,7 @@ class Dispatcher:
             )
         raise PullRefused("page", f"no handler for page {path!r}{hint}")
 
-    def _serve(self, registration: Registration, inputs: Inputs) -> Served:
-        ends_at = deadline_in(registration.deadline_s)
+    def _serve(self, registration: Registration, inputs: Inputs, ends_at: float) -> Served:
         if not self.users.have_to_ask(inputs):
             return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
         user = LazyUser(inputs, self.users, self._user_executor, share=registration.name)
@@ -240,11 +254,6 @@ class Dispatcher:
             done.incident,
             exc_info=done.error,
         )
-
-
-def _retry_after_s(registration: Registration) -> int:
-    """When each run of now has ended, or is late, in seconds."""
-    return math.ceil(min(registration.deadline_s, _LONGEST_RETRY_AFTER_S))
 
 
 def _aborted(error: BaseException) -> Aborted | None:

@@ -34,12 +34,10 @@ if TYPE_CHECKING:
 class _Url:
     """One URL of the app: what answers its pulls, and the headers of an answer.
 
-    `is_plain` says that Flask alone is inside, `has_appids` that no callable of the app's decides
-    which appids are admitted.
+    `is_plain` says that Flask alone is inside.
     """
 
     dispatcher: Dispatcher
-    has_appids: bool
     headers: list[tuple[str, str]]
     is_plain: bool
 
@@ -51,12 +49,12 @@ class _Url:
         dispatcher = self.dispatcher
         users = dispatcher.users
         inputs = dispatcher.route.parser.parse_usual(query_string)
-        if inputs is None or not self.has_appids:
+        if inputs is None or not dispatcher.admission.find(inputs.asked.appid):
             return None
         if users.ask_the_app and users.have_to_ask(inputs):
             return None
-        registration = dispatcher.find(inputs.asked)
-        if registration.scope is None:
+        registration = dispatcher.route.find(inputs.asked.path)
+        if registration is None or registration.scope is None:
             return None
         request = Request(inputs, users.verify)
         dispatcher.check_login(registration, request)
@@ -130,8 +128,7 @@ class FastPath:
 
     def _dispatched(self, url: _Url, query_string: str) -> Answer:
         """What the view would answer."""
-        # A callable PREFETCH_APPIDS and receivers may ask for the app; most apps have neither.
-        needs_app = not url.has_appids or pull_served.receivers or pull_refused.receivers
+        needs_app = pull_served.receivers or pull_refused.receivers  # they may ask for the app
         with self._app.app_context() if needs_app else nullcontext():
             done = url.dispatcher.answer(query_string.encode("latin-1"), route_values={})
             send_signals(self._app, done)
@@ -166,7 +163,6 @@ def _urls(app: Flask, inside: WSGIApplication) -> dict[str, _Url]:
     return {
         rule.rule: _Url(
             dispatcher=process.dispatcher(name),
-            has_appids=bool(state.config.appids),
             headers=_headers(app, endpoint.route),
             is_plain=is_plain(app, inside),
         )

@@ -61,7 +61,7 @@ class Registration:
 class Pages:
     """The handlers of one kind of pull, by page path.
 
-    A path is only ever a key to look up: nothing is opened, joined or normalised.
+    A path is only ever a key to look up: nothing is opened or joined.
     """
 
     def __init__(self) -> None:
@@ -95,12 +95,21 @@ class Pages:
 class Route:
     """One registered endpoint of one kind, and the handlers behind it."""
 
-    def __init__(self, endpoint: str, kind: Kind, pages: Pages, *, deadline_s: float) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        kind: Kind,
+        pages: Pages,
+        *,
+        deadline_s: float,
+        entry_page: str | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self.kind: Final = kind
         self.pages: Final = pages
-        self.parser: Final = PullParser()
+        self.parser: Final = PullParser(self._locate) if kind == "pre_fetch" else PullParser()
         self._deadline_s = deadline_s
+        self._entry_page = entry_page
         self._by_page = {handler.page: self._register(handler) for handler in pages}
 
     @property
@@ -116,6 +125,21 @@ class Route:
         if self.kind == "period_fetch":
             path = None
         return self._by_page.get(path) or self._by_page.get(None)
+
+    def _locate(self, path: str | None) -> tuple[str | None, str]:
+        """The page that a path means, and the query attached to it; else the path as it came.
+
+        Share cards open `pages/x.html`, QQ attaches the query, and some clients write a leading
+        slash. A client that opens the entry page may send no path.
+        """
+        if path in self._by_page and path is not None:
+            return path, ""
+        page, _, query = (path or "").partition("?")
+        page = page.removeprefix("/") or self._entry_page or ""
+        for found in (page, page.removesuffix(".html")):
+            if found and (found in self._by_page or found == self._entry_page):
+                return found, query
+        return path, ""
 
     def _register(self, handler: Handler) -> Registration:
         deadline_s = self._deadline_s if handler.deadline_s is None else handler.deadline_s

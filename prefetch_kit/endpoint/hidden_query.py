@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from flask import Request
 
-from prefetch_kit.endpoint.request import PARAMETERS
+from prefetch_kit.endpoint.parameters import PARAMETERS
 from prefetch_kit.secret import Secret
 
 # In the WSGI environment: the query as it came.

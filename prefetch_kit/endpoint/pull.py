@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn, Self
+from typing import Any, ClassVar, Final, NoReturn, Self
 
-from prefetch_kit.cache.read_sets import ALL_OF_QUERY, TIMESTAMP, USER_ID, Reads
+from prefetch_kit.cache.read_sets import ALL_OF_EXTRA, ALL_OF_QUERY, TIMESTAMP, USER_ID, Reads
+from prefetch_kit.endpoint.parameters import DialectName
 from prefetch_kit.endpoint.request import read_page_query
 from prefetch_kit.endpoint.users import Request
 from prefetch_kit.errors import QueryKeyMissing
@@ -12,34 +13,42 @@ from prefetch_kit.fetch_setting import Kind
 
 # Of each of the two texts that repr() shows: a query can have 4,096 characters.
 _MAX_SHOWN_CHARS: Final = 200
-# What a pull gives without a note: the query, which notes itself what is read, and its own repr.
+# What a pull gives without a note: mappings, which note themselves what is read, and its own repr.
 _QUERY: Final = "the query"
+_EXTRA: Final = "the extra parameters"
 _TO_SHOW: Final = "to show"
 
 
-class PageQuery(Mapping[str, str]):
-    """The query of the page being opened, read-only: the first value of each name.
-
-    `query[name]` for a name that did not come refuses the pull (400) unless the handler catches
-    the `KeyError`; `get` and `in` ask without refusing.
-    """
+class _ReadValues(Mapping[str, str]):
+    """Values by name, which note what is read of them."""
 
     # A function and not the values: tools that write down any object find nothing unnoted.
     __slots__ = ("_read",)
 
-    def __init__(self, page_query: str) -> None:
-        self._read = _noting(read_page_query(page_query), reads=None)
+    _read: Callable[[str | None], list[str]]
+    _name: ClassVar[str]
 
     @classmethod
     def _of(cls, values: dict[str, list[str]], reads: Reads | None) -> Self:
-        query = cls.__new__(cls)
-        query._read = _noting(values, reads)
-        return query
+        made = cls.__new__(cls)
+        made._note_in(values, reads)
+        return made
+
+    def _note_in(self, values: dict[str, list[str]], reads: Reads | None) -> None:
+        whole = self._name
+
+        def read(name: str | None) -> list[str]:
+            """The values of one name, or all names for None."""
+            if reads is not None:
+                reads.note(whole if name is None else f"{whole}={name}")
+            return [*values] if name is None else [*values.get(name, ())]
+
+        self._read = read
 
     def __getitem__(self, name: str) -> str:
         values = self.getlist(name)
         if not values:
-            raise QueryKeyMissing(name)
+            raise QueryKeyMissing(name, of=self._name)
         return values[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -57,7 +66,7 @@ class PageQuery(Mapping[str, str]):
         return self._read(name)
 
     def __repr__(self) -> str:
-        return "<PageQuery>"  # its names would have to be noted as read
+        return f"<{type(self).__name__}>"  # its names would have to be noted as read
 
     def __copy__(self) -> Self:
         return self
@@ -66,35 +75,51 @@ class PageQuery(Mapping[str, str]):
         return self
 
     def __getstate__(self) -> NoReturn:
-        raise TypeError("a PageQuery cannot be pickled; read what you need from it")
+        raise TypeError(f"a {type(self).__name__} cannot be pickled; read what you need from it")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         self.__getstate__()
 
 
-def _noting(values: dict[str, list[str]], reads: Reads | None) -> Callable[[str | None], list[str]]:
-    """What gives the values of one name, or all names for None, and notes that they were read."""
+class PageQuery(_ReadValues):
+    """The query of the page being opened, read-only: the first value of each name.
 
-    def read(name: str | None) -> list[str]:
-        if reads is not None:
-            reads.note(ALL_OF_QUERY if name is None else f"query={name}")
-        return [*values] if name is None else [*values.get(name, ())]
+    `query[name]` for a name that did not come refuses the pull (400) unless the handler catches
+    the `KeyError`; `get` and `in` ask without refusing.
+    """
 
-    return read
+    __slots__ = ()
+
+    _name = ALL_OF_QUERY
+
+    def __init__(self, page_query: str) -> None:
+        self._note_in(read_page_query(page_query), None)
+
+
+class ExtraParameters(_ReadValues):
+    """The parameters of a pull that have no attribute here, read-only as a `PageQuery` is.
+
+    The platform does not document them, so nothing but their encoding is checked.
+    """
+
+    __slots__ = ()
+
+    _name = ALL_OF_EXTRA
 
 
 class Pull:
     """One pull by WeChat, as a handler sees it.
 
-    `kind` is `"pre_fetch"` or `"period_fetch"`; `path`, `scene` and `version` are None where
-    WeChat did not send them; `timestamp` is the client's claim, an aware datetime in UTC. In a
-    cached handler each thing read here is noted, and the answer is kept for pulls alike in it.
+    `kind` is `"pre_fetch"` or `"period_fetch"`, and `dialect` the platform: `"wechat"`, `"qq"` or
+    `"finclip"`. `path`, `scene` and `version` are None where they did not come; `timestamp` is the
+    client's claim, an aware datetime in UTC. In a cached handler each thing read here is noted, and
+    the answer is kept for pulls alike in it.
 
     `repr()` is for logs: it shows page and query, and whether a user is proved, and notes nothing.
     """
 
     # A function and not the request, as in PageQuery.
-    __slots__ = ("_appid", "_is_shown", "_query", "_read", "kind")
+    __slots__ = ("_appid", "_extra", "_is_shown", "_query", "_read", "kind")
 
     kind: Kind
 
@@ -102,6 +127,7 @@ class Pull:
         self.kind = kind
         self._appid = request.asked.appid
         self._query: PageQuery | None = None
+        self._extra: ExtraParameters | None = None
         self._is_shown = False
 
         def read(name: str) -> Any:
@@ -109,6 +135,8 @@ class Pull:
                 return _shown(request, kind)
             if name is _QUERY:
                 return PageQuery._of(request.asked.values, reads)
+            if name is _EXTRA:
+                return ExtraParameters._of(request.asked.extra, reads)
             if reads is not None:
                 reads.note(name)
             return _READERS[name](request)
@@ -124,6 +152,18 @@ class Pull:
         if self._query is None:
             self._query = self._read(_QUERY)
         return self._query
+
+    @property
+    def extra(self) -> ExtraParameters:
+        """What else came: parameters that the platform does not document."""
+        if self._extra is None:
+            self._extra = self._read(_EXTRA)
+        return self._extra
+
+    @property
+    def dialect(self) -> DialectName:
+        dialect: DialectName = self._read("dialect")
+        return dialect
 
     @property
     def path(self) -> str | None:
@@ -180,6 +220,7 @@ def note_if_shown(pull: Pull, body: bytes) -> None:
 
 
 _READERS: Final[Mapping[str, Callable[[Request], object]]] = {
+    "dialect": lambda request: request.asked.dialect,
     "path": lambda request: request.asked.path,
     "scene": lambda request: request.asked.others.get("scene"),
     "version": lambda request: request.asked.others.get("version"),

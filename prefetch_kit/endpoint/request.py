@@ -9,72 +9,18 @@ from urllib.parse import unquote, unquote_to_bytes
 from marshmallow import EXCLUDE, Schema, fields, validate
 
 from prefetch_kit.cache.key import encoded, encoded_list
-from prefetch_kit.cache.read_sets import ALL_OF_QUERY, ReadSet
+from prefetch_kit.cache.read_sets import ALL_OF_EXTRA, ALL_OF_QUERY, ReadSet
+from prefetch_kit.endpoint.parameters import PARAMETERS, DialectName, Parameter, dialect_of
 from prefetch_kit.errors import PullRefused
 from prefetch_kit.refusals import MALFORMED
 from prefetch_kit.secret import Secret
 
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of a pull.
-
-    `name` is WeChat's; `attribute` is ours, and unless another is given the reason of a refusal.
-    A value has at most `max_chars` characters and matches `shape`, which `must_be` puts in
-    words. `is_credential` says that the value is secret and says who the user is.
-    """
-
-    name: str
-    attribute: str
-    max_chars: int
-    shape: str | None = None
-    must_be: str = ""
-    read: Callable[[str], object] = str
-    is_required: bool = False
-    is_credential: bool = False
-    reason: str | None = None
-
-
-# The page /miniprogram/dev/framework/ability/pre-fetch.html.
-PARAMETERS: Final = (
-    Parameter(
-        "appid",
-        "appid",
-        64,
-        shape="[0-9A-Za-z_-]{1,64}",
-        must_be="must be 1 to 64 ASCII letters and digits",
-        is_required=True,
-    ),
-    # Seconds or milliseconds: the page does not say which, so both are read.
-    Parameter(
-        "timestamp",
-        "timestamp",
-        13,
-        shape="[0-9]{13}|[0-9]{10}",
-        must_be="must be 10 or 13 ASCII digits",
-        is_required=True,
-    ),
-    # What wx.setBackgroundFetchToken accepts.
-    Parameter("token", "token", 1024, read=Secret, is_credential=True),
-    Parameter("code", "code", 128, read=Secret, is_credential=True),
-    Parameter("path", "path", 1024),
-    Parameter("query", "page_query", 4096, reason="query"),
-    Parameter(
-        "scene",
-        "scene",
-        6,
-        shape="[0-9]{1,6}",  # int() alone would also take signs, spaces and full-width digits
-        must_be="must be 1 to 6 ASCII digits",
-        read=int,
-    ),
-    Parameter("customMiniprogramVersion", "version", 64),
-)
 _BY_NAME: Final = {parameter.name: parameter for parameter in PARAMETERS}
 _CREDENTIALS: Final = tuple(parameter for parameter in PARAMETERS if parameter.is_credential)
-MAX_CODE_CHARS: Final = _BY_NAME["code"].max_chars
-APPID: Final = re.compile(rf"{_BY_NAME['appid'].shape}\Z")
 # gunicorn accepts no longer request line; behind another server we must not parse megabytes.
 MAX_QUERY_STRING_BYTES: Final = 8190
+_SECOND_QUESTION_MARK: Final = re.compile(rb"\?(appid=|appId=)")
+_TOKEN: Final = re.compile(rb"(?<![^&])token=[^&]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -83,14 +29,16 @@ class Asked:
     """What a pull asks for: everything it carries but its time and its credentials.
 
     Pulls of one endpoint that ask for the same share one. `values` are those of the page's
-    query, by name; `others` are the other parameters, by attribute; `key_prefixes` is a memo of
-    the cache.
+    query, by name; `others` are the other parameters, by attribute, and `extra` those without one,
+    by name; `key_prefixes` is a memo of the cache.
     """
 
     appid: str
     path: str | None = None
     page_query: str = field(default="", repr=False)
     others: dict[str, Any] = field(default_factory=dict, repr=False)
+    extra: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    dialect: DialectName = "wechat"
     unknown_parameters: int = 0
     values: dict[str, list[str]] = field(init=False, repr=False, compare=False)
     key_prefixes: dict[tuple[bytes, ReadSet], bytes] = field(init=False, repr=False, compare=False)
@@ -106,19 +54,32 @@ class Asked:
 
     def encoded(self, name: str) -> bytes:
         """One input as bytes that say its type and length."""
-        if name.startswith("query="):
-            values = self.values.get(name[6:])
+        kind, is_of_one, key = name.partition("=")
+        if is_of_one:
+            values = (self.values if kind == ALL_OF_QUERY else self.extra).get(key)
             return encoded(None) if values is None else encoded_list(values)
-        if name == ALL_OF_QUERY:
-            return encoded(self.page_query)
-        return encoded(self.path if name == "path" else self.others.get(name))
+        match name:
+            case "path":
+                return encoded(self.path)
+            case "dialect":
+                return encoded(self.dialect)
+            case _ if name == ALL_OF_QUERY:
+                return encoded(self.page_query)
+            case _ if name == ALL_OF_EXTRA:
+                return b"".join(
+                    encoded(extra) + encoded_list(values) for extra, values in self.extra.items()
+                )
+        return encoded(self.others.get(name))
 
 
 _INPUTS: Final[ReadSet] = tuple(
     sorted(
-        ALL_OF_QUERY if parameter.name == "query" else parameter.attribute
-        for parameter in PARAMETERS
-        if not (parameter.is_credential or parameter.is_required)
+        {ALL_OF_QUERY, ALL_OF_EXTRA, "dialect"}.union(
+            parameter.attribute
+            for parameter in PARAMETERS
+            if parameter.attribute not in (None, "page_query")
+            and not (parameter.is_credential or parameter.is_required)
+        )
     )
 )
 
@@ -159,8 +120,8 @@ _USUAL: Final = re.compile(
     )
     + "))++"
 )
-_READERS: Final = tuple((each.attribute, each.max_chars, each.read) for each in PARAMETERS)
-_REQUIRED: Final = {each.attribute for each in PARAMETERS if each.is_required}
+_READERS: Final = tuple((each.name, each.max_chars, each.read) for each in PARAMETERS)
+_REQUIRED: Final = {each.name for each in PARAMETERS if each.is_required}
 
 # The same, cut into credential, time, and three pieces that are alike in pulls that ask for the
 # same.
@@ -180,10 +141,19 @@ _MAX_KNOWN_CHARS: Final = 512
 _MAX_KNOWN_VALUES: Final = 8
 
 
+# Finds the page that a path means, and the query attached to it.
+Locate = Callable[[str | None], tuple[str | None, str]]
+
+
+def as_it_came(path: str | None) -> tuple[str | None, str]:
+    return path, ""
+
+
 class PullParser:
     """Reads the query strings of pulls, and remembers what many of them ask for."""
 
-    def __init__(self) -> None:
+    def __init__(self, locate: Locate = as_it_came) -> None:
+        self._locate = locate
         self._known: dict[tuple[str, str, str], Asked] = {}
 
     def parse(self, query_string: bytes) -> Inputs:
@@ -193,7 +163,9 @@ class PullParser:
         `too-long`, `doubled`, `token-and-code`. The raw bytes are needed because a framework's
         parsed arguments have already lost broken UTF-8 and the second of two equal names.
         """
-        return self.parse_usual(query_string.decode("latin-1")) or parse_any(query_string)
+        return self.parse_usual(query_string.decode("latin-1")) or parse_any(
+            query_string, self._locate
+        )
 
     def parse_usual(self, query_string: str) -> Inputs | None:
         """`parse` for what is written as WeChat writes it; None for most other spellings."""
@@ -201,11 +173,11 @@ class PullParser:
             return None
         found = _CUT.fullmatch(query_string)
         if found is None:
-            return parse_usual(query_string)
+            return parse_usual(query_string, self._locate)
         before, timestamp, between, token, code, after = found.groups()
         asked = self._known.get((before, between, after))
         if asked is None:
-            inputs = parse_usual(query_string)
+            inputs = parse_usual(query_string, self._locate)
             if inputs is not None:
                 self._learn((before, between, after), inputs.asked)
             return inputs
@@ -220,7 +192,7 @@ class PullParser:
             self._known[pieces] = asked
 
 
-def parse_usual(query_string: str) -> Inputs | None:
+def parse_usual(query_string: str, locate: Locate) -> Inputs | None:
     """Read a query string that is written as WeChat writes them, in a quarter of the time.
 
     None for every other one, good or bad; what is read is what `parse_any` reads. Raises as it
@@ -236,14 +208,14 @@ def parse_usual(query_string: str) -> Inputs | None:
     if "%" in query_string:
         values = tuple([_unescaped(value) if "%" in value else value for value in values])
     given: dict[str, Any] = {}
-    for (attribute, max_chars, read), value in zip(_READERS, values, strict=True):
+    for (name, max_chars, read), value in zip(_READERS, values, strict=True):
         if value:
             if len(value) > max_chars:
                 return None
-            given[attribute] = value if read is str else read(value)
+            given[name] = value if read is str else read(value)
     if not given.keys() >= _REQUIRED or {"token", "code"} <= given.keys():
         return None
-    return _inputs(given)
+    return _inputs(given, {}, dialect_of(given).name, locate)
 
 
 def _unescaped(value: str) -> str:
@@ -251,18 +223,24 @@ def _unescaped(value: str) -> str:
     return unquote(value.replace("%2F", "/"))
 
 
-def parse_any(query_string: bytes) -> Inputs:
+def parse_any(query_string: bytes, locate: Locate = as_it_came) -> Inputs:
     """`PullParser.parse` for every spelling; raises as it does."""
     if len(query_string) > MAX_QUERY_STRING_BYTES:
         raise PullRefused("too-long")
-    values: dict[str, str] = {}
-    unknown = 0
     # To a registered URL that already holds "?x=y", WeChat appends a second "?appid=…".
-    for name, value in pairs(query_string.replace(b"?appid=", b"&appid=", 1)):
+    query_string = _SECOND_QUESTION_MARK.sub(rb"&\1", query_string, count=1)
+    came = list(pairs(query_string))
+    dialect = dialect_of(dict(reversed(came)))
+    if dialect.has_raw_token:
+        came = list(pairs(_TOKEN.sub(lambda token: token[0].replace(b"+", b"%2B"), query_string)))
+    values: dict[str, str] = {}
+    extra: dict[str, list[str]] = {}
+    for its_name, value in came:
+        name = dialect.spelling.get(its_name, its_name)
         if name not in _BY_NAME:
-            unknown += 1
+            extra.setdefault(name, []).append(value)
         elif name in values:
-            raise PullRefused("doubled", f"{name} came twice")
+            raise PullRefused("doubled", f"{its_name} came twice")
         else:
             values[name] = value
     # An optional parameter that came empty says nothing, like one that did not come.
@@ -271,22 +249,27 @@ def parse_any(query_string: bytes) -> Inputs:
         raise PullRefused("token-and-code")
     if messages := _SCHEMA.validate(values):
         name, problems = next(iter(messages.items()))
-        reason = _BY_NAME[name].reason or _BY_NAME[name].attribute
+        reason = _BY_NAME[name].reason or _BY_NAME[name].attribute or name
         raise PullRefused(reason, f"{name} {problems[0]}", refusal=MALFORMED)
-    given = {_BY_NAME[name].attribute: _BY_NAME[name].read(values.pop(name)) for name in [*values]}
-    return _inputs(given, unknown_parameters=unknown)
+    given = {name: _BY_NAME[name].read(values.pop(name)) for name in [*values]}
+    return _inputs(given, extra, dialect.name, locate)
 
 
-def _inputs(given: dict[str, Any], *, unknown_parameters: int = 0) -> Inputs:
+def _inputs(
+    given: dict[str, Any], extra: dict[str, list[str]], dialect: DialectName, locate: Locate
+) -> Inputs:
     timestamp = given.pop("timestamp")
     credentials = given.pop("token", None), given.pop("code", None)
-    asked = Asked(
-        given.pop("appid"),
-        given.pop("path", None),
-        given.pop("page_query", ""),
-        given,
-        unknown_parameters,
-    )
+    appid, query = given.pop("appid"), given.pop("query", "")
+    path, attached_query = locate(given.pop("path", None))
+    others: dict[str, Any] = {}
+    unknown_parameters = sum(map(len, extra.values()))
+    for name, value in given.items():
+        if (attribute := _BY_NAME[name].attribute) is None:
+            extra[name] = [value]
+        else:
+            others[attribute] = value
+    asked = Asked(appid, path, query or attached_query, others, extra, dialect, unknown_parameters)
     return Inputs(asked, timestamp, *credentials)
 
 

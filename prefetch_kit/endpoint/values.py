@@ -16,7 +16,7 @@ from prefetch_kit.addresses import (
     public_url_problem,
     redis_url_problem,
 )
-from prefetch_kit.endpoint.request import APPID
+from prefetch_kit.endpoint.parameters import APPID
 from prefetch_kit.errors import SourceRefused
 from prefetch_kit.fetch_setting import FetchSetting
 from prefetch_kit.quoting import harmless
@@ -143,6 +143,13 @@ def read_api_base_url(value: object) -> str:
     if problem := platform_url_problem(text := read_text(value)):
         raise InvalidError(problem, "Leave it out for WeChat itself, or give the sandbox's address")
     return text
+
+
+def read_page(value: object) -> str:
+    page = read_text(value)
+    if page.startswith("/") or "?" in page:
+        raise InvalidError("is not a page path", "Write it as in app.json: pages/index/index")
+    return page
 
 
 def read_token_call(value: object) -> str:

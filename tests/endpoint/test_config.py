@@ -68,6 +68,8 @@ WRONG: Mapping[str, list[object]] = {
     "PREFETCH_PRE_FETCH": ["", 7, [], {}, "on", "cloud:e", {"env": "e"}, "http://a.example"],
     "PREFETCH_PERIOD_FETCH": ["", 7, [], {}, "on", "cloud:e", {"env": "e"}, "http://a.example"],
     "PREFETCH_CONFIRM_FILES": ["", 7, "[]", "{", ["x.txt"], {"x.html": "x"}, {"x.txt": ""}],
+    "PREFETCH_APPIDS_MAX_AGE": [-1, 86_401, "1h", True],
+    "PREFETCH_ENTRY_PAGE": ["", 7, "/pages/index/index", "pages/index/index?id=1"],
     "PREFETCH_TOKEN_MAX_AGE": [59, 366 * 86_400 + 1, "8d", 90.5, True, "+90", "９０", "9" * 5000],
     "PREFETCH_MAX_BYTES": [0, 262_145, "256K", [1]],
     "PREFETCH_WARN_BYTES": [0, 262_145, "x", [1]],

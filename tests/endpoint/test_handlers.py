@@ -71,7 +71,11 @@ _CLIMBS = [
     "${7*7}",
     "%s%n",
 ]
-TRICKS = [climb + target for climb in _CLIMBS for target in _TARGETS] + [
+# What clients really send, and what finds the page.
+_MEANT = ("/pages/index/index",)
+TRICKS = [
+    climb + target for climb in _CLIMBS for target in _TARGETS if climb + target not in _MEANT
+] + [
     ".",
     "..",
     "~",
@@ -81,12 +85,12 @@ TRICKS = [climb + target for climb in _CLIMBS for target in _TARGETS] + [
     "__init__",
     "constructor",
     "pages/index/index/",
-    "pages/index/index.html",
+    "pages/index/index.htm",
     "pages/index//index",
     "pages/./index/index",
     "pages/index/../index/index",
     "Pages/index/index",
-    "pages/index/index?x=1",
+    "pages/index/index;x=1",
     "pages/index/index#x",
     " pages/index/index",
     "pages/index/index ",

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from werkzeug.wrappers import Response
 
 from prefetch_kit import PageQuery, Prefetch, Pull, QueryKeyMissing, pull_refused, pull_served
-from prefetch_kit.endpoint.request import MAX_KNOWN, PARAMETERS, Inputs, PullParser, parse_any
+from prefetch_kit.endpoint.parameters import PARAMETERS
+from prefetch_kit.endpoint.request import MAX_KNOWN, Inputs, PullParser, parse_any
 from prefetch_kit.endpoint.users import Request
 from prefetch_kit.errors import PullRefused
 
@@ -478,5 +479,5 @@ def test_no_repr_shows_a_credential_or_a_user() -> None:
 def test_pull_hands_out_no_raw_credentials() -> None:
     """Token and code are not for handlers: one is given only what was proved."""
     public = {name for name in dir(Pull) if not name.startswith("_")}
-    sent = {"appid", "kind", "path", "query", "scene", "timestamp", "version"}
+    sent = {"appid", "dialect", "extra", "kind", "path", "query", "scene", "timestamp", "version"}
     assert public == sent | {"user_id"}

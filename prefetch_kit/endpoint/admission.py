@@ -1,0 +1,77 @@
+"""Which mini programs are ours: a list, or the app's own function under a page's deadline."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from prefetch_kit.concurrency.executor import Busy, Executor, Late
+from prefetch_kit.endpoint.run_context import RunContext
+from prefetch_kit.errors import PullRefused
+
+# Of each of the two answers. Strangers invent appids, so "no" must not push out a "yes".
+MAX_REMEMBERED: Final = 10_000
+
+
+class Admission:
+    """Admits appids in one process.
+
+    `decide` is the app's function, called away from the request. Each of its answers is remembered
+    for `max_age_s` seconds.
+    """
+
+    def __init__(
+        self,
+        appids: tuple[str, ...],
+        decide: Callable[[str], bool],
+        *,
+        max_age_s: float,
+        context: RunContext,
+        executor: Executor,
+    ) -> None:
+        self._appids = frozenset(appids)
+        self._decide = decide
+        self._max_age_s = max_age_s
+        self._context = context
+        self._executor = executor
+        # For each appid, until when its answer is known, in monotonic seconds.
+        self._admitted: dict[str, float] = {}
+        self._refused: dict[str, float] = {}
+
+    def find(self, appid: str) -> bool | None:
+        """Whether an appid is ours; None where the app would have to be asked."""
+        if self._appids:
+            return appid in self._appids
+        now = time.monotonic()
+        if self._admitted.get(appid, now) > now:
+            return True
+        return False if self._refused.get(appid, now) > now else None
+
+    def demand(self, appid: str, *, ends_at: float, share: str) -> None:
+        """Raise `PullRefused` (403) for an appid that is not ours.
+
+        Also raises what the app's function raises, and `PullRefused` (503) where it gives no answer
+        by `ends_at`, in monotonic seconds.
+        """
+        is_ours = self.find(appid)
+        if is_ours is None:
+            ask = partial(self._ask, appid, self._context.capture())
+            try:
+                is_ours = self._executor.call(ask, ends_at=ends_at, share=share)
+            except Late:
+                problem = "the function of PREFETCH_APPIDS did not answer within the deadline"
+                raise PullRefused("late", problem) from None
+            except Busy as busy:
+                problem = f"no thread for the function of PREFETCH_APPIDS: {busy}"
+                raise PullRefused("busy", problem) from None
+        if not is_ours:
+            raise PullRefused("foreign-appid", "the appid is not in PREFETCH_APPIDS")
+
+    def _ask(self, appid: str, run: Callable[[Callable[[], object]], object]) -> bool:
+        is_ours = bool(run(lambda: self._decide(appid)))
+        answers = self._admitted if is_ours else self._refused
+        if len(answers) >= MAX_REMEMBERED:
+            answers.clear()  # simpler than choosing; each is soon known again
+        if self._max_age_s > 0:
+            answers[appid] = time.monotonic() + self._max_age_s
+        return is_ours
