@@ -19,7 +19,7 @@ from prefetch_kit.fleet.project import Project
 from prefetch_kit.fleet.targets import Targets, wanted_text
 from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import OffIfFrom
-from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import APPID_SHAPE, WRITTEN_APPID
 from prefetch_kit.weixin.authorizers import Authorizers
 from prefetch_kit.weixin.token_sources import source_of
 
@@ -116,7 +116,8 @@ def merchants(authorizers: Authorizers | None, shown: Shown) -> Iterator[str]:
 def _add(project: Project, cells: Mapping[str, str], targets: Targets) -> str | None:
     """Add one app; what is wrong with it otherwise."""
     appid = cells.get("appid", "")
-    if not APPID_SHAPE.match(appid):
+    shape = APPID_SHAPE if project.apps is None else WRITTEN_APPID
+    if not shape.match(appid):
         return "it names no appid"
     if source_of(project, appid) is None:
         return f"there is no AppSecret for {harmless(appid)} where [tokens] app_secrets leads"

@@ -21,7 +21,7 @@ from prefetch_kit.errors import ConfigError, SourceRefused
 from prefetch_kit.fetch_setting import KINDS
 from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.template import Template
-from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import WRITTEN_APPID
 
 _WAIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)\Z")
 _LONGEST_WAIT_S: Final = 3600.0
@@ -223,7 +223,7 @@ class _TokensSchema(Schema):
     component_appid = fields.String(
         load_default=None,
         validate=validate.Regexp(
-            APPID_SHAPE, error='is no appid\nWrite the platform\'s own, "wx…"'
+            WRITTEN_APPID, error='is no appid\nWrite the platform\'s own, "wx…"'
         ),
     )
     component_secret = fields.Raw(load_default=None, validate=_check_reference)

@@ -9,7 +9,7 @@ from prefetch_kit.errors import ListRefused, NotListed
 from prefetch_kit.fleet.app_list import Listed, read_list
 from prefetch_kit.fleet.targets import Targets
 from prefetch_kit.quoting import harmless
-from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import WRITTEN_APPID
 
 _LISTS: Final = (".csv", ".jsonl")
 
@@ -57,14 +57,14 @@ def read_names(values: Iterable[str]) -> frozenset[str]:
 
 def _read(value: str) -> Iterator[str]:
     path = Path(value)
-    if not path.is_file() and APPID_SHAPE.match(value):
+    if not path.is_file() and WRITTEN_APPID.match(value):
         yield value
         return
     is_list = path.suffix in _LISTS
     count = 0
     for where, cells in read_list(path) if is_list else _names(path):
         appid = "" if isinstance(cells, str) else cells.get("appid", "")
-        if not APPID_SHAPE.match(appid):
+        if not WRITTEN_APPID.match(appid):
             problem = cells if isinstance(cells, str) else "it is no appid"
             raise ListRefused(harmless(value), [f"{where}: {problem}"])
         count += 1

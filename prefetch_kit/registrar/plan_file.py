@@ -14,7 +14,7 @@ from prefetch_kit.errors import PlanUnusable, SourceRefused, UrlRefused
 from prefetch_kit.fetch_setting import KINDS, FetchSetting
 from prefetch_kit.quoting import harmless
 from prefetch_kit.registrar.plan import Change, checked_changes
-from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import WRITTEN_APPID
 
 _TYPE: Final = "prefetch_kit plan"
 _VERSION: Final = 1
@@ -147,7 +147,7 @@ def _object(line: str) -> dict[str, Any]:
 
 def _saved(record: dict[str, Any], path: Path) -> AppPlan:
     appid = record.get("appid")
-    if not isinstance(appid, str) or not APPID_SHAPE.match(appid):
+    if not isinstance(appid, str) or not WRITTEN_APPID.match(appid):
         raise PlanUnusable(str(path), "it is damaged")
     try:
         return appid, read_changes(record.get("changes"))

@@ -35,7 +35,7 @@ from prefetch_kit.registrar.plan import (
     plan_wanted,
 )
 from prefetch_kit.registrar.probe import Probed, probe_setting
-from prefetch_kit.weixin.authorizations import APPID_SHAPE
+from prefetch_kit.weixin.authorizations import WRITTEN_APPID
 from prefetch_kit.weixin.settings import SettingsApi
 from prefetch_kit.weixin.token_sources import token_source_of
 from prefetch_kit.weixin.tokens import TokenSource
@@ -70,7 +70,7 @@ class Registrar:
         wait_s: float = WAIT_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not APPID_SHAPE.match(appid):
+        if not WRITTEN_APPID.match(appid):
             remedy = 'Give the mini program\'s own, "wx…"'
             raise ConfigError("appid", "is not an appid", remedy=remedy)
         self._appid = appid

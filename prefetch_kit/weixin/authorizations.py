@@ -20,6 +20,8 @@ from prefetch_kit.weixin.token_stores.records import (
 
 # An appid becomes part of a file's name.
 APPID_SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+# One that a person wrote: an AppSecret in its column would be shown and kept as an appid is.
+WRITTEN_APPID: Final = re.compile(r"wx[A-Za-z0-9_-]{1,62}\Z")
 _MOST_REFRESH_TOKENS: Final = 3
 _MEMBER: Final = rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")'
 _APPIDS: Final = re.compile(_MEMBER % b"authorizer_appid")

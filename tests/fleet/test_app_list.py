@@ -94,6 +94,7 @@ def test_a_whole_url_in_a_cell(listed: Listed) -> None:
     ("text", "options", "says"),
     [
         ("appid\nwx01\nwx 2\n", {}, "line 3: it names no appid"),
+        (f"appid\nwx01\n{'0123456789abcdef' * 2}\n", {}, "line 3: it names no appid"),
         ("appid\nwx01\nwx02\nwx01\n", {}, "line 4: wx01 is there twice"),
         ("appid,x\nwx01\n", {}, "line 2: it has 1 cells for 2 columns"),
         ("appid\nwx01,x\n", {}, "line 2: it has 2 cells for 1 columns"),

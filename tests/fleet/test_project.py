@@ -118,7 +118,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
         ),
         (
             "app_secrets",
-            'component_appid = "wx"\napp_secrets',
+            'component_appid = "wx9"\napp_secrets',
             r"component_secret and component_ap",
         ),
         ("[apps]", "[fleet]\nworkers = 0\n[apps]", r"\[fleet\] workers Must be"),
