@@ -62,7 +62,7 @@ class LoadedApp:
 
     @cached_property
     def appid(self) -> str:
-        wanted, known = self._wanted_appid, self.config.appids
+        wanted, known = self._wanted_appid, self.config.wechat_appids
         if wanted is not None:
             with self._app_code():
                 is_admitted = self.config.admits(wanted)

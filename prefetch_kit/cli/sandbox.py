@@ -83,7 +83,7 @@ def _seed(wechat: "Sandbox", info: ScriptInfo, *, origin: str | None) -> None:
     if config.component_appid is not None:
         _add_platform(wechat, app, config)
         # Only the merchants know the secrets of the others.
-        known = {appid: Secret(token_urlsafe()) for appid in config.appids} | dict(known)
+        known = {appid: Secret(token_urlsafe()) for appid in config.wechat_appids} | dict(known)
     for appid, secret in known.items():
         wechat.add_app(appid, secret=secret.reveal())
         if host is not None:

@@ -243,7 +243,7 @@ class Prefetch(Blueprint):
                 "is missing, so no pull could pass login_required",
                 remedy="Set it, or register a token_verifier",
             )
-        missing = sorted(set(config.appids) - set(config.app_secrets))
+        missing = sorted(set(config.wechat_appids) - set(config.app_secrets))
         if self._code_user and missing and config.component_appid is None:
             raise ConfigError(
                 "PREFETCH_APP_SECRETS",

@@ -235,6 +235,11 @@ class Config:
         meaning="the journal, locks and tokens; the default is in the instance folder",
     )
 
+    @property
+    def wechat_appids(self) -> tuple[str, ...]:
+        """The listed appids that are WeChat's: it can be asked for these, and has their secrets."""
+        return tuple(appid for appid in self.appids if appid.startswith("wx"))
+
 
 def key_of(name: str) -> str:
     """The key of a field of `Config`: `PREFETCH_DEADLINE` for `deadline_s`."""
@@ -290,7 +295,7 @@ def _refuse_contradictions(config: Config) -> None:
     # With several mini programs, one token would write the settings of the wrong one.
     names_appid = "{appid}" in " ".join(config.token_command or ())
     for name in ("access_token", "token_command"):
-        if getattr(config, name) is not None and len(config.appids) != 1 and not names_appid:
+        if getattr(config, name) is not None and len(config.wechat_appids) != 1 and not names_appid:
             raise ConfigError(
                 key_of(name),
                 "gives the token of one mini program, and PREFETCH_APPIDS lets in several",
@@ -343,7 +348,7 @@ def _read_file(name: str, path: str) -> str:
 
 def _app_secrets(config: Config) -> Mapping[str, Secret]:
     """AppSecrets by appid, from either of the two settings."""
-    known, single, secrets = config.appids, config.app_secret, config.app_secrets
+    known, single, secrets = config.wechat_appids, config.app_secret, config.app_secrets
     if single is not None and (secrets or len(known) != 1):
         raise ConfigError(
             "PREFETCH_APP_SECRET",

@@ -132,5 +132,5 @@ def code_logins(config: Config, logger: SafeLogger) -> CodeLogins:
             "PREFETCH_APP_SECRETS", f"lacks {harmless(appid)}", remedy="Add the AppSecret"
         )
 
-    limits = LoginLimits({*config.app_secrets, *config.appids}, logger=logger)
+    limits = LoginLimits({*config.app_secrets, *config.wechat_appids}, logger=logger)
     return CodeLogins(exchange, limits=limits, wait_s=LOGIN_DEADLINE_S)

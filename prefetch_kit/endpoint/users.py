@@ -110,7 +110,7 @@ class Users:
     def have_to_ask(self, inputs: Inputs) -> bool:
         """Whether only the app, or WeChat, can say who such a pull is for."""
         by_verifier = inputs.token is not None and self._verifier is not None
-        return by_verifier or (inputs.code is not None and self._code_user is not None)
+        return by_verifier or (self._code_of(inputs) is not None and self._code_user is not None)
 
     def verify(self, inputs: Inputs) -> str | None:
         """The user of a background token that this app minted."""
@@ -124,7 +124,7 @@ class Users:
 
         Raises what that function raises, and `PullRefused` (503) where WeChat cannot be asked.
         """
-        appid, token, code = inputs.asked.appid, inputs.token, inputs.code
+        appid, token, code = inputs.asked.appid, inputs.token, self._code_of(inputs)
         if token is not None and (verifier := self._verifier) is not None:
             return self._asked(lambda: verifier(appid, token.reveal()))
         if code is None or (code_user := self._code_user) is None:
@@ -133,6 +133,10 @@ class Users:
         if login is None:
             return None
         return self._asked(lambda: code_user(appid, login.openid, login.unionid))
+
+    def _code_of(self, inputs: Inputs) -> Secret | None:
+        """The login code, if it is one of WeChat's, which nobody else can exchange."""
+        return inputs.code if inputs.asked.dialect == "wechat" else None
 
     def _asked(self, ask: Callable[[], object]) -> str | None:
         user_id = self._in_app(ask)

@@ -107,6 +107,23 @@ def test_malformed_pull_of_a_dialect(get: Get, query: str, reason: str) -> None:
     assert (reply.status_code, reply.headers["X-Prefetch-Refused"]) == (400, reason)
 
 
+def test_login_code_of_another_platform_proves_nobody(
+    make_app: Callable[..., Flask], prefetch: Prefetch
+) -> None:
+    """WeChat is not asked about it: here nothing listens at its address."""
+    prefetch.pre_fetch(PAGE)(lambda pull: {"user": pull.user_id})
+    prefetch.code_user(lambda _appid, openid, _unionid: openid)
+    secrets = {
+        "PREFETCH_APPIDS": APPIDS,
+        "PREFETCH_APP_SECRET": "s" * 32,
+        "PREFETCH_API_BASE_URL": "http://127.0.0.1:1",
+    }
+    app = make_app(prefetch, **secrets)
+    for query in (f"appid={QQ}&timestamp={TIME}", f"appId={FINCLIP}&timeStamp={TIME}"):
+        reply = app.test_client().get(f"/prefetch/pre_fetch?{query}&path={PAGE}&code={'c' * 32}")
+        assert reply.json == {"user": None}
+
+
 @pytest.mark.parametrize(
     "query", [f"own=1?appId={FINCLIP}&timeStamp={TIME}", f"own=1?appid={QQ}&timestamp={TIME}"]
 )
