@@ -155,9 +155,13 @@ class Process:
             )
             return
         error.__traceback__ = from_handler(error.__traceback__)
-        with self._app.app_context():
-            send_got_request_exception(self._app, error)
-        SafeLogger(self._app.logger).error("a run that no pull waited for failed", exc_info=error)
+        try:
+            with self._app.app_context():
+                send_got_request_exception(self._app, error)
+        finally:  # a teardown of the app's may fail, too
+            SafeLogger(self._app.logger).error(
+                "a run that no pull waited for failed", exc_info=error
+            )
 
 
 def _redis_store(

@@ -54,8 +54,9 @@ class CommandToken:
         """Run the command. Raises its errors here, from no frame that saw the output."""
         outcome = self._run()
         if isinstance(outcome, str):
+            program = self._argv[0]
             raise TokenSourceError(
-                f"PREFETCH_TOKEN_COMMAND ({harmless(which(self._argv[0]))})",
+                f"PREFETCH_TOKEN_COMMAND ({program if which(program) else harmless(program)})",
                 outcome,
                 remedy="Run it by hand: it must print the token, or JSON, and exit with 0",
             )

@@ -105,10 +105,10 @@ def prefetch() -> Prefetch:
 
 @pytest.fixture
 def make_app() -> Callable[..., Flask]:
-    """`make_app(*blueprints, **config)`: an app of the mini program wx1."""
+    """`make_app(*blueprints, name="shop", **config)`: an app of the mini program wx1."""
 
-    def make_app(*blueprints: Prefetch, **config: object) -> Flask:
-        app = Flask("shop")
+    def make_app(*blueprints: Prefetch, name: str = "shop", **config: object) -> Flask:
+        app = Flask(name)
         app.config.update({"SECRET_KEY": "a key of the shop", "PREFETCH_APPIDS": ["wx1"]} | config)
         for blueprint in blueprints:
             app.register_blueprint(blueprint)
@@ -142,8 +142,8 @@ def process(
 
     def process(blueprint: Prefetch, **config: object) -> Flask:
         given = {"PREFETCH_CACHE_URL": redis_server.url, "PREFETCH_DEADLINE": 30}
-        apps.append(make_app(blueprint, **(given | config)))
-        apps[-1].name = f"{redis_server.port}.{len(apps)}"  # and so its logger
+        name = f"shop-{redis_server.port}-{len(apps)}"  # and so its logger
+        apps.append(make_app(blueprint, name=name, **(given | config)))
         return apps[-1]
 
     yield process

@@ -239,6 +239,7 @@ class Clock:
     attempts: list[Attempt] = field(default_factory=list)
     alone: list[object] = field(default_factory=list)
     leases: list[bytes] = field(default_factory=list)
+    waits: threading.local = field(default_factory=threading.local)
 
     def monotonic(self) -> float:
         return self.now
@@ -247,7 +248,12 @@ class Clock:
         return self.now
 
     def sleep(self, _: float) -> None:
-        time.sleep(0.001)
+        """Between two looks at a lease; not while it looks, which may be the last time."""
+        self.leases.append(self.waits.lease)
+        try:
+            time.sleep(0.003)
+        finally:
+            self.leases.remove(self.waits.lease)
 
 
 @dataclass
@@ -598,11 +604,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             clock.alone.pop()
 
     def noted_wait_for_other(run: SharedRun, until: float) -> Any:
-        clock.leases.append(run._lease_key)
-        try:
-            return wait_for_other(run, until)
-        finally:
-            clock.leases.remove(run._lease_key)
+        clock.waits.lease = run._lease_key
+        return wait_for_other(run, until)
 
     monkeypatch.setattr(Flight, "wait", noted_wait)
     monkeypatch.setattr(Attempt, "wait", noted_wait_for_attempt)

@@ -223,7 +223,7 @@ def test_login_route_is_told_of_other_failures(
     with shop.app_context():
         with pytest.raises(SystemBusy):
             prefetch.exchange_code(MADE_UP, appid="wx1")
-        with pytest.raises(ForeignAppid, match="'wx2' is not in PREFETCH_APPIDS"):
+        with pytest.raises(ForeignAppid, match="wx2 is not in PREFETCH_APPIDS"):
             prefetch.exchange_code(MADE_UP, appid="wx2")
 
 

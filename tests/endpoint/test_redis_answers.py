@@ -342,7 +342,7 @@ def test_impossible_read_sets_are_passed_over(
 
 def signed(reads: bytes, raw: bytes) -> bytes:
     """As a process of ours would write it."""
-    return Digests(lambda: [b"a key"]).sign(b"reads", reads, raw) + raw
+    return Digests(lambda: [b"a key of the shop"]).sign(b"reads", reads, raw) + raw
 
 
 def test_names_and_users_need_not_be_utf_8(

@@ -94,7 +94,7 @@ def test_it_is_registered_where_it_is_mounted(
             1,
             "Several apps are possible: one, two. Choose with --app.",
         ),
-        ("wsgi:none", "none = stamped(home.wsgi_app)", 1, "could not be called"),
+        ("wsgi:none", "none = stamped(home.wsgi_app)", 1, "leads to no Flask app"),
     ],
 )
 def test_commands(

@@ -114,19 +114,21 @@ def test_a_token_printed_by_a_command_that_fails_is_not_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "why"),
+    ("argv", "named", "why"),
     [
-        (["/nowhere/to-be-found"], "No such file"),
-        (["/etc/passwd"], "Permission denied"),
-        (["/"], "Permission denied"),
-        (["sh", "a\0b"], "bad argument"),
+        (["/nowhere/to-be-found"], "***", "No such file"),  # it may be a token
+        (["/etc/passwd"], "/etc/passwd", "Permission denied"),
+        (["/"], "/", "Permission denied"),
+        (["sh", "a\0b"], "sh", "bad argument"),
     ],
 )
-def test_a_command_that_cannot_be_started_is_named(argv: Sequence[str], why: str) -> None:
-    """The system's own reason and the program, and what to try."""
+def test_a_command_that_cannot_be_started_is_named(
+    argv: Sequence[str], named: str, why: str
+) -> None:
+    """The system's own reason, and the program if it is one, and what to try."""
     with pytest.raises(TokenSourceError, match=f"cannot be started .*{why}") as caught:
         CommandToken(argv).get()
-    assert caught.value.source == f"PREFETCH_TOKEN_COMMAND ({argv[0]})"
+    assert caught.value.source == f"PREFETCH_TOKEN_COMMAND ({named})"
     assert "Run it by hand" in caught.value.remedy
 
 
