@@ -96,6 +96,33 @@ def test_an_answer_of_an_older_run_replaces_nothing(
     assert found(make_run()) == b"new"
 
 
+@pytest.mark.parametrize(("other", "stays"), [("older", "ours"), ("later", "later")])
+def test_an_answer_that_another_process_keeps_meanwhile(
+    store: RedisStore, make_run: MakeRun, make_entry: MakeEntry, redis: Any, other: str, stays: str
+) -> None:
+    """It is looked at once more, and only one of a later run stays."""
+    ago_s = {"older": 200.0, "ours": 100.0, "later": 50.0}
+    entries = {name: make_entry(name.encode(), began_ago_s=ago) for name, ago in ago_s.items()}
+    [(key, at)] = make_run()._keys
+    written = {name: store.format.write_entry(at, key, each) for name, each in entries.items()}
+    now, looks = time.monotonic(), list[object]()
+    left_ms = {
+        name: int(1000 * (each.fresh_s + each.stale_s + each.made_at - now))
+        for name, each in entries.items()
+    }
+
+    def ask(pipe: Any) -> None:
+        """Comes right after the look at the present one."""
+        if not looks:
+            pipe.set(at, written[other], px=left_ms[other])
+        looks.append(pipe)
+
+    ours, began_at = written["ours"], entries["ours"].began_at
+    assert store.replace(at, key, ours, left_ms=left_ms["ours"], began_at=began_at, ask=ask)
+    assert found(make_run()) == stays.encode()
+    assert len(looks) == 2
+
+
 def test_a_lease_is_for_one_run_at_a_time(make_run: MakeRun) -> None:
     """It ends with its run, and no other run can end it."""
     first, second = make_run(), make_run()
