@@ -54,13 +54,16 @@ class CommandToken:
         """Run the command. Raises its errors here, from no frame that saw the output."""
         outcome = self._run()
         if isinstance(outcome, str):
-            program = self._argv[0]
             raise TokenSourceError(
-                f"PREFETCH_TOKEN_COMMAND ({program if which(program) else harmless(program)})",
+                f"PREFETCH_TOKEN_COMMAND ({self._program()})",
                 outcome,
                 remedy="Run it by hand: it must print the token, or JSON, and exit with 0",
             )
         return outcome
+
+    def _program(self) -> str:
+        # No frame that an error goes through holds it by itself: it may be the token.
+        return self._argv[0] if which(self._argv[0]) else harmless(self._argv[0])
 
     def _run(self) -> StoredToken | str:
         ends_at = time.monotonic() + self._deadline_s

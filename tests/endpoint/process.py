@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import quote
 
 from flask import Flask
@@ -64,8 +65,11 @@ def pull_in_child(query: str) -> None:
 
 
 def tell_what_is_live(_: str) -> None:
-    descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
-    sockets = [each for each in descriptors if each.startswith("socket:")]
+    open_files = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # it was the listing's own
+            open_files.append(os.readlink(f"/proc/self/fd/{fd}"))
+    sockets = [each for each in open_files if each.startswith("socket:")]
     say("redis" in sys.modules, threading.active_count(), sockets)
 
 
