@@ -12,22 +12,21 @@ from typing import Final, Literal, NamedTuple
 
 from cachetools import TTLCache
 
-from prefetch_kit.cache.entry import Entry, new_entry
+from prefetch_kit.cache.entry import Entry
 from prefetch_kit.cache.invalidation import Invalidations, Mark
 from prefetch_kit.cache.key import Request, answer_key, encoded, exact_key
 from prefetch_kit.cache.memory import MemoryStore
-from prefetch_kit.cache.read_sets import TIMESTAMP, USER_ID, Reads, ReadSet
+from prefetch_kit.cache.read_sets import TIMESTAMP, ReadSet
 from prefetch_kit.cache.redis import RedisStore, SharedAnswer, SharedRun
 from prefetch_kit.cache.redis_breaker import refresh_budget, run_budget
+from prefetch_kit.cache.runner import Handle, Runner
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome, SingleFlight
 from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
-from prefetch_kit.errors import Aborted, PullRefused
+from prefetch_kit.errors import PullRefused
 from prefetch_kit.logs import SafeLogger
 
 Freshness = Literal["hit", "stale", "miss"]
-# Runs the handler, which notes in the argument what it reads.
-Handle = Callable[[Reads], bytes]
 # Called in the thread of the request, whose context a run may need.
 Prepare = Callable[[], Handle]
 
@@ -77,7 +76,7 @@ class AnswerCache:
         self._invalidations = invalidations
         self._redis = redis
         self._executor = executor
-        self._logger = logger
+        self._runner = Runner(self._store, invalidations=invalidations, logger=logger)
         self._flights = SingleFlight(executor)
         self._lock = threading.Lock()
         self._failed: TTLCache[bytes, None] = TTLCache(_FAILURES_KEPT, _RETRY_S)
@@ -235,7 +234,7 @@ class AnswerCache:
     def _run_alone(self, miss: "_Miss") -> Served:
         handle = miss.prepare()
         body = self._executor.call(
-            lambda: self._run(miss.scope, miss.request, handle).result(),
+            lambda: self._runner.run(miss.scope, miss.request, handle).result(),
             ends_at=miss.ends_at,
             share=miss.scope.share,
         )
@@ -288,7 +287,7 @@ class AnswerCache:
         """
         redis = self._redis
         if redis is None:
-            return self._run(scope, request, handle)
+            return self._runner.run(scope, request, handle)
         is_refresh = last_start_at is None
 
         def adopt(found: SharedAnswer | None) -> Outcome | None:
@@ -304,7 +303,7 @@ class AnswerCache:
             if last_start_at is None:
                 return Outcome()  # another process is making it
             found = run.wait(min(deadline_in(lease_s), last_start_at))
-        outcome = adopt(found) or self._run(scope, request, handle)
+        outcome = adopt(found) or self._runner.run(scope, request, handle)
         self._share(redis, run, outcome)
         return outcome
 
@@ -336,70 +335,13 @@ class AnswerCache:
                 redis.drop(outcome.outdated | run.keys, began_at=outcome.began_at)
             run.publish(None if key is None or entry is None else SharedAnswer(names, key, entry))
 
+        if self._awaits_refresh:  # nothing may run after the pull
+            share()
+            return
         try:
             self._executor.submit(share)
         except Busy:
             share()
-
-    def _run(self, scope: Scope, request: Request, handle: Handle) -> Outcome:
-        """Run the handler, and keep its answer under what it read."""
-        reads, position, began_at = Reads(), self._invalidations.last, time.monotonic()
-        body, error = b"", None
-        try:
-            body = handle(reads)
-        except BaseException as raised:  # noqa: BLE001 (raised again for the one who waits)
-            error = raised
-        names, now = reads.names(), time.monotonic()
-        scope.read_sets.saw(names)
-        scope.run_times.add(now - began_at, now=now)
-        outdated: frozenset[bytes] = frozenset()
-        if not body and (error is None or isinstance(error, Aborted)):
-            outdated = self._drop_outdated(scope, request, names, began_at=began_at)
-        if TIMESTAMP in names:
-            self._warn_of_timestamp(scope)
-            return Outcome(body, error, names, began_at=began_at, outdated=outdated)
-        try:
-            key, entry = answer_key(request, scope.name, names), None
-        except Exception:  # noqa: BLE001 (nobody can say who the user is, as the handler saw)
-            return Outcome(body, error, names)
-        if body:
-            entry = new_entry(
-                body,
-                scope,
-                appid=request.asked.appid,
-                user_id=request.user_id() if USER_ID in names else None,
-                position=position,
-                began_at=began_at,
-            )
-            scope.read_sets.add(names)
-            if not self._store.put(key, entry):
-                entry = None
-        return Outcome(body, error, names, key, entry, began_at, outdated)
-
-    def _drop_outdated(
-        self, scope: Scope, request: Request, names: ReadSet, *, began_at: float
-    ) -> frozenset[bytes]:
-        """Drop all that would be served to a request which has no answer any more; the keys.
-
-        Not only what is kept under the `names` that its last run read: it may have ended before
-        it read all that an answer depends on.
-        """
-        sets = {names, *scope.read_sets.for_lookup}
-        try:
-            keys = frozenset(answer_key(request, scope.name, each) for each in sets)
-        except Exception:  # noqa: BLE001 (nobody can say who the user is)
-            return frozenset()
-        for key in keys:
-            self._store.drop(key, began_at=began_at)
-        return keys
-
-    def _warn_of_timestamp(self, scope: Scope) -> None:
-        if not scope.warned_of_timestamp:
-            scope.warned_of_timestamp = True
-            self._logger.warning(
-                "%s reads pull.timestamp, which no two pulls share: its answers are not cached",
-                scope.handler_name,
-            )
 
 
 class _Miss(NamedTuple):

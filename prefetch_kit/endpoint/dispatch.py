@@ -11,8 +11,9 @@ from typing import Final, NamedTuple, NoReturn
 
 from werkzeug.exceptions import HTTPException
 
-from prefetch_kit.cache.answers import AnswerCache, Freshness, Handle, RunFailed, Served
+from prefetch_kit.cache.answers import AnswerCache, Freshness, RunFailed, Served
 from prefetch_kit.cache.read_sets import Reads
+from prefetch_kit.cache.runner import Handle
 from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
 from prefetch_kit.endpoint.admission import Admission
 from prefetch_kit.endpoint.config import Config

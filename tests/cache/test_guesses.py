@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefetch_kit.cache.answers import AnswerCache, Handle
+from prefetch_kit.cache.answers import AnswerCache
 from prefetch_kit.cache.digests import Digests
 from prefetch_kit.cache.invalidation import Invalidations
 from prefetch_kit.cache.key import answer_key
 from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.cache.redis import RedisStore, SharedRun
 from prefetch_kit.cache.redis_format import RedisFormat
+from prefetch_kit.cache.runner import Handle
 from prefetch_kit.cache.scope import RunTimes, Scope
 from prefetch_kit.concurrency.executor import Executor, Late, deadline_in
 from prefetch_kit.concurrency.redis_client import Budget

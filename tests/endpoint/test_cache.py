@@ -19,7 +19,7 @@ from flask import Blueprint, Flask, got_request_exception
 from werkzeug.wrappers import Response
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, fast_path, pull_refused, pull_served
-from prefetch_kit.cache import answers, entry, single_flight
+from prefetch_kit.cache import answers, entry, runner, single_flight
 from prefetch_kit.concurrency import executor
 from prefetch_kit.endpoint import background_tokens, request
 from prefetch_kit.endpoint.app_state import process_of
@@ -47,7 +47,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (answers, entry, single_flight, executor):
+    for module in (answers, entry, runner, single_flight, executor):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(TTLCache.__init__, "__defaults__", (clock.monotonic, None))
     return clock

@@ -34,9 +34,9 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
 from prefetch_kit import NO_DATA, CachePolicy, Prefetch, Pull, fast_path
-from prefetch_kit.cache import answers, entry, key, redis_format, single_flight
+from prefetch_kit.cache import answers, entry, key, redis_format, runner, single_flight
 from prefetch_kit.cache import redis as redis_store
-from prefetch_kit.cache.answers import AnswerCache, Handle
+from prefetch_kit.cache.answers import AnswerCache
 from prefetch_kit.cache.digests import Digests
 from prefetch_kit.cache.entry import Entry
 from prefetch_kit.cache.invalidation import Invalidations
@@ -44,6 +44,7 @@ from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.cache.redis import SharedRun
 from prefetch_kit.cache.redis_format import RedisFormat
 from prefetch_kit.cache.redis_invalidation import RedisInvalidations
+from prefetch_kit.cache.runner import Handle, Runner
 from prefetch_kit.cache.scope import Scope
 from prefetch_kit.cache.single_flight import Attempt, Flight, Outcome
 from prefetch_kit.concurrency import executor, redis_client
@@ -613,8 +614,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(AnswerCache, "_run_alone", noted_run_alone)
     monkeypatch.setattr(SharedRun, "wait", noted_wait_for_other)
     # The client of Redis too: it hands times to the executor, and each call would be late.
-    modules = (answers, entry, single_flight, redis_format, redis_store, executor, redis_client)
-    for module in modules:
+    here = (answers, entry, runner, single_flight)
+    for module in (*here, redis_format, redis_store, executor, redis_client):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(answers, "TTLCache", partial(TTLCache, timer=clock.monotonic))
     monkeypatch.setattr(executor, "_IDLE_S", 0.2)  # or the threads of hundreds of apps pile up
@@ -772,9 +773,9 @@ def joining_forgotten_runs(patch: pytest.MonkeyPatch) -> None:
 
 
 def begun_when_ended(patch: pytest.MonkeyPatch) -> None:
-    run = AnswerCache._run
+    run = Runner.run
 
-    def run_before(cache: AnswerCache, scope: Scope, asked: Request, handle: Handle) -> Outcome:
+    def run_before(runner: Runner, scope: Scope, asked: Request, handle: Handle) -> Outcome:
         noted, body = Reads(), Future[bytes]()
         try:
             body.set_result(handle(noted))
@@ -786,9 +787,9 @@ def begun_when_ended(patch: pytest.MonkeyPatch) -> None:
                 reads.note(name)
             return body.result()
 
-        return run(cache, scope, asked, read_again)
+        return run(runner, scope, asked, read_again)
 
-    patch.setattr(AnswerCache, "_run", run_before)
+    patch.setattr(Runner, "run", run_before)
 
 
 WEAKENED: dict[str, Weaken] = {

@@ -108,9 +108,9 @@ def test_malformed_pull_of_a_dialect(get: Get, query: str, reason: str) -> None:
 
 
 def test_login_code_of_another_platform_proves_nobody(
-    make_app: Callable[..., Flask], prefetch: Prefetch
+    make_app: Callable[..., Flask], prefetch: Prefetch, logged: Callable[[], list[str]]
 ) -> None:
-    """WeChat is not asked about it: here nothing listens at its address."""
+    """WeChat is not asked about it: here nothing listens at its address, which would be logged."""
     prefetch.pre_fetch(PAGE)(lambda pull: {"user": pull.user_id})
     prefetch.code_user(lambda _appid, openid, _unionid: openid)
     secrets = {
@@ -121,7 +121,10 @@ def test_login_code_of_another_platform_proves_nobody(
     app = make_app(prefetch, **secrets)
     for query in (f"appid={QQ}&timestamp={TIME}", f"appId={FINCLIP}&timeStamp={TIME}"):
         reply = app.test_client().get(f"/prefetch/pre_fetch?{query}&path={PAGE}&code={'c' * 32}")
-        assert reply.json == {"user": None}
+        assert (reply.json, logged()) == ({"user": None}, [])
+    wechat = f"appid={WECHAT}&timestamp={TIME}&path={PAGE}&code={'c' * 32}"
+    assert app.test_client().get(f"/prefetch/pre_fetch?{wechat}").json == {"user": None}
+    assert any("a login code could not be exchanged" in line for line in logged())
 
 
 @pytest.mark.parametrize(
