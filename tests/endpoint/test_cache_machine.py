@@ -51,6 +51,7 @@ from prefetch_kit.concurrency import executor, redis_client
 from prefetch_kit.endpoint import handlers, request
 from prefetch_kit.endpoint.app_state import process_of
 from prefetch_kit.endpoint.handlers import HandlerFunction
+from prefetch_kit.endpoint.parameters import DialectName
 from prefetch_kit.endpoint.request import Asked as AskedFor
 from prefetch_kit.endpoint.users import Request
 from prefetch_kit.fetch_setting import Kind
@@ -158,6 +159,11 @@ GROUPS = [
         Page("timestamp", lambda pull: [pull.timestamp.timestamp()]),
     ],
     [
+        Page("extra", lambda pull: [pull.extra.get("lang")]),
+        Page("all extra", lambda pull: list(pull.extra.items())),
+        Page("dialect", lambda pull: [pull.dialect]),
+    ],
+    [
         Page("nothing", lambda _: []),
         Page("login", lambda _: [], login_required=True),
         Page("user", lambda pull: [pull.user_id]),
@@ -182,6 +188,8 @@ class Asked:
     scene: int | None
     version: str | None
     timestamp: int
+    lang: str | None = None
+    dialect: DialectName = "wechat"
     process: int = 0
 
     @property
@@ -195,6 +203,8 @@ class Told:
     def __init__(self, asked: Asked) -> None:
         self.path, self.query = asked.path, MultiDict(asked.query)
         self.scene, self.version = asked.scene, asked.version
+        self.extra = MultiDict({} if asked.lang is None else {"lang": asked.lang})
+        self.dialect = asked.dialect
         self.timestamp = datetime.fromtimestamp(asked.timestamp, UTC)
         self.proved = asked.who if asked.who in USERS else None
         self.has_read_user = False
@@ -299,6 +309,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "scene": st.sampled_from([None, 1, 11]),
     "version": st.sampled_from([None, "1", "11"]),
     "timestamp": st.sampled_from([1_700_000_000, 1_700_000_001]),
+    "lang": st.sampled_from([None, "1", "11"]),
+    "dialect": st.sampled_from(["wechat", "finclip"]),
 }
 
 
@@ -498,7 +510,10 @@ class Pulls(RuleBasedStateMachine):
             "scene": asked.scene,
             "customMiniprogramVersion": asked.version,
             "token": self.token(asked),
+            "lang": asked.lang,
         }
+        if asked.dialect == "finclip":
+            given = {"appId": given.pop("appid"), "timeStamp": given.pop("timestamp"), **given}
         sent = urlencode({name: value for name, value in given.items() if value is not None})
         client = self.apps[asked.process % len(self.apps)].test_client(use_cookies=False)
         return client.get(f"/{asked.instance}/{asked.page.kind}?{sent}")
@@ -813,7 +828,10 @@ WEAKENED: dict[str, Weaken] = {
     "whom a run is for": joining_any_run,
 } | {
     f"note of {name}": unnoted(name)
-    for name in ("user_id", "path", "scene", "version", "timestamp", "query", "query=b")
+    for name in (
+        *("user_id", "path", "scene", "version", "timestamp", "query", "query=b"),
+        *("extra", "extra=lang", "dialect"),
+    )
 }
 
 
@@ -835,6 +853,9 @@ SHOWN_BY: dict[str, Sequence[str | None]] = {
     "note of version": ["client"],
     "note of timestamp": ["timestamp"],
     "note of query": ["all"],
+    "note of extra": ["all extra"],
+    "note of extra=lang": ["extra"],
+    "note of dialect": ["dialect"],
     "note of query=b": ["lists", "adaptive", "crossing"],
     "user it is for": ["user"],
 }

@@ -184,6 +184,14 @@ def test_extra_parameters_note_what_is_read() -> None:
     assert repr(extra) == "<ExtraParameters>"
 
 
+def test_all_extra_parameters_are_part_of_a_key() -> None:
+    """No two sets of them are written alike."""
+    sets = ["b=1", "b=2", "b=1&b=2", "b=2&b=1", "b=1&c=2", "bc=1", "b=1%26c=2", ""]
+    asked = [parse_any(f"appid=a&timestamp=1700000000&{each}".encode()).asked for each in sets]
+    assert len({each.encoded("extra") for each in asked}) == len(sets)
+    assert len({each.encoded("extra=b") for each in asked[:4]}) == 4
+
+
 LOCATION = """
 import importlib, json
 from prefetch_kit.endpoint import parameters, request
