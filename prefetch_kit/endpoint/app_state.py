@@ -26,7 +26,7 @@ from prefetch_kit.endpoint.config import Config, load_config
 from prefetch_kit.endpoint.confirm_files import serve_confirm_files
 from prefetch_kit.endpoint.dispatch import Dispatcher, from_handler
 from prefetch_kit.endpoint.handlers import Route, refuse_unfit
-from prefetch_kit.endpoint.hidden_query import hide_credentials, hide_from_server_logs
+from prefetch_kit.endpoint.hidden_query import hide_credentials, hide_from_server_logs, is_of_pull
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login, code_logins, may_be_code
 from prefetch_kit.endpoint.payload import Encoder
 from prefetch_kit.endpoint.run_context import RunContext
@@ -205,7 +205,7 @@ def init_app(app: Flask) -> AppState:
 
 def hide_from_app(app: Flask, **_: object) -> None:
     """A receiver of `request_started`, which Flask sends before any function of the app runs."""
-    if request.endpoint in state_of(app).endpoints:
+    if request.endpoint in state_of(app).endpoints or is_of_pull(request.path):
         hide_credentials(request)
 
 

@@ -19,7 +19,7 @@ from prefetch_kit.endpoint.admission import Admission
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Handler, Registration, Route
 from prefetch_kit.endpoint.payload import Encoder, TooLarge
-from prefetch_kit.endpoint.pull import Pull, note_if_shown
+from prefetch_kit.endpoint.pull import Pull
 from prefetch_kit.endpoint.request import Asked, Inputs
 from prefetch_kit.endpoint.run_context import RunContext, explain
 from prefetch_kit.endpoint.users import LazyUser, Request, UserLate, Users
@@ -198,7 +198,6 @@ class Dispatcher:
                 raise
         if aborted is not None:
             raise aborted
-        note_if_shown(pull, body)
         if len(body) > self._warn_bytes:
             self._logger.warning(
                 "%s of page %r answered %d bytes, over PREFETCH_WARN_BYTES (%d)",

@@ -20,16 +20,22 @@ def exempt(_endpoint: str | None, _values: dict[str, Any] | None) -> None:
     itself stay.
     """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    # In older versions it is a single one.
-    found = app.extensions.get("limiter", ())
-    extensions = [*found] if isinstance(found, (set, tuple)) else [found]
-    extensions += filter(None, [app.extensions.get("csrf")])
-    for endpoint in state_of(app).all_endpoints:
-        for extension in extensions:
-            extension.exempt(app.view_functions[endpoint])
     # New lists: another thread may be at one of the old ones.
     for scope, functions in app.url_value_preprocessors.items():
         app.url_value_preprocessors[scope] = [each for each in functions if each is not exempt]
+    for extension in _exempting(app):
+        for endpoint in state_of(app).all_endpoints:
+            extension.exempt(app.view_functions[endpoint])
+
+
+def _exempting(app: Flask) -> Iterator[Any]:
+    """Flask-Limiter and Flask-WTF, and nothing else that is called so there."""
+    for name, module in (("limiter", "flask_limiter"), ("csrf", "flask_wtf")):
+        found = app.extensions.get(name)
+        # In older versions of Flask-Limiter it is a single one.
+        for each in found if isinstance(found, (set, tuple)) else [found]:
+            if any(kind.__module__.partition(".")[0] == module for kind in type(each).__mro__):
+                yield each
 
 
 def explain(app: Flask, response: Response) -> str:

@@ -7,16 +7,20 @@ import logging
 import re
 import sys
 from typing import Any, Final
+from urllib.parse import unquote_plus
 
 from flask import Request
 
 from prefetch_kit.endpoint.parameters import PARAMETERS
+from prefetch_kit.fetch_setting import KINDS
 from prefetch_kit.secret import Secret
 
 # In the WSGI environment: the query as it came.
 _AS_IT_CAME: Final = "prefetch_kit.query_string"
 _CREDENTIALS: Final = "|".join(each.name for each in PARAMETERS if each.is_credential)
-_CREDENTIAL: Final = re.compile(rf"(?:(?<=[?&])|^)(?:{_CREDENTIALS})=[^&]*&?")
+_ENDINGS: Final = tuple(f"/{kind}" for kind in KINDS)
+_NAMES: Final = frozenset(_CREDENTIALS.split("|"))
+_PARAMETER: Final = re.compile(r"(?:(?<=[?&])|^)([^=&?]*)=([^&]*)(&?)")
 # What werkzeug has computed from the query, if something asked for it.
 _COMPUTED: Final = ("args", "values", "url", "full_path")
 # A pull as a server logs it: a request line that ends with its version, or a target alone.
@@ -27,9 +31,22 @@ _CREDENTIAL_IN_TEXT: Final = re.compile(rf"\b({_CREDENTIALS})=[^&\s\"']*")
 _SERVER_LOGS: Final = ("gunicorn.access", "gunicorn.error", "werkzeug")
 
 
+def is_of_pull(path: str) -> bool:
+    """Whether a path is that of a pull, or of one that misses it by a slash."""
+    return path.rstrip("/").endswith(_ENDINGS)
+
+
 def without_credentials(query: str) -> str:
     """A query string, or what ends with one, without the token and the code."""
-    return _CREDENTIAL.sub("", query).rstrip("&?")
+    return _PARAMETER.sub(_without_credential, query).rstrip("&?")
+
+
+def _without_credential(parameter: re.Match[str]) -> str:
+    name, value, end = parameter.groups()
+    if unquote_plus(name) in _NAMES:
+        return ""
+    value, mark, rest = value.partition("?")  # a registered URL that has a query gets another
+    return f"{name}={value}{mark}{_PARAMETER.sub(_without_credential, rest)}{end}"
 
 
 def hide_credentials(request: Request) -> None:

@@ -115,11 +115,13 @@ class Pull:
     client's claim, an aware datetime in UTC. In a cached handler each thing read here is noted, and
     the answer is kept for pulls alike in it.
 
-    `repr()` is for logs: it shows page and query, and whether a user is proved, and notes nothing.
+    `repr()` is for logs and notes nothing: it shows page and query, and whether a user is proved.
+    In a cached handler it shows of those what was read before: more would be another pull's, in an
+    answer that repeats it.
     """
 
     # A function and not the request, as in PageQuery.
-    __slots__ = ("_appid", "_extra", "_is_shown", "_query", "_read", "kind")
+    __slots__ = ("_appid", "_extra", "_query", "_read", "kind")
 
     kind: Kind
 
@@ -128,11 +130,10 @@ class Pull:
         self._appid = request.asked.appid
         self._query: PageQuery | None = None
         self._extra: ExtraParameters | None = None
-        self._is_shown = False
 
         def read(name: str) -> Any:
             if name is _TO_SHOW:
-                return _shown(request, kind)
+                return _shown(request, kind, reads)
             if name is _QUERY:
                 return PageQuery._of(request.asked.values, reads)
             if name is _EXTRA:
@@ -192,7 +193,6 @@ class Pull:
         return user_id
 
     def __repr__(self) -> str:
-        self._is_shown = True
         shown: str = self._read(_TO_SHOW)
         return shown
 
@@ -212,13 +212,6 @@ class Pull:
         self.__getstate__()
 
 
-def note_if_shown(pull: Pull, body: bytes) -> None:
-    """Note what `repr(pull)` shows, if the answer repeats it."""
-    if pull._is_shown and f"{str(pull)[:-1]} page=".encode() in body:
-        for name in ("path", ALL_OF_QUERY, USER_ID):
-            pull._read(name)
-
-
 _READERS: Final[Mapping[str, Callable[[Request], object]]] = {
     "dialect": lambda request: request.asked.dialect,
     "path": lambda request: request.asked.path,
@@ -234,9 +227,14 @@ def _time(digits: str) -> datetime:
     return datetime.fromtimestamp(int(digits) / (1 if len(digits) == 10 else 1000), UTC)
 
 
-def _shown(request: Request, kind: Kind) -> str:
-    asked, is_proved = request.asked, request.is_user_proved()
-    user = "not asked" if is_proved is None else "proved" if is_proved else "none"
-    page = None if asked.path is None else asked.path[:_MAX_SHOWN_CHARS]
-    query = asked.page_query[:_MAX_SHOWN_CHARS]
-    return f"<Pull {kind} {asked.appid} page={page!r} query={query!r} user={user}>"
+def _shown(request: Request, kind: Kind, reads: Reads | None) -> str:
+    asked, noted = request.asked, None if reads is None else reads.names()
+    page = query = user = "…"
+    if noted is None or "path" in noted:
+        page = repr(asked.path and asked.path[:_MAX_SHOWN_CHARS])
+    if noted is None or ALL_OF_QUERY in noted:
+        query = repr(asked.page_query[:_MAX_SHOWN_CHARS])
+    if noted is None or USER_ID in noted:
+        is_proved = request.is_user_proved()
+        user = "not asked" if is_proved is None else "proved" if is_proved else "none"
+    return f"<Pull {kind} {asked.appid} page={page} query={query} user={user}>"

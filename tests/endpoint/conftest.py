@@ -1,6 +1,7 @@
 """An app behind a real server on loopback, and a client that speaks plain HTTP to it."""
 
 import gc
+import itertools
 import logging
 import socket
 import threading
@@ -133,6 +134,9 @@ def restless() -> Iterator[None]:
         yield
 
 
+_NUMBERS = itertools.count()
+
+
 @pytest.fixture
 def process(
     make_app: Callable[..., Flask], redis_server: "RedisServer"
@@ -142,7 +146,7 @@ def process(
 
     def process(blueprint: Prefetch, **config: object) -> Flask:
         given = {"PREFETCH_CACHE_URL": redis_server.url, "PREFETCH_DEADLINE": 30}
-        name = f"shop-{redis_server.port}-{len(apps)}"  # and so its logger
+        name = f"shop-{next(_NUMBERS)}"  # and so its logger
         apps.append(make_app(blueprint, name=name, **(given | config)))
         return apps[-1]
 

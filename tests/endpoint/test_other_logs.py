@@ -61,7 +61,7 @@ pull = "/prefetch/pre_fetch?appid=wx01&timestamp=1700000000&path=x&token=CANARY"
 assert app.test_client().get(pull, buffered=True).json == {}
 sentry_sdk.flush()
 """
-STATUSES = [200, 200, 200, 200, 500, 500, 503, 404, 401, 400, 400, 405]
+STATUSES = [200, 200, 200, 200, 200, 500, 500, 503, 404, 401, 400, 400, 405, 404]
 
 
 def told(*has: str, **environment: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A cached handler's Pull notes all that is read from it: only pulls alike in that share."""
 
 import copy
+import html
 import inspect
 import pickle
 from collections import ChainMap
@@ -232,9 +233,6 @@ DIFFERENT: dict[str, tuple[Read, tuple[Parameters, Parameters]]] = {
     "returned query": (lambda p: p.query, A),
     "query inside": (lambda p: {"page": [p.query]}, A),
     "late mapping": (Late, SCENES),
-    "repr in the answer": (lambda p: [repr(p)], A),
-    "repr of a path": (lambda p: {"log": f"{p!r}"}, ({"path": "a'b\\"}, {"path": "c"})),
-    "repr of a user": (lambda p: repr(p), ({"token": "alice"}, {})),
     "late in a dataclass": (lambda p: [Card(Late(p))], SCENES),
     "second branch": (if_b_then_c_else_a, query("b=1&c=2", "a=1&b=2")),
     "second branch's own": (if_b_then_c_else_a, query("b=1&c=2", "b=1&c=3")),
@@ -469,17 +467,53 @@ def test_nothing_unnoted_is_found_by_looking_at_all_members(
 
 
 def test_repr_is_for_logs(serve: Serve, ask: Ask, runs: list[Pull]) -> None:
-    """It shows page and query, and whether a user is proved; and is not noted."""
+    """In a cached handler it shows what was read, and so nothing has to be noted for it."""
     shown: list[str] = []
 
     def read(pull: Pull) -> str:
         shown.append(repr(pull))
+        if pull.path == "pages/b":
+            str(dict(pull.query))
+            shown.append(repr(pull))
         return "x"
 
     app = serve(read)
-    for query in ("a=1", "a=2"):
-        ask(app, path="pages/a", query=query, token="canary")
-    # A verifier of the app's is not asked just to show something.
+    for path, query in (("pages/a", "a=1"), ("pages/a", "a=2"), ("pages/b", "a=1")):
+        ask(app, path=path, query=query, token="canary")
+    assert shown == [
+        "<Pull pre_fetch wx1 page=… query=… user=…>",
+        "<Pull pre_fetch wx1 page=… query=… user=…>",
+        "<Pull pre_fetch wx1 page='pages/b' query='a=1' user=…>",
+    ]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *(str.upper, str.split, len, html.escape, lambda text: text[1:-1]),
+        *(lambda text: "user=proved" in text, lambda text: text.partition("query=")[2]),
+    ],
+)
+def test_what_an_answer_makes_of_repr_is_for_every_pull(
+    serve: Serve, ask: Ask, told: Callable[[str], object]
+) -> None:
+    """Whatever form it has in there, nothing of one pull reaches another."""
+    app = serve(lambda pull: [told(repr(pull))])
+    first = ask(app, path="pages/a", query="address=street", token="alice").data
+    assert ask(app, path="pages/other", query="x=1").data == first
+
+
+def test_repr_shows_all_without_a_cache(make_app: App, prefetch: Prefetch, ask: Ask) -> None:
+    """A verifier of the app's is not asked just to show something."""
+    shown: list[str] = []
+
+    @prefetch.pre_fetch()
+    def read(pull: Pull) -> str:
+        shown.append(repr(pull))
+        return "x"
+
+    prefetch.token_verifier(lambda *_: "alice")
+    ask(make_app(prefetch), path="pages/a", query="a=1", token="canary")
     assert shown == ["<Pull pre_fetch wx1 page='pages/a' query='a=1' user=not asked>"]
 
 

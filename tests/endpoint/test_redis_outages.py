@@ -281,6 +281,7 @@ def test_pulls_go_on_while_redis_is_emptied(
         for _ in range(10):
             traffic.until_more(until, 50)
             redis.flushall()
+        until(lambda: len(traffic.kept) > 1)
     report("emptied", meanwhile=traffic)
     until_shared(app, other)
     assert traffic.failed == []

@@ -22,6 +22,7 @@ PULLS = [
     "path=pages/list&token=CANARY-token",  # kept by now
     "token=CANARY-token&path=pages/plain",
     "path=pages/plain&code=CANARY-code",
+    "path=pages/plain&tok%65n=CANARY-token",
     "path=pages/boom&token=CANARY-token",
     "path=pages/cached-boom&token=CANARY-token",
     "path=pages/late&token=CANARY-token",
@@ -115,6 +116,8 @@ client = Client(app)
 for pull in PULLS:
     TOLD["statuses"].append(client.get(f"/prefetch/pre_fetch?{QUERY}{pull}").status_code)
 TOLD["statuses"].append(client.post(f"/prefetch/pre_fetch?{QUERY}{PULLS[0]}").status_code)
+# As where the registered URL has a slash too many.
+TOLD["statuses"].append(client.get(f"/prefetch/pre_fetch/?{QUERY}{PULLS[0]}").status_code)
 
 if "otel" in HAS:
     TOLD["spans"] = [json.loads(span.to_json()) for span in exporter.get_finished_spans()]
