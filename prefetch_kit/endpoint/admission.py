@@ -17,7 +17,8 @@ class Admission:
     """Admits appids in one process.
 
     `decide` is the app's function, called away from the request. Each of its answers is remembered
-    for `max_age_s` seconds.
+    for `max_age_s` seconds. Appids that it never admitted have threads of their own, since
+    strangers invent any number of them.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Admission:
         self._admitted: dict[str, float] = {}
         self._refused: dict[str, float] = {}
 
-    def find(self, appid: str) -> bool | None:
+    def known(self, appid: str) -> bool | None:
         """Whether an appid is ours; None where the app would have to be asked."""
         if self._appids:
             return appid in self._appids
@@ -53,9 +54,11 @@ class Admission:
         Also raises what the app's function raises, and `PullRefused` (503) where it gives no answer
         by `ends_at`, in monotonic seconds.
         """
-        is_ours = self.find(appid)
+        is_ours = self.known(appid)
         if is_ours is None:
             ask = partial(self._ask, appid, self._context.capture())
+            if appid not in self._admitted:
+                share = f"an unknown appid, at {share}"
             try:
                 is_ours = self._executor.call(ask, ends_at=ends_at, share=share)
             except Late:
@@ -68,10 +71,18 @@ class Admission:
             raise PullRefused("foreign-appid", "the appid is not in PREFETCH_APPIDS")
 
     def _ask(self, appid: str, run: Callable[[Callable[[], object]], object]) -> bool:
-        is_ours = bool(run(lambda: self._decide(appid)))
-        answers = self._admitted if is_ours else self._refused
+        is_ours = run(lambda: self._decide(appid))
+        if is_ours is not None and not isinstance(is_ours, bool):
+            # An iterator or a coroutine would be true, and admit everybody.
+            raise TypeError(
+                f"{self._decide!r} of PREFETCH_APPIDS gave a {type(is_ours).__name__}; "
+                "return True or False"
+            )
+        answers, others = self._admitted, self._refused
+        if not is_ours:
+            answers, others = others, answers
+        others.pop(appid, None)
         if len(answers) >= MAX_REMEMBERED:
             answers.clear()  # simpler than choosing; each is soon known again
-        if self._max_age_s > 0:
-            answers[appid] = time.monotonic() + self._max_age_s
-        return is_ours
+        answers[appid] = time.monotonic() + self._max_age_s
+        return bool(is_ours)

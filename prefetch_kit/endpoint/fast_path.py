@@ -49,7 +49,7 @@ class _Url:
         dispatcher = self.dispatcher
         users = dispatcher.users
         inputs = dispatcher.route.parser.parse_usual(query_string)
-        if inputs is None or not dispatcher.admission.find(inputs.asked.appid):
+        if inputs is None or not dispatcher.admission.known(inputs.asked.appid):
             return None
         if users.ask_the_app and users.have_to_ask(inputs):
             return None

@@ -57,6 +57,19 @@ def test_slow_functions_take_a_share_of_the_threads(
     assert reason(ask(app, path="no/page", appid="wx2")) == "page"
 
 
+def test_invented_appids_take_no_thread_from_one_that_is_known(
+    make_app: MakeApp, pages: Prefetch, ask: Ask, hanging: threading.Event
+) -> None:
+    """However many are asked about, and without a memory."""
+    app = make_app(
+        pages, PREFETCH_APPIDS=lambda a: a == "wx1" or hanging.wait(), PREFETCH_THREADS=8
+    )
+    assert ask(app, path=PAGE, appid="wx1").status_code == 200
+    reasons = [reason(ask(app, path=PAGE, appid=f"odd{n}")) for n in range(6)]
+    assert reasons == ["late"] * 4 + ["busy"] * 2
+    assert ask(app, path=PAGE, appid="wx1").status_code == 200
+
+
 def test_it_runs_in_the_app_and_outside_of_the_request(
     make_app: MakeApp, pages: Prefetch, ask: Ask
 ) -> None:
@@ -195,11 +208,15 @@ def test_function_that_cannot_answer_is_refused(
         make_app(pages, PREFETCH_APPIDS=function)
 
 
-def test_shut_out_appid_reaches_no_handler(make_app: MakeApp, prefetch: Prefetch, ask: Ask) -> None:
-    """Whatever the function returns, its truth counts."""
+def test_what_is_neither_yes_nor_no_admits_nobody(
+    make_app: MakeApp, prefetch: Prefetch, ask: Ask, logged: Callable[[], list[str]]
+) -> None:
+    """An iterator and a coroutine are true whatever is in them; the log says what to return."""
     ran: list[Pull] = []
     prefetch.pre_fetch(PAGE)(ran.append)
-    answers: dict[str, object] = {"wx1": None, "wx2": 0, "wx3": "", "wx4": []}
+    answers: dict[str, object] = {"wx1": None, "wx2": False, "wx3": "no", "wx4": iter([]), "wx5": 1}
     app = make_app(prefetch, PREFETCH_APPIDS=answers.get)
-    assert {ask(app, path=PAGE, appid=appid).status_code for appid in answers} == {403}
+    statuses = [ask(app, path=PAGE, appid=appid).status_code for appid in answers]
+    assert statuses == [403, 403, 500, 500, 500]
     assert ran == []
+    assert "of PREFETCH_APPIDS gave a str; return True or False" in "".join(logged())
