@@ -6,6 +6,7 @@ That is the app's own loggers, and trackers such as Sentry and OpenTelemetry.
 import logging
 import re
 import sys
+from copy import copy
 from typing import Any, Final
 from urllib.parse import unquote_plus
 
@@ -101,7 +102,18 @@ def _shorten_record(record: logging.LogRecord) -> bool:
         text = record.getMessage()
     except Exception:  # noqa: BLE001 (whatever is wrong with it, the handlers will tell)
         return True
-    if "_fetch" in text:
-        text = _PULL.sub(r"\1***", text)
-        record.msg, record.args = _CREDENTIAL_IN_TEXT.sub(r"\1=***", text), ()
+    if "_fetch" not in text:
+        return True
+    if isinstance(record.args, dict):  # by name, which formatters of access logs look at
+        shortened = copy(record.args)  # gunicorn's own class, with "-" for what is missing
+        shortened.update((name, _shortened(value)) for name, value in record.args.items())
+        record.args = shortened
+    else:
+        record.msg, record.args = _shortened(text), ()
     return True
+
+
+def _shortened(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return _CREDENTIAL_IN_TEXT.sub(r"\1=***", _PULL.sub(r"\1***", value))
