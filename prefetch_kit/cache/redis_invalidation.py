@@ -119,7 +119,11 @@ class RedisInvalidations:
     def _records_since(self, since: Position, redis: RedisBreaker) -> _Records | None:
         # The record at `since` too: where it is missing, others may be missing.
         reply = redis.probe(lambda pipe: pipe.xread({self._stream: _just_before(since)}))
-        return None if reply is None else read_stream(reply[0])
+        if reply is None:
+            return None
+        if _is_no_stream(reply[0]):
+            self._begin_anew(redis)
+        return read_stream(reply[0])
 
     def _invalidate_everything(self, redis: RedisBreaker) -> None:
         """Invalidate everything in all processes: nobody knows what was lost in Redis."""
@@ -138,7 +142,7 @@ class RedisInvalidations:
         self.read_to = at or _START
 
     def _begin_anew(self, redis: RedisBreaker) -> None:
-        """Replace a stream in which somebody left no room for later records."""
+        """Replace what somebody put there instead, or a stream without room for later records."""
         redis.probe(lambda pipe: pipe.delete(self._stream))
         self._invalidate_everything(redis)
 
@@ -195,6 +199,10 @@ def _after(since: Position, records: _Records | None) -> _Records | None:
 def _have_no_room(records: Iterable[tuple[object, object]]) -> bool:
     """Whether one of the records is so far in the future that nothing comes after it."""
     return any(read_position(raw_id) is None for raw_id, _ in records)
+
+
+def _is_no_stream(refusal: object) -> bool:
+    return isinstance(refusal, Exception) and "WRONGTYPE" in str(refusal)
 
 
 def _is_exhausted(refusal: object) -> bool:
