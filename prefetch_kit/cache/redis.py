@@ -132,9 +132,9 @@ class RedisStore:
         """Invalidate here at once, and in every process as soon as it hears of it."""
         self.stream.add(marks, self.redis)
 
-    def listen(self) -> None:
-        """Hear once of what other processes invalidated."""
-        self.stream.listen(self.redis)
+    def listen(self) -> bool:
+        """Hear once of what other processes invalidated; False where strangers wrote there."""
+        return self.stream.listen(self.redis)
 
     @property
     def redis(self) -> RedisBreaker:
@@ -324,15 +324,16 @@ def _request_read_sets(pipe: Any, at: bytes) -> None:
 def _listen(store: "weakref.ref[RedisStore]", redis: RedisBreaker) -> None:
     has_news, before = False, None
     while (found := store()) is not None:
+        is_calm = False
         try:
-            found.listen()
+            is_calm = found.listen()
         except Exception:  # noqa: BLE001 (without this thread nobody hears of an invalidation)
             traceback.print_exc(chain=False)
         read_to = found.stream.read_to
         wait_for_news = found.stream.news_after(read_to)
         del found  # the thread ends with its store
-        if has_news and read_to == before:
-            redis.rest()  # something is there that cannot be read
+        if not is_calm or (has_news and read_to == before):
+            redis.rest()  # something is there that cannot be read, or is a stranger's
         has_news, before = redis.wait(wait_for_news), read_to
 
 

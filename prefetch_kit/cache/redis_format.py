@@ -167,19 +167,25 @@ class RedisFormat:
         raw = json.dumps(marks).encode()
         return {b"m": raw, b"d": self._digests.sign(b"marks", stream, raw)}
 
+    def is_ours(self, stream: bytes, fields: object) -> bool:
+        """Whether the fields of an invalidation are what one of our processes wrote."""
+        return self._verified(stream, fields) is not None
+
     def read_marks(self, stream: bytes, fields: object) -> list[Mark] | None:
         """The marks of one invalidation; None for everything, which foreign fields mean too."""
+        raw = self._verified(stream, fields)
+        marks = None if raw is None else _loaded(raw)
+        if not isinstance(marks, list) or not all(map(_is_mark, marks)):
+            return None
+        return [(mark[0], mark[1], mark[2], mark[3]) for mark in marks]
+
+    def _verified(self, stream: bytes, fields: object) -> bytes | None:
         raw, digest = (
             (fields.get(b"m"), fields.get(b"d")) if isinstance(fields, dict) else (None, None)
         )
         if not isinstance(raw, bytes) or not isinstance(digest, bytes):
             return None
-        if not self._digests.verify(digest, b"marks", stream, raw):
-            return None
-        marks = _loaded(raw)
-        if not isinstance(marks, list) or not all(map(_is_mark, marks)):
-            return None
-        return [(mark[0], mark[1], mark[2], mark[3]) for mark in marks]
+        return raw if self._digests.verify(digest, b"marks", stream, raw) else None
 
     def write_lease(self, at: bytes, seconds: float) -> bytes:
         lease = _LEASE.pack(secrets.token_bytes(16), time.time() + seconds)

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Final
 
 from prefetch_kit.cache.invalidation import Invalidations, Mark, Position
@@ -17,11 +18,16 @@ from prefetch_kit.cache.redis_format import (
     read_stream,
     write_position,
 )
+from prefetch_kit.concurrency.redis_client import Commands
 from prefetch_kit.logs import SafeLogger
 
 # How many invalidations the stream holds, and how many a run takes in within its budget.
 _RECORDS: Final = 10_000
 _RECORDS_IN_A_RUN: Final = 100
+# Each run reads the last record once more, so it should not be larger.
+_LARGE_BYTES: Final = 64 * 1024
+# After so many failures in a row to read what is there, it is passed over.
+_TRIES: Final = 3
 # How many wait for Redis to be back.
 _UNSENT: Final = 10_000
 _START: Final[Position] = (0, 0)
@@ -51,6 +57,7 @@ class RedisInvalidations:
         self._listening = threading.Lock()
         self._lock = threading.Lock()
         self._unsent: deque[Sequence[Mark] | None] = deque()
+        self._failed_reads = 0
 
     def request_news(self, pipe: Any, since: Position) -> None:
         """Ask for the invalidations after this position, and for the one at it."""
@@ -61,8 +68,9 @@ class RedisInvalidations:
         records = _after(since, read_stream(reply))
         if records is None or len(records) >= _RECORDS_IN_A_RUN - 1 or _have_no_room(records):
             return False  # `listen` will soon see to it
-        if records:
-            self._take(records)
+        if not all(self._format.is_ours(self._stream, fields) for _, fields in records):
+            return False  # strangers may write any number, and `listen` takes them all at once
+        self._take(records)
         return True
 
     def add(self, marks: Sequence[Mark], redis: RedisBreaker) -> None:
@@ -89,12 +97,15 @@ class RedisInvalidations:
         asked = {self._stream: write_position(since)}
         return lambda pipe, block_ms: pipe.xread(asked, count=1, block=block_ms)
 
-    def listen(self, redis: RedisBreaker) -> None:
-        """Read what other processes invalidated, and send what could not be sent before."""
-        with self._listening:
-            self._listen(redis)
+    def listen(self, redis: RedisBreaker) -> bool:
+        """Read what other processes invalidated, and send what could not be sent before.
 
-    def _listen(self, redis: RedisBreaker) -> None:
+        False where strangers have written there, which they may well do again at once.
+        """
+        with self._listening:
+            return self._listen(redis)
+
+    def _listen(self, redis: RedisBreaker) -> bool:
         since = self.read_to  # a run may read more while this one waits
         records = self._records_since(since, redis)
         if records == [] and since == _START:
@@ -102,28 +113,50 @@ class RedisInvalidations:
             redis.probe(lambda pipe: self._append(pipe, []))
             records = self._records_since(since, redis)
         if records is None:
-            return
+            return True
         if _have_no_room(records):
             self._begin_anew(redis)
-            return
+            return False
         before = self._log.last
         if len(records) >= _RECORDS and (oldest := read_position(records[0][0])):
             self._log.add(None, at=oldest)  # older records are gone
             since = _START
         new = _after(since, records)
-        self._take(records if new is None else new)
+        is_calm = self._take(records if new is None else new)
         if new is None and not self._are_everything(records, after=before):
             self._invalidate_everything(redis)
+        elif records and _is_large(records[-1]):
+            redis.probe(lambda pipe: self._append(pipe, []))
         self._send_unsent(redis)
+        return is_calm
 
     def _records_since(self, since: Position, redis: RedisBreaker) -> _Records | None:
+        """The records after this position; the last `_RECORDS` at the start, and of more."""
+        if since == _START:
+            return self._last_records(redis)
         # The record at `since` too: where it is missing, others may be missing.
-        reply = redis.probe(lambda pipe: pipe.xread({self._stream: _just_before(since)}))
-        if reply is None:
-            return None
-        if _is_no_stream(reply[0]):
-            self._begin_anew(redis)
-        return read_stream(reply[0])
+        asked = {self._stream: _just_before(since)}
+        reply = self._read(lambda pipe: pipe.xread(asked, count=_RECORDS), redis)
+        records = read_stream(reply)
+        return self._last_records(redis) if records and len(records) >= _RECORDS else records
+
+    def _last_records(self, redis: RedisBreaker) -> _Records | None:
+        reply = self._read(lambda pipe: pipe.xrevrange(self._stream, count=_RECORDS), redis)
+        return reply[::-1] if isinstance(reply, list) else None
+
+    def _read(self, command: Commands, redis: RedisBreaker) -> object:
+        """The reply, or None. What is no stream, or again and again too large, is passed over."""
+        reply = redis.probe(command)
+        if reply is not None:
+            self._failed_reads = 0
+            if _is_no_stream(reply[0]):
+                self._begin_anew(redis)
+            return reply[0]
+        self._failed_reads += 1
+        if self._failed_reads >= _TRIES and redis.probe(lambda pipe: pipe.xlen(self._stream)):
+            self._failed_reads = 0  # Redis answers, only not this
+            self._invalidate_everything(redis)
+        return None
 
     def _invalidate_everything(self, redis: RedisBreaker) -> None:
         """Invalidate everything in all processes: nobody knows what was lost in Redis."""
@@ -168,13 +201,19 @@ class RedisInvalidations:
                 if self._unsent[0] is marks:  # else `add` gave up on all of them meanwhile
                     self._unsent.popleft()
 
-    def _take(self, records: Iterable[tuple[object, object]]) -> None:
+    def _take(self, records: Iterable[tuple[object, object]]) -> bool:
+        """Whether all of them are ours."""
+        are_ours = True
         for raw_id, fields in records:
             at = read_position(raw_id)
             if at is not None and at > self.read_to:
-                if (marks := self._format.read_marks(self._stream, fields)) != []:
+                marks = self._format.read_marks(self._stream, fields)
+                if marks is None and not self._format.is_ours(self._stream, fields):
+                    are_ours = False
+                if marks != []:
                     self._log.add(marks, at=at)
                 self.read_to = at
+        return are_ours
 
     def _append(self, pipe: Any, marks: Sequence[Mark] | None, *, at: str = "*") -> None:
         fields = self._format.write_marks(self._stream, marks)
@@ -199,6 +238,11 @@ def _after(since: Position, records: _Records | None) -> _Records | None:
 def _have_no_room(records: Iterable[tuple[object, object]]) -> bool:
     """Whether one of the records is so far in the future that nothing comes after it."""
     return any(read_position(raw_id) is None for raw_id, _ in records)
+
+
+def _is_large(record: tuple[object, object]) -> bool:
+    fields = record[1]
+    return isinstance(fields, dict) and sum(map(len, chain(*fields.items()))) > _LARGE_BYTES
 
 
 def _is_no_stream(refusal: object) -> bool:

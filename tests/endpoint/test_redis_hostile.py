@@ -1,6 +1,7 @@
 """Somebody else writes to the Redis: what he alters, swaps, replays or plants is not believed."""
 
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Settled = Callable[[], None]
 Logged = Callable[[], list[str]]
 
 PAGE, MARKS = "pages/index/index", "prefetch_kit:forgotten"
+ADD_MANY = "for n = 1, ARGV[1] do redis.call('xadd', KEYS[1], '*', 'm', ARGV[2]) end"
 HIGHEST = f"{2**64 - 1}-{2**64 - 1}"
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -281,6 +283,70 @@ def test_a_stream_without_room_is_begun_anew(
             prefetch.forget(user_id=user)
         until(lambda: ask(second, token=user).data != made)  # noqa: B023 (called at once)
     until(lambda: redis.xinfo_stream(MARKS)["last-generated-id"] < b"2")
+
+
+@pytest.mark.parametrize(
+    ("planted", "bytes_each", "sent"),
+    [(200_000, 5, 8_000_000), (1, 4_000_000, 60_000_000)],
+    ids=["many", "large"],
+)
+def test_what_strangers_add_to_the_marks_is_read_once(
+    process: App,
+    prefetch: Prefetch,
+    ran: list[str],
+    ask: Ask,
+    until: Until,
+    redis: Any,
+    planted: int,
+    bytes_each: int,
+    sent: int,
+) -> None:
+    """In part where it is much, and no run reads the last of it again; then all goes on."""
+    first, second = process(prefetch), process(prefetch)
+    made = ask(first, token="alice").data
+    ask(second, token="alice")
+    before = redis.info("stats")["total_net_output_bytes"]
+    redis.eval(ADD_MANY, 1, MARKS, planted, b"x" * bytes_each)
+    for app in (first, second):
+        until(lambda: ask(app, token="alice").data != made)  # noqa: B023 (called at once)
+        until(lambda: len(redis.xrevrange(MARKS, count=1)[0][1][b"m"]) < 100_000)
+        for n in range(20):
+            ask(app, token=f"user {n}")
+    assert redis.info("stats")["total_net_output_bytes"] - before < sent
+    made = ask(first, token="alice").data
+    until(lambda: ask(second, token="alice").data == made)
+
+
+def test_a_storm_of_marks_ends_no_sharing_of_runs(
+    process: App, prefetch: Prefetch, ask: Ask, until: Until, redis: Any
+) -> None:
+    """However many strangers add, all is forgotten five times a second and not more often."""
+    ran: list[float] = []
+
+    @prefetch.pre_fetch(PAGE, cache=600)
+    def page(_: Pull) -> str:
+        ran.append(time.monotonic())
+        time.sleep(0.01)
+        return "data"
+
+    app = process(prefetch)
+    ask(app)
+    began, is_over = time.monotonic(), threading.Event()
+
+    def add() -> None:
+        while not is_over.wait(0.001):
+            redis.xadd(MARKS, {"m": "x"})
+
+    stranger = threading.Thread(target=add)
+    stranger.start()
+    pulls = 0
+    while time.monotonic() < began + 3:
+        pulls += ask(app).data == b"data"
+    is_over.set()
+    stranger.join()
+    runs_a_second = len(ran) / (time.monotonic() - began)
+    print(f"{pulls} pulls, {runs_a_second:.1f} runs a second")
+    assert 1 < runs_a_second < 8
 
 
 # Leases.

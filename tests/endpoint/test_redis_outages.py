@@ -95,6 +95,8 @@ class Proxy:
     def _hand_on(self, said: bytes, inside: socket.socket) -> None:
         while self.fault == "freeze":
             time.sleep(0.01)
+        while self.fault == "large" and len(said) > 32_768:
+            time.sleep(0.01)
         if self.fault == "latency":
             time.sleep(0.2)
         if self.fault == "reset":
@@ -299,6 +301,21 @@ def test_a_reply_that_trickles_holds_no_pull_up(
     until(lambda: len(redis.keys("*:answer:*")) == 2)
     proxy.fault = "trickle"
     assert ask(app, query="id=2").status_code == 200
+
+
+def test_marks_that_cannot_be_read_are_passed_over(
+    process: App,
+    shop: Prefetch,
+    proxy: Proxy,
+    until_shared: Callable[[Flask, Flask], str],
+    redis: Any,
+) -> None:
+    """One is too large for the time that Redis has; all is forgotten, and sharing goes on."""
+    app, other = process(shop, PREFETCH_CACHE_URL=proxy.url), process(shop)
+    until_shared(other, app)
+    proxy.fault = "large"
+    redis.xadd("prefetch_kit:forgotten", {"m": b"x" * 1_000_000})
+    until_shared(other, app)
 
 
 @pytest.fixture
