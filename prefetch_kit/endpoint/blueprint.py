@@ -24,7 +24,7 @@ from prefetch_kit.endpoint.app_state import (
 )
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.dispatch import Answer
-from prefetch_kit.endpoint.foreign_answers import exempt, explain
+from prefetch_kit.endpoint.foreign_answers import describe, exempt
 from prefetch_kit.endpoint.handlers import (
     Handler,
     HandlerFunction,
@@ -291,7 +291,7 @@ def _refuse_foreign(response: Response) -> Response:
         return response
     if not state.foreign_told:
         state.foreign_told = True
-        SafeLogger(app.logger).warning("%s", explain(app, response))
+        SafeLogger(app.logger).warning("%s", describe(app, response))
     response.close()
     status = response.status_code if response.status_code >= 400 else REFUSALS["app"].status
     done = Answer(status, b"", served.route.kind, seconds=0.0, refused="app")

@@ -21,7 +21,7 @@ from prefetch_kit.endpoint.handlers import Handler, Registration, Route
 from prefetch_kit.endpoint.payload import Encoder, TooLarge
 from prefetch_kit.endpoint.pull import Pull
 from prefetch_kit.endpoint.request import Asked, Inputs
-from prefetch_kit.endpoint.run_context import RunContext, explain
+from prefetch_kit.endpoint.run_context import RunContext, add_hint
 from prefetch_kit.endpoint.users import LazyUser, Request, UserLate, Users
 from prefetch_kit.errors import Aborted, PullRefused
 from prefetch_kit.fetch_setting import Kind
@@ -139,7 +139,7 @@ class Dispatcher:
         ends_at: float,
     ) -> None:
         """Raise `PullRefused` (403) for an appid that is not ours. May take until `ends_at`."""
-        if route_values and route_values.get("appid", appid) != appid:
+        if route_values and str(route_values.get("appid", appid)) != appid:  # <int:appid>, QQ's
             raise PullRefused("foreign-appid", "the appid is not the one in the URL's path")
         share = self.route.endpoint if found is None else found.name
         self.admission.demand(appid, ends_at=ends_at, share=share)
@@ -194,7 +194,7 @@ class Dispatcher:
         except Exception as error:
             aborted = _aborted(error)
             if aborted is None:
-                explain(error)
+                add_hint(error)
                 raise
         if aborted is not None:
             raise aborted

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flask import Flask, Response, current_app, request
 
@@ -38,30 +38,43 @@ def _exempting(app: Flask) -> Iterator[Any]:
                 yield each
 
 
-def explain(app: Flask, response: Response) -> str:
+def describe(app: Flask, response: Response) -> str:
     """Why the answer to the present request is not the kit's, and the line to add."""
     said = f"{response.status_code}"
     location = response.headers.get("Location")
-    to = urlsplit(location or "")
+    to = _split(location or "")
     if location is not None:
         said += f" to {to.scheme}://{to.netloc}{to.path}" if to.netloc else f" to {to.path}"
+    is_to_https = to.scheme == "https" and to.path == request.path
     return (
         f"the app answered a pull of {request.path} itself ({said}), so WeChat gets no data. "
-        f"{_remedy(app, is_to_https=to.scheme == 'https' and to.path == request.path)}"
+        f"{_remedy(app, response.status_code, is_to_https=is_to_https)}"
     )
 
 
-def _remedy(app: Flask, *, is_to_https: bool) -> str:
+def _split(location: str) -> SplitResult:
+    try:
+        return urlsplit(location)
+    except ValueError:
+        return urlsplit("")
+
+
+def _remedy(app: Flask, status: int, *, is_to_https: bool) -> str:
     if is_to_https and not request.is_secure:
         return (
             "It does not see that the pull came by https: let the proxy send "
             f"X-Forwarded-Proto: https, and add: {_PROXY_FIX}"
         )
     names = ", ".join(_functions_before(app)) or "a wrapper of the view"
-    return (
-        "WeChat has no session of a user. In the function that answers "
-        f"({names}) add: if request.blueprint == {request.blueprint!r}: return None"
-    )
+    let_pass = f"({names}) add: if request.blueprint == {request.blueprint!r}: return None"
+    if status >= 500:
+        return f"A function before the view failed. In that function {let_pass}"
+    if status == 429:
+        return (
+            "All pulls come from WeChat's servers, so a limit by address means nothing for them. "
+            f"In the function that counts {let_pass}"
+        )
+    return f"WeChat has no session of a user. In the function that answers {let_pass}"
 
 
 def _functions_before(app: Flask) -> Iterator[str]:

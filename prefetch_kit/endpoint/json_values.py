@@ -8,6 +8,10 @@ from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from io import IOBase
+from ipaddress import IPv4Address, IPv6Address
+from numbers import Number
+from pathlib import PurePath
 from typing import Any, Final
 from uuid import UUID
 
@@ -28,6 +32,8 @@ _REMEDIES: Final[tuple[tuple[Any, str], ...]] = (
     ((set, frozenset), "write sorted(…) or list(…)"),
     (type, "make an instance of it"),
     (Awaitable, "wait for it in the handler, with asyncio.run(…)"),
+    (IOBase, "read it in the handler, and close it"),
+    ((PurePath, Number, IPv4Address, IPv6Address), "write str(…)"),
     (Iterable, "write list(…)"),
     (Callable, "call it"),
 )
@@ -106,6 +112,8 @@ class JsonWriter:
         # Without importing any of these packages.
         if hasattr(kind, "model_dump"):  # pydantic
             return value.model_dump(mode="json")
+        if hasattr(kind, "__fields__") and hasattr(kind, "dict"):  # pydantic 1
+            return value.dict()
         if hasattr(kind, "_asdict"):  # a namedtuple, a row of SQLAlchemy's
             return value._asdict()
         if hasattr(kind, "__attrs_attrs__"):
@@ -122,7 +130,10 @@ class JsonWriter:
         else:
             return json.loads(text)
         remedy = next((says for kinds, says in _REMEDIES if isinstance(value, kinds)), _DICT)
-        problem = f"{_article(type(value).__qualname__)}{where}, which JSON cannot say"
+        if hasattr(type(value), "keys"):  # a row of sqlite3's
+            remedy = "write dict(…)"
+        what = f"the class {value.__name__}" if isinstance(value, type) else _a(type(value))
+        problem = f"{what}{where}, which JSON cannot say"
         raise NotJsonError(problem, remedy) from cause
 
 
@@ -203,7 +214,7 @@ def _key(key: object, at: str) -> object:
     if key is None or isinstance(key, (bool, float, date, time, UUID)):
         return key
     raise NotJsonError(
-        f"a dict{_where(at)} with a key that is {_article(type(key).__qualname__)}",
+        f"a dict{_where(at)} with a key that is {_a(type(key))}",
         "let all of its keys be strings",
     )
 
@@ -223,7 +234,7 @@ def _demand_utf8(text: str, at: str) -> None:
 
 
 def _nonfinite(value: object, where: str) -> NotJsonError:
-    problem = f"{_article(type(value).__qualname__)}{where} that is NaN or infinity"
+    problem = f"{_a(type(value))}{where} that is NaN or infinity"
     return NotJsonError(f"{problem}, which JSON cannot say", "write None, or leave it out")
 
 
@@ -235,7 +246,8 @@ def _where(at: str) -> str:
     return f" at {at}" if at else ""
 
 
-def _article(name: str) -> str:
+def _a(kind: type) -> str:
+    name = kind.__qualname__
     return f"an {name}" if name[:1] in "aeiouAEIOU" else f"a {name}"
 
 

@@ -149,6 +149,13 @@ class Encoder:
 
 def _data_of(response: Response, handler: str) -> object:
     """What the JSON of a response says: that of `jsonify` would be longer than ours."""
+    try:
+        return _json_of(response, handler)
+    finally:
+        response.close()
+
+
+def _json_of(response: Response, handler: str) -> object:
     status = response.status_code
     if 400 <= status < 500:
         raise Aborted(status, f"{handler} returned a response of {response.status}")
@@ -161,6 +168,7 @@ def _data_of(response: Response, handler: str) -> object:
     if not response.is_json:
         problem = f"a response that is {response.mimetype}, not JSON"
         raise NotAnAnswer(handler, problem, remedy="return data, or jsonify(…)")
+    response.direct_passthrough = False  # as send_file has it, so that it can be read
     with suppress(ValueError, RecursionError):
         return json.loads(response.get_data())
     raise NotAnAnswer(handler, "a response whose JSON cannot be read", remedy="return its data")

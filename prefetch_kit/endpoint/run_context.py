@@ -1,7 +1,7 @@
 """Where functions of the app run for a pull: in the app's context, away from the request."""
 
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType
@@ -13,6 +13,7 @@ import werkzeug.local
 from flask import Flask
 from werkzeug.routing import Map, MapAdapter
 
+from prefetch_kit.endpoint.app_errors import chain_of
 from prefetch_kit.endpoint.trace_context import trace_keepers
 from prefetch_kit.errors import ConfigError
 
@@ -89,23 +90,15 @@ def rule_host(app: Flask, base_url: str | None) -> str | None:
     return urlsplit(base_url).hostname
 
 
-def explain(error: BaseException) -> None:
+def add_hint(error: BaseException) -> None:
     """Add a note to an error that comes from looking for a request where there is none.
 
     To each of those that led to it, since apps catch such errors and raise their own.
     """
-    for each in _chain(error):
+    for each in chain_of(error):
         note = _note(each)
         if note is not None and note not in getattr(each, "__notes__", ()):
             each.add_note(note)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _note(error: BaseException) -> str | None:

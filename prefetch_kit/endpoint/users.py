@@ -12,6 +12,7 @@ from typing import Final
 
 from prefetch_kit.cache.key import encoded
 from prefetch_kit.concurrency.executor import Executor, Late
+from prefetch_kit.endpoint.app_errors import without_credential
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.login_codes import CodeLogins, Login
@@ -23,6 +24,7 @@ from prefetch_kit.secret import Secret
 TokenVerifier = Callable[[str, str], str | None]
 CodeUser = Callable[[str, str, str | None], str | None]
 
+_MAX_REMEMBERED: Final = 10_000
 # For an app without a SECRET_KEY: they prove nobody.
 _NO_TOKENS: Final = BackgroundTokens([], max_age_s=0)
 
@@ -72,10 +74,7 @@ class Request:
             return None
 
     def digest_of_credentials(self) -> bytes:
-        digest = blake2b(digest_size=16)
-        for credential in (self.inputs.token, self.inputs.code):
-            digest.update(encoded(None if credential is None else credential.reveal()))
-        return digest.digest()
+        return _digest(self.inputs.token, self.inputs.code)
 
 
 class Users:
@@ -104,6 +103,8 @@ class Users:
         self._in_app = in_app
         self._logger = logger
         self._checked: tuple[tuple[object, object], BackgroundTokens] | None = None
+        # The appids and digests of tokens.
+        self._of_users: set[tuple[str, bytes]] = set()
         # Whether any pull can be for a user whom only the app, or WeChat, knows.
         self.ask_the_app = verifier is not None or code_user is not None
 
@@ -126,22 +127,46 @@ class Users:
         """
         appid, token, code = inputs.asked.appid, inputs.token, self._code_of(inputs)
         if token is not None and (verifier := self._verifier) is not None:
-            return self._asked(lambda: verifier(appid, token.reveal()))
+            user_id = self._asked(lambda: verifier(appid, token.reveal()), verifier, token)
+            if user_id is not None:
+                self._note_user_of(appid, token)
+            return user_id
         if code is None or (code_user := self._code_user) is None:
             return None
         login = self._login(appid, code)
         if login is None:
             return None
-        return self._asked(lambda: code_user(appid, login.openid, login.unionid))
+        ask = partial(code_user, appid, login.openid, login.unionid)
+        return self._asked(ask, code_user, code)
+
+    def may_be_anybodys(self, inputs: Inputs) -> bool:
+        """Whether a pull has a token that the app has not lately taken for one of its users."""
+        token = inputs.token
+        return token is not None and (inputs.asked.appid, _digest(token)) not in self._of_users
+
+    def _note_user_of(self, appid: str, token: Secret) -> None:
+        if len(self._of_users) >= _MAX_REMEMBERED:
+            self._of_users.clear()  # simpler than choosing; each is soon known again
+        self._of_users.add((appid, _digest(token)))
 
     def _code_of(self, inputs: Inputs) -> Secret | None:
         """The login code, if it is one of WeChat's, which nobody else can exchange."""
         return inputs.code if inputs.asked.dialect == "wechat" else None
 
-    def _asked(self, ask: Callable[[], object]) -> str | None:
-        user_id = self._in_app(ask)
+    def _asked(
+        self, ask: Callable[[], object], function: Callable[..., object], credential: Secret
+    ) -> str | None:
+        name = getattr(function, "__qualname__", type(function).__name__)
+        failure = None
+        try:
+            user_id = self._in_app(ask)
+        except BaseException as error:  # noqa: BLE001 (it may raise anything)
+            failure = without_credential(error, credential, raised_by=name)
+        if failure is not None:
+            raise failure
         if user_id is not None and (not isinstance(user_id, str) or not user_id):
-            raise TypeError(f"a user id is a non-empty str or None, not {type(user_id).__name__}")
+            gave = "an empty str" if user_id == "" else f"{type(user_id).__name__}"
+            raise TypeError(f"{name} returned {gave} as a user id; return str(…), or None")
         return user_id
 
     def _tokens(self) -> BackgroundTokens:
@@ -170,6 +195,13 @@ class Users:
         raise PullRefused("weixin", cause)
 
 
+def _digest(*credentials: Secret | None) -> bytes:
+    digest = blake2b(digest_size=16)
+    for credential in credentials:
+        digest.update(encoded(None if credential is None else credential.reveal()))
+    return digest.digest()
+
+
 class UserLate(Late):
     """Nobody said by the page's deadline who the user is."""
 
@@ -178,8 +210,8 @@ class LazyUser:
     """Asks the app, or WeChat, who the user of one pull is: once, however often it is read.
 
     Whatever the app does to find out, the thread of the request waits no longer than the page
-    may take: it leaves the question to the `executor`, where each page has its `share`. A handler
-    asks in its own thread, and is left behind as a whole.
+    may take: it leaves the question to the `executor`, where each page has its `share`, and
+    strangers' tokens have another. A handler asks in its own thread, and is left behind as a whole.
     """
 
     __slots__ = (
@@ -199,7 +231,7 @@ class LazyUser:
         context = contextvars.copy_context()
         self._ask: Callable[[], str | None] | None = partial(context.run, users.ask, inputs)
         self._executor = executor
-        self._share = share
+        self._share = f"unknown tokens at {share}" if users.may_be_anybodys(inputs) else share
         self._thread: int | None = None
         self._ends_at = math.inf
         self._user_id: str | None = None

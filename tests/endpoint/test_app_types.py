@@ -1,13 +1,20 @@
 """What Flask apps have at hand goes out as it is: models, rows, responses, the app's own types."""
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from fractions import Fraction
+from io import StringIO
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
 import pydantic
+import pydantic.v1
 import pytest
 from flask import Flask, Response, jsonify, make_response
 from flask.json.provider import DefaultJSONProvider
@@ -26,6 +33,11 @@ Serve = Callable[..., Any]
 
 class Tag(pydantic.BaseModel):
     name: str
+
+
+class OldTag(pydantic.v1.BaseModel):
+    name: str
+    price: Decimal
 
 
 class Tea(pydantic.BaseModel):
@@ -145,6 +157,7 @@ TEA_JSON = (
         (TEA, TEA_JSON),
         ({"teas": [TEA]}, f'{{"teas":[{TEA_JSON}]}}'),
         (Teas([Tag(name="a")]), '[{"name":"a"}]'),
+        ([OldTag(name="a", price=Decimal("2.50"))], '[{"name":"a","price":"2.50"}]'),
         ([Leaf("a", Tag(name="b"))], '[{"name":"a","tag":{"name":"b"}}]'),
         (Cup(3, [Tag(name="b")]), '{"size":3,"tags":[{"name":"b"}]}'),
         (Point(1, Decimal("2.5")), '{"x":1,"y":"2.5"}'),
@@ -200,6 +213,21 @@ def test_the_json_of_a_response_is_data(
     assert "X-Other" not in reply.headers
 
 
+def test_a_file_that_is_sent_is_read_and_closed(serve: Serve, tmp_path: Path) -> None:
+    """A response leaves that to the server, which never gets this one."""
+    (tmp_path / "teas.json").write_text('{ "name": "茶" }')
+    file = (tmp_path / "teas.json").open("rb")
+    response = Response(file, mimetype="application/json", direct_passthrough=True)
+    assert serve(lambda: response).data.decode() == '{"name":"茶"}'
+    assert file.closed
+
+
+def sqlite_row() -> object:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.row_factory = sqlite3.Row
+        return connection.execute("select 1 as id").fetchone()
+
+
 def nested(value: object) -> object:
     return {"items": [1, {"value": value}]}
 
@@ -216,7 +244,12 @@ def nested(value: object) -> object:
         (lambda: map(str, "ab"), "a map, which JSON cannot say. Write list(…)."),
         (lambda: nested(b"x"), "a bytes at ['items'][1]['value'], which JSON cannot say. Decode"),
         (lambda: {"now": datetime.now}, "at ['now'], which JSON cannot say. Call it."),
-        (lambda: Tea, "a ModelMetaclass, which JSON cannot say. Make an instance of it."),
+        (lambda: Tea, "the class Tea, which JSON cannot say. Make an instance of it."),
+        (lambda: [Path("a")], "Path at [0], which JSON cannot say. Write str(…)."),
+        (lambda: ip_address("10.0.0.1"), "an IPv4Address, which JSON cannot say. Write str(…)."),
+        (lambda: Fraction(1, 3), "a Fraction, which JSON cannot say. Write str(…)."),
+        (lambda: StringIO("a"), "a StringIO, which JSON cannot say. Read it in the handler"),
+        (sqlite_row, "a Row, which JSON cannot say. Write dict(…)."),
         (lambda: [jsonify(a=1)], "a Response at [0], which JSON cannot say. Return the response"),
         (lambda: {("a",): 1}, "a dict with a key that is a tuple. Let all of its keys be strings"),
         (lambda: {"a" * 21: {1}}, "a set at […], which JSON cannot say"),

@@ -119,6 +119,15 @@ def test_one_instance_serves_several_apps(make_app: App, prefetch: Prefetch, ask
     assert [ask(app, appid="wx2").status_code for app in (one, two)] == [403, 200]
 
 
+def test_appid_in_the_prefix_may_be_a_number(make_app: App, ask: Ask) -> None:
+    """QQ's are digits, which `<int:…>` makes an int of."""
+    prefetch = Prefetch("prefetch", __name__, url_prefix="/p/<int:appid>")
+    prefetch.pre_fetch()(lambda pull: pull.appid)
+    app = make_app(prefetch, PREFETCH_APPIDS=["1109876543", "1109876544"])
+    assert ask(app, "/p/1109876543/pre_fetch", appid="1109876543").data == b"1109876543"
+    assert ask(app, "/p/1109876543/pre_fetch", appid="1109876544").status_code == 403
+
+
 @pytest.mark.parametrize("appid", ["wx1", "wx2"])
 def test_appid_in_the_prefix_must_be_the_pulls(make_app: App, ask: Ask, appid: str) -> None:
     """A URL registered for one mini program answers no other's pulls."""

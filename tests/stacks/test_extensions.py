@@ -96,6 +96,43 @@ def test_a_login_wall_without_it(
     assert ask(origin, "/prefetch/mine").status == 302
 
 
+def raise_error() -> None:
+    raise LookupError("no tenant")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "says"),
+    [
+        (raise_error, 500, "(500), so WeChat gets no data. A function before the view failed. In"),
+        (lambda: ("slow down", 429), 429, "a limit by address means nothing for them. In the"),
+        (lambda: ("", 302, {"Location": "//["}), 503, "(302 to ), so WeChat gets no data."),
+    ],
+)
+def test_what_stands_in_the_way_is_told(
+    app: Flask,
+    prefetch: Prefetch,
+    serve: Serve,
+    ask: Ask,
+    caplog: pytest.LogCaptureFixture,
+    answer: Callable[[], Any],
+    status: int,
+    says: str,
+) -> None:
+    """A failure, a limit, a redirect to nowhere: with the function that it comes from."""
+
+    @app.before_request
+    def in_the_way() -> Any:
+        return answer()
+
+    prefetch.pre_fetch()(index)
+    app.register_blueprint(prefetch)
+    reply = ask(serve(app))
+    assert (reply.status, reply.body, reply.refused) == (status, b"", "app")
+    (told,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert says in told
+    assert "in_the_way) add: if request.blueprint == 'prefetch': return None" in told
+
+
 @pytest.mark.parametrize("comes_first", [True, False])
 def test_default_limits(
     app: Flask, prefetch: Prefetch, serve: Serve, ask: Ask, comes_first: bool
