@@ -10,7 +10,8 @@ _QUOTES_NOTHING: Final = (
     click.MissingParameter,
     click.BadOptionUsage,
     click.BadArgumentUsage,
-    click.exceptions.NoArgsIsHelpError,
+    # Since click 8.2; before, a group without a command shows its help and ends with 0.
+    *filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)]),
 )
 _WANTED: Final[Mapping[str, str]] = {
     "boolean": "it is neither true nor false",
