@@ -79,7 +79,7 @@ def said(wx: Sandbox, words: list[str], **settings: object) -> str:
         try:
             with commands.make_context("prefetch", list(words), obj=info) as context:
                 commands.invoke(context)
-        except SystemExit:
+        except (SystemExit, click.exceptions.Exit):
             pass
         except click.ClickException as error:
             error.show(out)

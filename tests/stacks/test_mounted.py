@@ -74,9 +74,11 @@ def test_it_is_registered_where_it_is_mounted(
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         ) as gunicorn:
-            until(lambda: "pre_fetch_url" in wx.settings(APPID))
-            pulled = wx.cold_start(APPID, "alice")
-            gunicorn.terminate()
+            try:
+                until(lambda: "pre_fetch_url" in wx.settings(APPID))
+                pulled = wx.cold_start(APPID, "alice")
+            finally:
+                gunicorn.terminate()
     assert pulled.url == "https://shop.example/shop/prefetch/pre_fetch"
     assert pulled.kept, pulled.reason
 
