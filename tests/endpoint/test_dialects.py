@@ -73,6 +73,17 @@ def test_qq(get: Get) -> None:
     assert told["extra"] == {"own": ["1"]}
 
 
+def test_an_answer_for_one_dialect_is_none_for_another(
+    make_app: Callable[..., Flask], prefetch: Prefetch
+) -> None:
+    """Though all else that the handler read is the same."""
+    prefetch.pre_fetch(PAGE, cache=60)(lambda pull: pull.dialect)
+    client = make_app(prefetch, PREFETCH_APPIDS=APPIDS).test_client()
+    ways = [f"appid={FINCLIP}&timestamp", f"appId={FINCLIP}&timeStamp"]
+    replies = [client.get(f"/prefetch/pre_fetch?{way}={TIME}&path={PAGE}") for way in ways]
+    assert [each.text for each in replies] == ["wechat", "finclip"]
+
+
 def test_plus_is_a_space_for_the_others(get: Get) -> None:
     """WeChat encodes what it sends; then a plus stands for a space."""
     told = get(f"appid={WECHAT}&timestamp={TIME}&token=a+b&path={PAGE}").json
