@@ -352,7 +352,11 @@ def test_a_storm_of_marks_ends_no_sharing_of_runs(
 # Leases.
 
 
-@pytest.mark.parametrize("lease", [b"", b"hostile", b"-", b"x" * 1_000_000, "forged", None])
+@pytest.mark.parametrize(
+    "lease",
+    [b"", b"hostile", b"-", b"x" * 1_000_000, "forged", None],
+    ids=["empty", "text", "dash", "large", "forged", "list"],
+)
 def test_a_foreign_lease_is_not_waited_for(
     process: App,
     prefetch: Prefetch,
