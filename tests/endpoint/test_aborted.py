@@ -168,6 +168,8 @@ def test_get_or_404(make_app: App, prefetch: Prefetch, ask: Ask) -> None:
     replies = [ask(app, query=f"id={n}") for n in (1, 2, 1, 2)]
     assert [reply.status_code for reply in replies] == [200, 404, 200, 404]
     assert replies[0].data == replies[2].data == b'{"id":1}'
+    with app.app_context():
+        db.engine.dispose()
 
 
 def test_the_apps_own_sentence_is_in_the_log(
