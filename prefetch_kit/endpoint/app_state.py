@@ -196,6 +196,8 @@ def init_app(app: Flask) -> AppState:
         _refuse_unfit_admits(config)
         app.extensions[EXTENSION] = AppState(config)
         _warn_of_short_key(app)
+        if config.cache_url is not None:
+            import redis  # noqa: F401 (here, since the first pull should not wait for it)
         request_started.connect(hide_from_app, app)
         hide_from_server_logs()
         serve_confirm_files(app, config)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from flask import Flask
+from redis import Redis
 
 from prefetch_kit import Prefetch, Pull
 from prefetch_kit.cache import redis_breaker
@@ -44,8 +45,6 @@ def pull(query: str) -> str:
     """The body, when it is shared too."""
     path = "/prefetch/pre_fetch?appid=wx1&timestamp=1700000000&path=pages/index/index&query="
     body = app.test_client().get(path + quote(query)).text
-    from redis import Redis  # only now, since before the first pull nobody may have done so
-
     with Redis.from_url(os.environ["PREFETCH_CACHE_URL"]) as redis:
         while redis.keys("*:run:*"):
             time.sleep(0.01)
@@ -70,7 +69,7 @@ def tell_what_is_live(_: str) -> None:
         with suppress(FileNotFoundError):  # it was the listing's own
             open_files.append(os.readlink(f"/proc/self/fd/{fd}"))
     sockets = [each for each in open_files if each.startswith("socket:")]
-    say("redis" in sys.modules, threading.active_count(), sockets)
+    say(threading.active_count(), sockets)
 
 
 todo: dict[str, Callable[[str], None]] = {

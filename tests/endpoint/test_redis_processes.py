@@ -97,12 +97,30 @@ def test_a_fork_answers_and_shares(start: Callable[..., Process]) -> None:
     assert start().ask("pull for=0.01") == [made_there]
 
 
+def test_no_pull_waits_for_the_import_of_the_client(redis_server: Any) -> None:
+    """It takes a second on a busy machine, and so begins with the app."""
+    program = """if True:
+        import sys
+        from flask import Flask
+        from prefetch_kit import Prefetch
+        app = Flask("shop")
+        app.config["PREFETCH_APPIDS"] = ["wx1"]
+        app.register_blueprint(Prefetch("prefetch", __name__))
+        print("redis" in sys.modules)
+    """
+    environments = [{}, {"PREFETCH_CACHE_URL": redis_server.url}]
+    said = [
+        subprocess.check_output([sys.executable, "-c", program], env=os.environ | each, text=True)
+        for each in environments
+    ]
+    assert said == ["False\n", "True\n"]
+
+
 def test_nothing_is_live_before_the_first_pull(start: Callable[..., Process]) -> None:
     """An app that is loaded before it forks has no client, no thread and no connection."""
     process = start()
-    assert process.ask("live") == [False, 1, []]
+    assert process.ask("live") == [1, []]
     process.ask("pull for=0")
-    imported, threads, sockets = process.ask("live")
-    assert imported
+    threads, sockets = process.ask("live")
     assert threads > 1
     assert sockets
