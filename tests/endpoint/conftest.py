@@ -122,6 +122,8 @@ def make_app() -> Callable[..., Flask]:
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Everything logged so far, each record formatted with its traceback."""
     caplog.set_level(logging.DEBUG)
+    # It tells of connections that end, also of those that an earlier test had.
+    caplog.set_level(logging.INFO, "redis")
     format_record = logging.Formatter("%(levelname)s %(message)s").format
     return lambda: [format_record(record) for record in caplog.records]
 
