@@ -1,5 +1,6 @@
 """The password of the Redis is nowhere to be seen, whether it is right or wrong."""
 
+import logging
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,12 @@ def redis_server(make_redis: Callable[..., Any]) -> Any:
     server = make_redis("--requirepass", CANARY)
     server.url = f"redis://:{CANARY}@127.0.0.1:{server.port}"
     return server
+
+
+@pytest.fixture(autouse=True)
+def everything(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
+    """In these tests the log holds what redis-py tells, too."""
+    caplog.set_level(logging.DEBUG, "redis")
 
 
 def shown(error: BaseException) -> str:
