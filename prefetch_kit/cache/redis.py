@@ -133,7 +133,7 @@ class RedisStore:
         self.stream.add(marks, self.redis)
 
     def listen(self) -> bool:
-        """Hear once of what other processes invalidated; False where strangers wrote there."""
+        """Hear once of what other processes invalidated; False where that was everything."""
         return self.stream.listen(self.redis)
 
     @property
@@ -333,7 +333,7 @@ def _listen(store: "weakref.ref[RedisStore]", redis: RedisBreaker) -> None:
         wait_for_news = found.stream.news_after(read_to)
         del found  # the thread ends with its store
         if not is_calm or (has_news and read_to == before):
-            redis.rest()  # something is there that cannot be read, or is a stranger's
+            redis.rest()  # it may be that strangers write there, and do so again at once
         has_news, before = redis.wait(wait_for_news), read_to
 
 

@@ -33,8 +33,8 @@ _LONGEST_LEASE_S: Final = 120.0
 _READ_SETS: Final = 8
 _READ_SET_CHARS: Final = 2048
 READ_SETS_BYTES: Final = DIGEST_BYTES + _READ_SETS * (_READ_SET_CHARS + 2)
-# The positions of a stream are milliseconds of the clock. One of the year 33658 is a stranger's,
-# who would leave no room for later ones.
+# The positions of a stream are milliseconds of the clock, and a number within one. What is beyond
+# the year 33658, or as large within it, is a stranger's, who would leave no room for later ones.
 _LAST_MS: Final = 10**15
 
 # Each script is refused or obeyed as a whole, whatever commands the user of the URL may send.
@@ -242,7 +242,7 @@ def read_position(raw: object) -> Position | None:
     first, _, second = raw.partition(b"-") if isinstance(raw, bytes) else (b"", b"", b"")
     is_one = max(len(first), len(second)) <= 20 and first.isdigit() and second.isdigit()
     position = (int(first), int(second)) if is_one else None
-    return position if position is not None and position[0] <= _LAST_MS else None
+    return position if position is not None and max(position) <= _LAST_MS else None
 
 
 def write_position(position: Position) -> str:

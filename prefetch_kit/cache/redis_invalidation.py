@@ -26,8 +26,8 @@ _RECORDS: Final = 10_000
 _RECORDS_IN_A_RUN: Final = 100
 # Each run reads the last record once more, so it should not be larger.
 _LARGE_BYTES: Final = 64 * 1024
-# After so many failures in a row to read what is there, it is passed over.
-_TRIES: Final = 3
+# A stream of ours has a tenth of this. A larger one may take Redis too long to read out.
+_LARGEST_STREAM_BYTES: Final = 16 * 1024 * 1024
 # How many wait for Redis to be back.
 _UNSENT: Final = 10_000
 _START: Final[Position] = (0, 0)
@@ -57,7 +57,7 @@ class RedisInvalidations:
         self._listening = threading.Lock()
         self._lock = threading.Lock()
         self._unsent: deque[Sequence[Mark] | None] = deque()
-        self._failed_reads = 0
+        self._has_failed = False
 
     def request_news(self, pipe: Any, since: Position) -> None:
         """Ask for the invalidations after this position, and for the one at it."""
@@ -100,7 +100,7 @@ class RedisInvalidations:
     def listen(self, redis: RedisBreaker) -> bool:
         """Read what other processes invalidated, and send what could not be sent before.
 
-        False where strangers have written there, which they may well do again at once.
+        False where everything had to be invalidated, which strangers can bring about at once again.
         """
         with self._listening:
             return self._listen(redis)
@@ -122,13 +122,14 @@ class RedisInvalidations:
             self._log.add(None, at=oldest)  # older records are gone
             since = _START
         new = _after(since, records)
-        is_calm = self._take(records if new is None else new)
-        if new is None and not self._are_everything(records, after=before):
+        self._take(records if new is None else new)
+        is_everything = self._are_everything(records, after=before)
+        if new is None and not is_everything:
             self._invalidate_everything(redis)
         elif records and _is_large(records[-1]):
             redis.probe(lambda pipe: self._append(pipe, []))
         self._send_unsent(redis)
-        return is_calm
+        return new is not None and not is_everything
 
     def _records_since(self, since: Position, redis: RedisBreaker) -> _Records | None:
         """The records after this position; the last `_RECORDS` at the start, and of more."""
@@ -145,18 +146,23 @@ class RedisInvalidations:
         return reply[::-1] if isinstance(reply, list) else None
 
     def _read(self, command: Commands, redis: RedisBreaker) -> object:
-        """The reply, or None. What is no stream, or again and again too large, is passed over."""
-        reply = redis.probe(command)
-        if reply is not None:
-            self._failed_reads = 0
-            if _is_no_stream(reply[0]):
+        """The reply, or None. What is no stream, or too large to be read, is begun anew."""
+        if self._has_failed:
+            # First how large it is: another try would only keep Redis from answering.
+            size = redis.probe(lambda pipe: pipe.memory_usage(self._stream, samples=0))
+            if size is None:
+                return None
+            self._has_failed = False
+            if isinstance(size[0], int) and size[0] > _LARGEST_STREAM_BYTES:
                 self._begin_anew(redis)
-            return reply[0]
-        self._failed_reads += 1
-        if self._failed_reads >= _TRIES and redis.probe(lambda pipe: pipe.xlen(self._stream)):
-            self._failed_reads = 0  # Redis answers, only not this
-            self._invalidate_everything(redis)
-        return None
+                return None
+        reply = redis.probe(command)
+        if reply is None:
+            self._has_failed = True
+            return None
+        if _is_no_stream(reply[0]):
+            self._begin_anew(redis)
+        return reply[0]
 
     def _invalidate_everything(self, redis: RedisBreaker) -> None:
         """Invalidate everything in all processes: nobody knows what was lost in Redis."""
@@ -201,19 +207,13 @@ class RedisInvalidations:
                 if self._unsent[0] is marks:  # else `add` gave up on all of them meanwhile
                     self._unsent.popleft()
 
-    def _take(self, records: Iterable[tuple[object, object]]) -> bool:
-        """Whether all of them are ours."""
-        are_ours = True
+    def _take(self, records: Iterable[tuple[object, object]]) -> None:
         for raw_id, fields in records:
             at = read_position(raw_id)
             if at is not None and at > self.read_to:
-                marks = self._format.read_marks(self._stream, fields)
-                if marks is None and not self._format.is_ours(self._stream, fields):
-                    are_ours = False
-                if marks != []:
+                if (marks := self._format.read_marks(self._stream, fields)) != []:
                     self._log.add(marks, at=at)
                 self.read_to = at
-        return are_ours
 
     def _append(self, pipe: Any, marks: Sequence[Mark] | None, *, at: str = "*") -> None:
         fields = self._format.write_marks(self._stream, marks)

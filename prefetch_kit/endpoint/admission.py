@@ -13,6 +13,10 @@ from prefetch_kit.errors import PullRefused
 MAX_REMEMBERED: Final = 10_000
 
 
+# The share of threads in which the app is asked about whom it never knew, for all pages.
+STRANGERS: Final = "strangers"
+
+
 class Admission:
     """Admits appids in one process.
 
@@ -58,7 +62,7 @@ class Admission:
         if is_ours is None:
             ask = partial(self._ask, appid, self._context.capture())
             if appid not in self._admitted:
-                share = f"an unknown appid, at {share}"
+                share = STRANGERS
             try:
                 is_ours = self._executor.call(ask, ends_at=ends_at, share=share)
             except Late:

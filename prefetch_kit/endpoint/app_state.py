@@ -154,7 +154,7 @@ class Process:
                 error.detail,
             )
             return
-        error.__traceback__ = from_handler(error.__traceback__)
+        BaseException.with_traceback(error, from_handler(error.__traceback__))
         try:
             with self._app.app_context():
                 send_got_request_exception(self._app, error)

@@ -277,12 +277,12 @@ def _view(route: Route) -> Callable[..., Response]:
 
 
 def _refuse_foreign(response: Response) -> Response:
-    """Put a refusal for what the app answered to a pull before it came to the view.
+    """Make a refusal of what the app answered to a pull instead of the view, or after it failed.
 
     A login page or its redirect would be data to a phone, and its cookie that of nobody.
     """
     asked = _this_request()
-    if _ASKED in asked.environ:
+    if asked.environ.pop(_ASKED, False):  # once: an error after it makes another response
         return response
     app = _this_app()
     state = state_of(app)
@@ -302,7 +302,11 @@ def _refuse_foreign(response: Response) -> Response:
     if not app.session_interface.is_null_session(session):
         session.clear()
         session.modified = False  # so that no cookie is set
-    return refused
+    # In place: where a later function of the app's fails, Flask sends what it had before.
+    response.direct_passthrough = False
+    response.response, response.headers = refused.response, refused.headers
+    response.status_code = refused.status_code
+    return response
 
 
 class _EveryMethod(set[str]):

@@ -16,6 +16,7 @@ from prefetch_kit.cache.read_sets import Reads
 from prefetch_kit.cache.runner import Handle
 from prefetch_kit.concurrency.executor import Busy, Executor, Late, deadline_in
 from prefetch_kit.endpoint.admission import Admission
+from prefetch_kit.endpoint.app_errors import status_of
 from prefetch_kit.endpoint.config import Config
 from prefetch_kit.endpoint.handlers import Handler, Registration, Route
 from prefetch_kit.endpoint.payload import Encoder, TooLarge
@@ -112,9 +113,10 @@ class Dispatcher:
                     # By then each run of now has ended, or is late.
                     retry_after_s = math.ceil(min(deadline_s, _LONGEST_RETRY_AFTER_S))
             else:
-                failure, refused = error, "too-large" if isinstance(error, TooLarge) else "failed"
+                refused = "too-large" if isinstance(error, TooLarge) else "failed"
                 status, incident = 500, secrets.token_hex(6)
-                error.__traceback__ = from_handler(error.__traceback__)
+                traceback = from_handler(error.__traceback__)
+                failure = BaseException.with_traceback(error, traceback)  # whatever its class does
         handler = registration.handler if registration else None
         return Answer(
             status=status,
@@ -263,7 +265,7 @@ def _aborted(error: BaseException) -> Aborted | None:
     """
     if not isinstance(error, HTTPException) or isinstance(error, KeyError):
         return None
-    status = error.code if error.response is None else error.response.status_code
+    status = status_of(error)
     if status is None or not 400 <= status < 500:
         return None
     says = error.description if error.description != type(error).description else None

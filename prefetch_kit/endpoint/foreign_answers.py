@@ -68,7 +68,7 @@ def _remedy(app: Flask, status: int, *, is_to_https: bool) -> str:
     names = ", ".join(_functions_before(app)) or "a wrapper of the view"
     let_pass = f"({names}) add: if request.blueprint == {request.blueprint!r}: return None"
     if status >= 500:
-        return f"A function before the view failed. In that function {let_pass}"
+        return f"A function around the view failed. In it {let_pass}"
     if status == 429:
         return (
             "All pulls come from WeChat's servers, so a limit by address means nothing for them. "

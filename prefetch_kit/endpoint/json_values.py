@@ -104,6 +104,10 @@ class JsonWriter:
                 return str(value)
             case float():  # a subclass, as numpy has one
                 return float(value)
+            case date() | time():  # as orjson writes them; also a time with a zone, and subclasses
+                return value.isoformat()
+            case UUID():
+                return str(value)
             case timedelta():  # as marshmallow has it
                 seconds = value.total_seconds()
                 return int(seconds) if seconds.is_integer() else seconds
@@ -130,7 +134,7 @@ class JsonWriter:
         else:
             return json.loads(text)
         remedy = next((says for kinds, says in _REMEDIES if isinstance(value, kinds)), _DICT)
-        if hasattr(type(value), "keys"):  # a row of sqlite3's
+        if hasattr(type(value), "keys") and hasattr(type(value), "__getitem__"):  # sqlite3.Row
             remedy = "write dict(…)"
         what = f"the class {value.__name__}" if isinstance(value, type) else _a(type(value))
         problem = f"{what}{where}, which JSON cannot say"
@@ -152,7 +156,7 @@ class _Walk:
         match value:
             case Enum():
                 return self.plain(value.value, at, depth + 1)
-            case None | bool() | date() | time() | UUID():
+            case None | bool():
                 return value
             case str():
                 if not value.isascii():
@@ -211,7 +215,11 @@ def _key(key: object, at: str) -> object:
         return str(key)
     if isinstance(key, float) and not math.isfinite(key):
         raise _nonfinite(key, _where(at))
-    if key is None or isinstance(key, (bool, float, date, time, UUID)):
+    if isinstance(key, (date, time)):
+        return key.isoformat()
+    if isinstance(key, UUID):
+        return str(key)
+    if key is None or isinstance(key, (bool, float)):
         return key
     raise NotJsonError(
         f"a dict{_where(at)} with a key that is {_a(type(key))}",

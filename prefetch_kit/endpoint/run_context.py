@@ -98,7 +98,8 @@ def add_hint(error: BaseException) -> None:
     for each in chain_of(error):
         note = _note(each)
         if note is not None and note not in getattr(each, "__notes__", ()):
-            each.add_note(note)
+            with suppress(Exception):  # an app's own class may take none
+                each.add_note(note)
 
 
 def _note(error: BaseException) -> str | None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from prefetch_kit.cache.key import encoded
 from prefetch_kit.concurrency.executor import Executor, Late
+from prefetch_kit.endpoint.admission import STRANGERS
 from prefetch_kit.endpoint.app_errors import without_credential
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
@@ -157,17 +158,18 @@ class Users:
         self, ask: Callable[[], object], function: Callable[..., object], credential: Secret
     ) -> str | None:
         name = getattr(function, "__qualname__", type(function).__name__)
-        failure = None
+        failure: BaseException
         try:
             user_id = self._in_app(ask)
         except BaseException as error:  # noqa: BLE001 (it may raise anything)
             failure = without_credential(error, credential, raised_by=name)
-        if failure is not None:
-            raise failure
-        if user_id is not None and (not isinstance(user_id, str) or not user_id):
-            gave = "an empty str" if user_id == "" else f"{type(user_id).__name__}"
-            raise TypeError(f"{name} returned {gave} as a user id; return str(…), or None")
-        return user_id
+        else:
+            if user_id is None or (isinstance(user_id, str) and user_id):
+                return user_id
+            gave = "an empty str" if user_id == "" else type(user_id).__name__
+            failure = TypeError(f"{name} returned {gave} as a user id; return str(…), or None")
+            del user_id  # it may hold the token, and trackers show the frames of an error
+        raise failure
 
     def _tokens(self) -> BackgroundTokens:
         """The tokens of the present keys; with other keys, all verified tokens are forgotten."""
@@ -211,7 +213,8 @@ class LazyUser:
 
     Whatever the app does to find out, the thread of the request waits no longer than the page
     may take: it leaves the question to the `executor`, where each page has its `share`, and
-    strangers' tokens have another. A handler asks in its own thread, and is left behind as a whole.
+    the tokens of strangers have one for all pages. A handler asks in its own thread, and is left
+    behind as a whole.
     """
 
     __slots__ = (
@@ -231,7 +234,7 @@ class LazyUser:
         context = contextvars.copy_context()
         self._ask: Callable[[], str | None] | None = partial(context.run, users.ask, inputs)
         self._executor = executor
-        self._share = f"unknown tokens at {share}" if users.may_be_anybodys(inputs) else share
+        self._share = STRANGERS if users.may_be_anybodys(inputs) else share
         self._thread: int | None = None
         self._ends_at = math.inf
         self._user_id: str | None = None

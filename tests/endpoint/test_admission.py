@@ -52,6 +52,7 @@ def test_slow_functions_take_a_share_of_the_threads(
     app = make_app(
         pages, PREFETCH_APPIDS=lambda a: a == "wx2" or hanging.wait(), PREFETCH_THREADS=2
     )
+    assert reason(ask(app, path="no/page", appid="wx2")) == "page"
     assert reason(ask(app, path=HASTY)) == "late"
     busy = ask(app, path=HASTY)
     assert (busy.status_code, reason(busy), busy.headers["Retry-After"]) == (503, "busy", "1")

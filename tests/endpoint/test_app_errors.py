@@ -3,12 +3,15 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from flask import Flask, abort
+from flask import Flask, abort, request
+from werkzeug.exceptions import Forbidden
 from werkzeug.wrappers import Response
 
 from prefetch_kit import Prefetch, Pull
@@ -87,7 +90,32 @@ def note(_appid: str, token: str) -> str:
     raise error
 
 
-@pytest.mark.parametrize("verifier", [look_up, complain, lead_to, note])
+def say_aside(_appid: str, token: str) -> str:
+    error = OSError("no database")
+    error.detail = token  # type: ignore[attr-defined]  # trackers read it
+    raise error
+
+
+def group(_appid: str, token: str) -> str:
+    raise ExceptionGroup("tried all", [OSError(f"of {token}"), LookupError("none")])
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def be_mute(_appid: str, _token: str) -> str:
+    raise Mute
+
+
+def encode(_appid: str, token: str) -> str:
+    raise OSError(f"/check?token={quote(token).upper()}")
+
+
+@pytest.mark.parametrize(
+    "verifier", [look_up, complain, lead_to, note, say_aside, group, be_mute, encode]
+)
 def test_an_error_that_quotes_the_token_is_named_only(
     failing: Callable[..., Flask], ask: Ask, logged: Logged, verifier: Callable[..., str]
 ) -> None:
@@ -96,9 +124,83 @@ def test_an_error_that_quotes_the_token_is_named_only(
     said = "".join(logged())
     assert f"{verifier.__name__} raised " in said
     assert f"in {verifier.__name__}" in said
-    assert "whose text is not shown: it quotes the token" in said
+    assert "whose text may quote the token" in said
     assert "CANARY" not in said
     assert TOKEN[4:18] not in said
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_verifier_goes_on_with_stays_open(
+    failing: Callable[..., Flask], ask: Ask, is_async: bool
+) -> None:
+    """A generator or coroutine that works for all users, and that one error went through."""
+
+    class Waiting:
+        def __await__(self) -> Generator[object, str, None]:
+            return (yield from ask_database())
+
+    def fail(token: str) -> None:
+        raise LookupError(token)
+
+    def ask_database() -> Generator[object, str, None]:
+        user: object = None
+        while True:
+            token = yield user
+            user = token.removeprefix("of-") if token.startswith("of-") else None
+            if user is None:
+                try:
+                    fail(token)
+                except LookupError as error:
+                    user = error
+
+    async def work() -> None:
+        await Waiting()
+
+    worker = work() if is_async else ask_database()
+    worker.send(None)  # type: ignore[arg-type]  # to the first yield
+
+    def verify(_appid: str, token: str) -> object:
+        found: object = worker.send(token)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    app = failing(verify)
+    assert ask(app, path=PAGE, token=TOKEN).status_code == 500
+    assert ask(app, path=PAGE, token="of-alice").data == b"alice"
+    worker.close()
+
+
+def test_an_error_that_the_app_keeps_stays_as_it_is(
+    failing: Callable[..., Flask], ask: Ask
+) -> None:
+    """A refusal that it raises again and again, with a text that stands in any token."""
+    kept = Forbidden("renew your membership")
+
+    def refuse(_appid: str, _token: str) -> str:
+        raise kept
+
+    assert ask(failing(refuse), path=PAGE, token="your membership").status_code == 403
+    assert kept.description == "renew your membership"
+
+
+def test_an_error_of_a_frozen_class_is_a_failure(
+    make_app: App, prefetch: Prefetch, ask: Ask, logged: Logged
+) -> None:
+    """Nothing can be set on it."""
+
+    @dataclass(frozen=True)
+    class OutOfStock(Exception):
+        sku: str
+
+    @prefetch.pre_fetch(PAGE)
+    def page(_: Pull) -> str:
+        raise OutOfStock("tea") from RuntimeError(request.path)
+
+    app = make_app(prefetch)
+    assert ask(app, path=PAGE).status_code == 500
+    reply = ask(app, path=PAGE)
+    assert reply.headers["X-Prefetch-Refused"].startswith("failed")
 
 
 def test_another_error_stays_as_it_is(

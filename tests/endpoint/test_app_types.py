@@ -4,13 +4,14 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import attrs
 import pydantic
@@ -64,6 +65,14 @@ class Cup:
     size: int
     tags: list[Tag]
     _cost: Decimal = Decimal(1)
+
+
+class Moment(datetime):
+    """As those of pandas and pendulum are."""
+
+
+class Key(UUID):
+    pass
 
 
 class Point(NamedTuple):
@@ -161,6 +170,10 @@ TEA_JSON = (
         ([Leaf("a", Tag(name="b"))], '[{"name":"a","tag":{"name":"b"}}]'),
         (Cup(3, [Tag(name="b")]), '{"size":3,"tags":[{"name":"b"}]}'),
         (Point(1, Decimal("2.5")), '{"x":1,"y":"2.5"}'),
+        ([Moment(2026, 1, 2, 3, 4)], '["2026-01-02T03:04:00"]'),
+        ([Moment(2026, 1, 2), 2**60], f'["2026-01-02T00:00:00",{2**60}]'),
+        ({date(2026, 1, 2): Key(int=1), 1: 2**60}, f'{{"2026-01-02":"{Key(int=1)}","1":{2**60}}}'),
+        ([time(3, 4, tzinfo=UTC), Key(int=2)], f'["03:04:00+00:00","{Key(int=2)}"]'),
         ([Money(5)], '[{"cents":5}]'),
         ({1: Weight(2)}, '{"1":{"grams":2,"names":{"1":"克"}}}'),
         ([Html()], '["<b>茶</b>"]'),

@@ -257,7 +257,14 @@ def test_a_mark_signed_by_another_key_forgets_everything(
     until(lambda: ask(app, token="alice").data != made)
 
 
-@pytest.mark.parametrize("is_deleted", [False, True])
+@pytest.mark.parametrize(
+    ("at", "is_deleted"),
+    [
+        *((HIGHEST, is_deleted) for is_deleted in (False, True)),
+        *((f"{10**15}-{2**64 - 1}", is_deleted) for is_deleted in (False, True)),
+        (f"{2**41}-{2**64 - 1}", False),
+    ],
+)
 @pytest.mark.parametrize("fields", [{"m": "[]"}, None])
 def test_a_stream_without_room_is_begun_anew(
     process: App,
@@ -267,6 +274,7 @@ def test_a_stream_without_room_is_begun_anew(
     until: Until,
     redis: Any,
     fields: dict[Any, Any] | None,
+    at: str,
     is_deleted: bool,
 ) -> None:
     """After a record at the highest position, forgetting reaches all processes again."""
@@ -274,9 +282,9 @@ def test_a_stream_without_room_is_begun_anew(
     ask(first, token="alice")
     until(lambda: bool(redis.xlen(MARKS)))
     genuine = redis.xrange(MARKS)[0][1]
-    redis.xadd(MARKS, fields or genuine, id=HIGHEST)
+    redis.xadd(MARKS, fields or genuine, id=at)
     if is_deleted:
-        redis.xdel(MARKS, HIGHEST)
+        redis.xdel(MARKS, at)
     for user in ("alice", "bob", "carol"):
         made = ask(second, token=user).data
         with first.app_context():
@@ -317,10 +325,11 @@ def test_what_strangers_add_to_the_marks_is_read_once(
     until(lambda: ask(second, token="alice").data == made)
 
 
+@pytest.mark.parametrize("how", ["junk", "a copy instead of all", "nothing"])
 def test_a_storm_of_marks_ends_no_sharing_of_runs(
-    process: App, prefetch: Prefetch, ask: Ask, until: Until, redis: Any
+    process: App, prefetch: Prefetch, ask: Ask, redis: Any, how: str
 ) -> None:
-    """However many strangers add, all is forgotten five times a second and not more often."""
+    """Whatever strangers do there, all is forgotten five times a second and not more often."""
     ran: list[float] = []
 
     @prefetch.pre_fetch(PAGE, cache=600)
@@ -331,11 +340,17 @@ def test_a_storm_of_marks_ends_no_sharing_of_runs(
 
     app = process(prefetch)
     ask(app)
+    genuine = redis.xrange(MARKS)[0][1]
     began, is_over = time.monotonic(), threading.Event()
 
     def add() -> None:
         while not is_over.wait(0.001):
-            redis.xadd(MARKS, {"m": "x"})
+            if how == "nothing":
+                redis.delete(MARKS)
+            elif how == "junk":
+                redis.xadd(MARKS, {"m": "x"})
+            else:
+                redis.xadd(MARKS, genuine, maxlen=1, approximate=False)
 
     stranger = threading.Thread(target=add)
     stranger.start()
@@ -346,7 +361,8 @@ def test_a_storm_of_marks_ends_no_sharing_of_runs(
     stranger.join()
     runs_a_second = len(ran) / (time.monotonic() - began)
     print(f"{pulls} pulls, {runs_a_second:.1f} runs a second")
-    assert 1 < runs_a_second < 8
+    assert len(ran) > 1
+    assert runs_a_second < 8
 
 
 # Leases.

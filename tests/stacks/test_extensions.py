@@ -103,7 +103,7 @@ def raise_error() -> None:
 @pytest.mark.parametrize(
     ("answer", "status", "says"),
     [
-        (raise_error, 500, "(500), so WeChat gets no data. A function before the view failed. In"),
+        (raise_error, 500, "(500), so WeChat gets no data. A function around the view failed."),
         (lambda: ("slow down", 429), 429, "a limit by address means nothing for them. In the"),
         (lambda: ("", 302, {"Location": "//["}), 503, "(302 to ), so WeChat gets no data."),
     ],
@@ -131,6 +131,23 @@ def test_what_stands_in_the_way_is_told(
     (told,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     assert says in told
     assert "in_the_way) add: if request.blueprint == 'prefetch': return None" in told
+
+
+def test_a_failure_after_the_view_is_no_answer(
+    app: Flask, prefetch: Prefetch, serve: Serve, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is what an error handler of the app makes of it, which may have the status 200."""
+
+    @app.after_request
+    def audit(_: Response) -> Response:
+        raise OSError("the log of the audit is full")
+
+    app.register_error_handler(Exception, lambda _: {"code": 500})
+    prefetch.pre_fetch()(index)
+    app.register_blueprint(prefetch)
+    reply = ask(serve(app))
+    assert (reply.status, reply.body, reply.refused) == (503, b"", "app")
+    assert "the app answered a pull of /prefetch/pre_fetch itself (200)" in caplog.text
 
 
 @pytest.mark.parametrize("comes_first", [True, False])
