@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from blinker import NamedSignal
-from flask import Flask, got_request_exception, request, request_started
+from flask import Flask, Request, got_request_exception, request, request_started
 from itsdangerous import want_bytes
 
 from prefetch_kit.cache.answers import AnswerCache
@@ -207,8 +207,9 @@ def init_app(app: Flask) -> AppState:
 
 def hide_from_app(app: Flask, **_: object) -> None:
     """A receiver of `request_started`, which Flask sends before any function of the app runs."""
-    if request.endpoint in state_of(app).endpoints or is_of_pull(request.path):
-        hide_credentials(request)
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # once: it is slow
+    if asked.endpoint in app.extensions[EXTENSION].endpoints or is_of_pull(asked.path):
+        hide_credentials(asked)
 
 
 def _refuse_unfit_admits(config: Config) -> None:

@@ -8,7 +8,6 @@ import re
 import sys
 from copy import copy
 from typing import Any, Final
-from urllib.parse import unquote_plus
 
 from flask import Request
 
@@ -18,16 +17,20 @@ from prefetch_kit.secret import Secret
 
 # In the WSGI environment: the query as it came.
 _AS_IT_CAME: Final = "prefetch_kit.query_string"
-_CREDENTIALS: Final = "|".join(each.name for each in PARAMETERS if each.is_credential)
+_CREDENTIALS: Final = tuple(each.name for each in PARAMETERS if each.is_credential)
 _ENDINGS: Final = tuple(f"/{kind}" for kind in KINDS)
-_NAMES: Final = frozenset(_CREDENTIALS.split("|"))
-_PARAMETER: Final = re.compile(r"(?:(?<=[?&])|^)([^=&?]*)=([^&]*)(&?)")
+# Each letter of a name, which may be percent-encoded.
+_SPELLED: Final = "|".join(
+    "".join(f"(?:{letter}|%(?i:{ord(letter):x}))" for letter in name) for name in _CREDENTIALS
+)
+# After a question mark too: a registered URL that has a query gets another.
+_CREDENTIAL: Final = re.compile(rf"\?(?:(?:{_SPELLED})=[^&]*(?:&|\Z))+|&(?:{_SPELLED})=[^&]*")
 # What werkzeug has computed from the query, if something asked for it.
 _COMPUTED: Final = ("args", "values", "url", "full_path")
 # A pull as a server logs it: a request line that ends with its version, or a target alone.
 _PULL: Final = re.compile(r"((?:pre|period)_fetch/*\?)(?:.*(?= HTTP/)|.*)", re.DOTALL)
 # Where a log format prints the query apart from the path.
-_CREDENTIAL_IN_TEXT: Final = re.compile(rf"\b({_CREDENTIALS})=[^&\s\"']*")
+_CREDENTIAL_IN_TEXT: Final = re.compile(rf"\b({'|'.join(_CREDENTIALS)})=[^&\s\"']*")
 # Their loggers print the whole target, of a malformed request too.
 _SERVER_LOGS: Final = ("gunicorn.access", "gunicorn.error", "werkzeug")
 
@@ -39,15 +42,11 @@ def is_of_pull(path: str) -> bool:
 
 def without_credentials(query: str) -> str:
     """A query string, or what ends with one, without the token and the code."""
-    return _PARAMETER.sub(_without_credential, query).rstrip("&?")
+    return _CREDENTIAL.sub(_mark_before, f"?{query}")[1:].rstrip("&?")
 
 
-def _without_credential(parameter: re.Match[str]) -> str:
-    name, value, end = parameter.groups()
-    if unquote_plus(name) in _NAMES:
-        return ""
-    value, mark, rest = value.partition("?")  # a registered URL that has a query gets another
-    return f"{name}={value}{mark}{_PARAMETER.sub(_without_credential, rest)}{end}"
+def _mark_before(found: re.Match[str]) -> str:
+    return "?" if found[0].startswith("?") else ""
 
 
 def hide_credentials(request: Request) -> None:
