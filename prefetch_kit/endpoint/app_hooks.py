@@ -59,9 +59,10 @@ def _is_flasks_own(step: object) -> bool:
 
 def is_left_alone(app: Flask, endpoint: str) -> bool:
     """Whether no function of the app's runs around a view, and no receiver hears of its request."""
-    receivers = (each for signal in _SIGNALS for each in signal.receivers_for(app))
-    if any(each is not hide_from_app for each in receivers):
-        return False
+    for signal in _SIGNALS:
+        # First whether there is any at all: all this is asked for each pull.
+        if signal.receivers and any(r is not hide_from_app for r in signal.receivers_for(app)):
+            return False
     return all(
         str(getattr(function, "__module__", "")).startswith(_KIT)
         for scope in _scopes(endpoint)
