@@ -13,16 +13,12 @@ from prefetch_kit.errors import PullRefused
 MAX_REMEMBERED: Final = 10_000
 
 
-# The share of threads in which the app is asked about whom it never knew, for all pages.
-STRANGERS: Final = "strangers"
-
-
 class Admission:
     """Admits appids in one process.
 
     `decide` is the app's function, called away from the request. Each of its answers is remembered
-    for `max_age_s` seconds. Appids that it never admitted have threads of their own, since
-    strangers invent any number of them.
+    for `max_age_s` seconds. Those that it never admitted are asked about in `stranger_executor`,
+    since strangers invent any number of them.
     """
 
     def __init__(
@@ -33,12 +29,14 @@ class Admission:
         max_age_s: float,
         context: RunContext,
         executor: Executor,
+        stranger_executor: Executor,
     ) -> None:
         self._appids = frozenset(appids)
         self._decide = decide
         self._max_age_s = max_age_s
         self._context = context
         self._executor = executor
+        self._stranger_executor = stranger_executor
         # For each appid, until when its answer is known, in monotonic seconds.
         self._admitted: dict[str, float] = {}
         self._refused: dict[str, float] = {}
@@ -61,10 +59,10 @@ class Admission:
         is_ours = self.known(appid)
         if is_ours is None:
             ask = partial(self._ask, appid, self._context.capture())
-            if appid not in self._admitted:
-                share = STRANGERS
+            is_known = appid in self._admitted
+            executor = self._executor if is_known else self._stranger_executor
             try:
-                is_ours = self._executor.call(ask, ends_at=ends_at, share=share)
+                is_ours = executor.call(ask, ends_at=ends_at, share=share)
             except Late:
                 problem = "the function of PREFETCH_APPIDS did not answer within the deadline"
                 raise PullRefused("late", problem) from None

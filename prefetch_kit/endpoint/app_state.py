@@ -80,6 +80,8 @@ class Process:
         self.handler_executor = Executor(config.threads, on_lost_error=self._report)
         # Apart from those of handlers, which may hang: kept answers must still find their user.
         self._user_executor = Executor(config.threads, on_lost_error=self._report)
+        # And these are for whom the app never knew: strangers invent any number of names.
+        self._stranger_executor = Executor(config.threads, on_lost_error=self._report)
         invalidations = Invalidations()
         self.cache = AnswerCache(
             max_bytes=config.cache_bytes,
@@ -96,6 +98,7 @@ class Process:
             max_age_s=config.appids_max_age_s,
             context=self._context,
             executor=self._user_executor,
+            stranger_executor=self._stranger_executor,
         )
         self._dispatchers: dict[str, Dispatcher] = {}
         self._logins: list[CodeLogins] = []
@@ -139,6 +142,7 @@ class Process:
             ),
             executor=self.handler_executor,
             user_executor=self._user_executor,
+            stranger_executor=self._stranger_executor,
             cache=self.cache,
             logger=logger,
             debug=self._app.debug,

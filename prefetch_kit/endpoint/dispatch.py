@@ -65,6 +65,7 @@ class Dispatcher:
         encoder: Encoder,
         executor: Executor,
         user_executor: Executor,
+        stranger_executor: Executor,
         cache: AnswerCache,
         logger: SafeLogger,
         debug: bool,
@@ -81,6 +82,7 @@ class Dispatcher:
         self._encoder = encoder
         self._executor = executor
         self._user_executor = user_executor
+        self._stranger_executor = stranger_executor
         self._logger = logger
         self._debug = debug
 
@@ -161,7 +163,9 @@ class Dispatcher:
     def _serve(self, registration: Registration, inputs: Inputs, ends_at: float) -> Served:
         if not self.users.have_to_ask(inputs):
             return self._run_or_fetch(registration, Request(inputs, self.users.verify), ends_at)
-        user = LazyUser(inputs, self.users, self._user_executor, share=registration.name)
+        is_known = not self.users.may_be_anybodys(inputs)
+        executor = self._user_executor if is_known else self._stranger_executor
+        user = LazyUser(inputs, self.users, executor, share=registration.name)
         with user.asked_until(ends_at):
             return self._run_or_fetch(registration, Request(inputs, user.prove, asks=True), ends_at)
 

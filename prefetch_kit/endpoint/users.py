@@ -12,7 +12,6 @@ from typing import Final
 
 from prefetch_kit.cache.key import encoded
 from prefetch_kit.concurrency.executor import Executor, Late
-from prefetch_kit.endpoint.admission import STRANGERS
 from prefetch_kit.endpoint.app_errors import without_credential
 from prefetch_kit.endpoint.background_tokens import BackgroundTokens, background_tokens
 from prefetch_kit.endpoint.config import Config
@@ -212,9 +211,8 @@ class LazyUser:
     """Asks the app, or WeChat, who the user of one pull is: once, however often it is read.
 
     Whatever the app does to find out, the thread of the request waits no longer than the page
-    may take: it leaves the question to the `executor`, where each page has its `share`, and
-    the tokens of strangers have one for all pages. A handler asks in its own thread, and is left
-    behind as a whole.
+    may take: it leaves the question to the `executor`, where each page has its `share`. A handler
+    asks in its own thread, and is left behind as a whole.
     """
 
     __slots__ = (
@@ -234,7 +232,7 @@ class LazyUser:
         context = contextvars.copy_context()
         self._ask: Callable[[], str | None] | None = partial(context.run, users.ask, inputs)
         self._executor = executor
-        self._share = STRANGERS if users.may_be_anybodys(inputs) else share
+        self._share = share
         self._thread: int | None = None
         self._ends_at = math.inf
         self._user_id: str | None = None

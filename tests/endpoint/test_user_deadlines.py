@@ -54,6 +54,11 @@ def hanging(shop: Prefetch, gate: Event) -> Prefetch:
     return shop
 
 
+def threads_for_users(app: Flask) -> int:
+    process = process_of(app)
+    return process._user_executor._threads + process._stranger_executor._threads
+
+
 @pytest.mark.parametrize("page", [DEMANDS, KEPT])
 def test_verifier_that_hangs_is_left_at_the_deadline(
     make_app: App, hanging: Prefetch, ask: Ask, gate: Event, page: str
@@ -131,7 +136,7 @@ def test_kits_own_tokens_cost_no_other_thread(make_app: App, shop: Prefetch, ask
         token = shop.issue_token("alice", appid="wx1")
     for page in (DEMANDS, KEPT, KEPT):
         assert b"alice" in ask(app, path=page, token=token).data
-    assert process_of(app)._user_executor._threads == 0
+    assert threads_for_users(app) == 0
 
 
 def test_without_a_deadline_a_verifier_is_waited_for(
@@ -162,4 +167,4 @@ def test_pull_that_a_handler_keeps_is_readable_without_an_end(
         return response
 
     ask(app, token="alice")
-    assert (read, process_of(app)._user_executor._threads) == (["alice"], 0)
+    assert (read, threads_for_users(app)) == (["alice"], 0)
