@@ -181,7 +181,7 @@ class RedisInvalidations:
         self.read_to = at or _START
 
     def _begin_anew(self, redis: RedisBreaker) -> None:
-        """Replace what somebody put there instead, or a stream without room for later records."""
+        """Replace what is no stream of ours: too large, without room, or something else."""
         redis.probe(lambda pipe: pipe.delete(self._stream))
         self._invalidate_everything(redis)
 

@@ -128,8 +128,7 @@ class Users:
         appid, token, code = inputs.asked.appid, inputs.token, self._code_of(inputs)
         if token is not None and (verifier := self._verifier) is not None:
             user_id = self._asked(lambda: verifier(appid, token.reveal()), verifier, token)
-            if user_id is not None:
-                self._note_user_of(appid, token)
+            self._note_whether_user(appid, token, is_one=user_id is not None)
             return user_id
         if code is None or (code_user := self._code_user) is None:
             return None
@@ -144,10 +143,14 @@ class Users:
         token = inputs.token
         return token is not None and (inputs.asked.appid, _digest(token)) not in self._of_users
 
-    def _note_user_of(self, appid: str, token: Secret) -> None:
+    def _note_whether_user(self, appid: str, token: Secret, *, is_one: bool) -> None:
+        known = (appid, _digest(token))
+        if not is_one:  # any more, after a logout
+            self._of_users.discard(known)
+            return
         if len(self._of_users) >= _MAX_REMEMBERED:
             self._of_users.clear()  # simpler than choosing; each is soon known again
-        self._of_users.add((appid, _digest(token)))
+        self._of_users.add(known)
 
     def _code_of(self, inputs: Inputs) -> Secret | None:
         """The login code, if it is one of WeChat's, which nobody else can exchange."""
